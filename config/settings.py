@@ -1,0 +1,83 @@
+"""Everything an operator can set, typed, from the environment.
+
+A setting's name in the environment is its field's name in capitals (`DATABASE_URL`, `MAX_DIGITS`, ...). What belongs
+together is derived together here: one web process has `web_threads` request threads, of which at most `max_waiters`
+may stand waiting for an outcome, and its database pool has room for the rest.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_home() -> Path:
+    """Where one-machine data lives: `$ECM_HOME`, else the platform's data directory (`/var/lib/...` for root)."""
+    if os.environ.get("ECM_HOME"):
+        return Path(os.environ["ECM_HOME"])
+    if os.geteuid() == 0:
+        return Path("/var/lib/ecm-coordinator")
+    return Path(platformdirs.user_data_dir("ecm-coordinator"))
+
+
+class Settings(BaseSettings):
+    """One process's settings. Times are seconds unless the name says otherwise; sizes are bytes."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    # Servers
+    database_url: str = Field("", description="PostgreSQL, e.g. postgresql://user:secret@host/ecm")
+    redis_url: str = Field("", description="Redis or Valkey, e.g. redis://:secret@host:6379/0")
+    ecm_home: Path = Field(default_factory=default_home, description="where embedded servers keep their data")
+    admin_api_key: SecretStr = Field(SecretStr(""), description="the key for /api/v1/admin")
+
+    # The web process
+    host: str = Field("127.0.0.1", description="address the web process listens on")
+    port: int = Field(8000, description="port the web process listens on")
+    web_processes: int = Field(2, ge=1, le=64, description="gunicorn processes")
+    web_threads: int = Field(48, ge=4, le=512, description="request threads in each web process")
+    max_waiters: int = Field(40, ge=0, description="requests in one process that may wait for their outcome at once")
+    default_wait: float = Field(10.0, ge=0, le=20, description="how long a request waits for its outcome")
+    database_patience: float = Field(15.0, ge=0, le=60, description="how long intake holds a request for the database")
+    max_body: int = Field(16 * 1024 * 1024, description="largest request body")
+
+    # What is accepted
+    max_digits: int = Field(50_000, ge=50, le=1_000_000, description="largest number, in decimal digits")
+    max_raw_output: int = Field(64 * 1024, ge=0, description="how much of a client's raw output is kept (its tail)")
+    accept_unknown_composites: bool = Field(True, description="register numbers first seen in a result")
+    implicit_key_window: float = Field(
+        24 * 3600.0, ge=0, description="how long a payload without sigma and key stands for itself"
+    )
+
+    # The workers
+    worker_concurrency: int = Field(2, ge=1, le=256, description="worker processes")
+    max_tries: int = Field(5, ge=1, le=100, description="unit-of-work attempts before a submission is failed")
+    task_time_limit: int = Field(60, ge=5, description="hard limit on applying one result")
+    analysis_time_limit: int = Field(1800, ge=5, description="hard limit on one job (splits, primality)")
+
+    # Upkeep
+    ring_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
+    ring_batch: int = Field(500, ge=1, description="most submissions rung again at a time")
+    upkeep_every: float = Field(10.0, ge=0.5, description="how often beat looks for what was left behind")
+    retain_raw_output_days: float | None = Field(None, ge=0, description="drop raw output this old (default: keep)")
+    retain_jobs_days: float | None = Field(30, ge=0, description="drop finished jobs this old")
+
+    # Operators
+    flower_port: int = Field(5555, description="port Flower listens on")
+    flower_basic_auth: SecretStr = Field(SecretStr(""), description="user:password that Flower asks for")
+    log_format: str = Field("console", pattern="^(console|json)$", description="console or json")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @property
+    def web_pool_size(self) -> int:
+        """Connections one web process may open: its threads that are not waiting, bounded; waiters hold none."""
+        return max(4, min(8, self.web_threads - self.max_waiters)) + 1
+
+
+@lru_cache
+def settings() -> Settings:
+    """This process's settings, read once."""
+    return Settings()
