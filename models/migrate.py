@@ -1,0 +1,46 @@
+"""Bringing a database's schema to this version, and knowing whether it is."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from models.engine import make_engine
+
+# Any fixed number will do: two starts at once must not migrate the same database together.
+MIGRATION_LOCK = 0x45434D
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration for the migrations shipped with this package."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+@lru_cache
+def newest_revision() -> str | None:
+    """The revision that this version of the code needs."""
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(database_url: str) -> None:
+    """Bring the schema of `database_url` to the newest revision; all of it or nothing, one process at a time."""
+    engine = make_engine(database_url)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()

@@ -1,0 +1,335 @@
+"""The tables. Names that operators' SQL and existing clients use are listed in the architecture and stay."""
+
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Sequence,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware moment; naive ones are refused before they reach the database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; times are timezone-aware UTC here")
+        return value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value if value is None else value.astimezone(UTC)
+
+
+class EffortVector(TypeDecorator[np.ndarray]):
+    """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else np.asarray(value, dtype="<f8").tobytes()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
+        return None if value is None else np.frombuffer(bytes(value), dtype="<f8")
+
+
+class Bound(TypeDecorator[int]):
+    """A stage bound: B2 reaches 1e21, past PostgreSQL's bigint."""
+
+    impl = Numeric(22, 0)
+    cache_ok = True
+
+    def process_result_value(self, value: Decimal | None, dialect: Dialect) -> int | None:
+        return None if value is None else int(value)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {datetime: UtcDateTime, str: Text, float: Double, dict[str, Any]: JSONB}
+
+
+class Composite(Base):
+    """A number to be factored, what is left of it, and how much has been done on it.
+
+    `number` is as first written (decimal or an expression); `current_composite` is the cofactor left, in decimal, "1"
+    when nothing is; `is_prime` says whether that cofactor is a (probable) prime, null while nobody knows;
+    `digit_length` counts the cofactor's digits, or the number's when it is finished. A number split off a known
+    one that is too large to split here is a composite of its own, whose `parent_id` is the number it divides.
+    """
+
+    __tablename__ = "composites"
+    __table_args__ = (
+        Index("composites_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        # Every result updates its composite's row: room on the page keeps those updates from moving it.
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    number: Mapped[str]
+    value_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    current_composite: Mapped[str]
+    digit_length: Mapped[int] = mapped_column(Integer)
+    is_prime: Mapped[bool | None] = mapped_column(Boolean)
+    is_fully_factored: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("composites.id"))
+    priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    has_snfs_form: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    snfs_difficulty: Mapped[int | None] = mapped_column(Integer)
+    target_t_level: Mapped[float]
+    explicit_target_t_level: Mapped[float | None]
+    current_t_level: Mapped[float] = mapped_column(server_default=text("0"))
+    effort: Mapped[np.ndarray] = mapped_column(EffortVector)
+    attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    last_attempt_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class CompositeAlias(Base):
+    """A value (as its SHA-256) that a composite has had: as written, evaluated, each cofactor."""
+
+    __tablename__ = "composite_aliases"
+
+    value_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)  # number | cofactor (see coordinator/registry.py)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("composite_aliases_composite", "composite_id"),)
+
+
+class CompositeEffort(Base):
+    """How many curves a composite has had at each (B1, B2, parametrization): exact integers behind its vector."""
+
+    __tablename__ = "composite_effort"
+
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    b1: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    b2: Mapped[int] = mapped_column(Bound, primary_key=True)
+    parametrization: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Work from before the registry, or done on the number that this one was split from.
+    prior_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+
+attempt_ids = Sequence("ecm_attempts_id_seq", metadata=Base.metadata)
+
+
+class EcmAttempt(Base):
+    """One applied run: so many curves (or one P-1, P+1, ... run) with these bounds on this composite.
+
+    `b2` is -1 for GMP-ECM's default, 0 for stage 1 only. `superseded_curves` of an ECM run count as stage 1 of a
+    later run and add no effort of their own.
+    """
+
+    __tablename__ = "ecm_attempts"
+    __table_args__ = (
+        Index("ecm_attempts_composite", "composite_id", "id"),
+        CheckConstraint("curves >= 0", name="ecm_attempts_curves"),
+    )
+
+    # Reserved when the result comes in, so that a client that does not wait knows its attempt's id already.
+    id: Mapped[int] = mapped_column(BigInteger, attempt_ids, server_default=attempt_ids.next_value(), primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    submission_id: Mapped[int] = mapped_column(ForeignKey("submissions.id"), unique=True)
+    client_id: Mapped[str]
+    method: Mapped[str]
+    program: Mapped[str | None]
+    program_version: Mapped[str | None]
+    b1: Mapped[int | None] = mapped_column(BigInteger)
+    b2: Mapped[int | None] = mapped_column(Bound)
+    parametrization: Mapped[int | None] = mapped_column(SmallInteger)
+    curves: Mapped[int] = mapped_column(BigInteger)
+    superseded_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    sigma: Mapped[str | None]  # "value", or several separated by spaces
+    execution_time: Mapped[float | None]
+    # The same curves sent again, in whatever words, must not count twice (null: no sigma, nothing to tell them by).
+    curves_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
+    work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Factor(Base):
+    """A factor in a composite's tree; its own splits lie beneath it (`split_from_id`).
+
+    `multiplicity` is relative to the row it lies beneath. `origin`: submitted (a client's claim, or what was new
+    in it), split (found by the server in a composite factor or a small cofactor), cofactor (what was left was prime).
+    `child_composite_id` is the composite that leases work for this factor, if it is too large to split here.
+    """
+
+    __tablename__ = "factors"
+    __table_args__ = (
+        Index(
+            "factors_once",
+            "composite_id",
+            text("coalesce(split_from_id, 0)"),
+            "factor_sha256",
+            unique=True,
+        ),
+        Index("factors_value", "factor_sha256"),
+        Index("factors_child", "child_composite_id", postgresql_where=text("child_composite_id IS NOT NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    factor: Mapped[str]
+    factor_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    digit_length: Mapped[int] = mapped_column(Integer)
+    multiplicity: Mapped[int] = mapped_column(Integer)
+    is_prime: Mapped[bool | None] = mapped_column(Boolean)
+    split_from_id: Mapped[int | None] = mapped_column(ForeignKey("factors.id"))
+    child_composite_id: Mapped[int | None] = mapped_column(ForeignKey("composites.id"))
+    origin: Mapped[str]
+    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("ecm_attempts.id"))
+    client_id: Mapped[str | None]
+    method: Mapped[str | None]
+    sigma: Mapped[str | None]
+    parametrization: Mapped[int | None] = mapped_column(SmallInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WorkAssignment(Base):
+    """A lease: `curves` curves of one composite (null: the whole number) held by a client until `expires_at`."""
+
+    __tablename__ = "work_assignments"
+    __table_args__ = (
+        Index("work_assignments_composite", "composite_id", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_expiry", "expires_at", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_client", "client_id", "created_at"),
+        CheckConstraint(
+            "status IN ('assigned', 'claimed', 'running', 'completed', 'failed', 'timeout')",
+            name="work_assignments_status",
+        ),
+        CheckConstraint(
+            "(closed_at IS NULL) = (status IN ('assigned', 'claimed', 'running'))", name="work_assignments_closed"
+        ),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    client_id: Mapped[str]
+    method: Mapped[str]
+    b1: Mapped[int | None] = mapped_column(BigInteger)
+    b2: Mapped[int | None] = mapped_column(Bound)
+    parametrization: Mapped[int | None] = mapped_column(SmallInteger)
+    curves: Mapped[int | None] = mapped_column(BigInteger)
+    curves_completed: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    status: Mapped[str] = mapped_column(Text, server_default=text("'assigned'"))
+    message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+
+
+class Submission(Base):
+    """What a client sent, word for word but for unknown fields, and what became of it.
+
+    `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. `status_code` and
+    `outcome` are what its answer says then.
+    """
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("client_id", "idempotency_key", name="submissions_key"),
+        Index("submissions_waiting", "id", postgresql_where=text("state = 'received'")),
+        Index("submissions_unsettled", "state", "id", postgresql_where=text("state IN ('rejected', 'failed')")),
+        Index("submissions_created", "created_at"),
+        CheckConstraint(
+            "state IN ('received', 'applied', 'duplicate', 'rejected', 'failed')", name="submissions_state"
+        ),
+        # A submission is inserted, counted and settled: its updates stay on the page.
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    client_id: Mapped[str]
+    idempotency_key: Mapped[str]
+    key_is_implicit: Mapped[bool] = mapped_column(Boolean)
+    payload_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    payload: Mapped[dict[str, Any]]
+    raw_output: Mapped[str | None]
+    state: Mapped[str] = mapped_column(Text, server_default=text("'received'"))
+    reason: Mapped[str | None]
+    detail: Mapped[str | None]
+    outcome: Mapped[dict[str, Any] | None]
+    composite_id: Mapped[int | None] = mapped_column(BigInteger)
+    attempt_id: Mapped[int] = mapped_column(BigInteger, server_default=attempt_ids.next_value())
+    tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    rings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    request_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    settled_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """Something that must happen later: written with what needs it, rung for after the commit, unique by target."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("kind", "target_id", name="jobs_once"),
+        Index("jobs_waiting", "rung_at", postgresql_where=text("state = 'waiting'")),
+        CheckConstraint("state IN ('waiting', 'done', 'failed')", name="jobs_state"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    kind: Mapped[str]
+    target_id: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(Text, server_default=text("'waiting'"))
+    error: Mapped[str | None]
+    tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    rings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class Client(Base):
+    """A client by name; derived from submissions by upkeep, never written by a result."""
+
+    __tablename__ = "clients"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    first_seen: Mapped[datetime]
+    last_seen: Mapped[datetime]
+
+
+class Project(Base):
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ProjectComposite(Base):
+    __tablename__ = "project_composites"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("project_composites_composite", "composite_id"),)
