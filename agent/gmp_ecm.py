@@ -1,0 +1,153 @@
+"""GMP-ECM: where its program is, how it is called, and what its output says.
+
+The output is read line by line while it is written, because a run that dies must still tell how many curves it had
+done. What counts, seen on GMP-ECM 7.0.7 and told by its README:
+
+- `Using B1=..., B2=..., ..., sigma=p:s` opens a curve. Its B2 is the one really used, a little above what was asked.
+- `Step 2 took` ends a curve, or `Step 1 took` where there is no stage 2 (B2 <= B1), or a factor does.
+- `Factor found in step k: f` names a factor; `Found input number N` takes it back: that was the number itself.
+- Without `-one`, the curves that are left go on with the cofactor; each factor belongs to the curve before it.
+- Small factors can be found before any curve is set up (an even number): such a factor has no sigma.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+WHEEL = "passagemath-libecm"
+ERROR_BIT = 1  # of the exit status; the other bits (2 factor, 4 it is prime, 8 cofactor is prime or 1) are in the text
+
+BANNER = re.compile(r"GMP-ECM (?P<version>\S+)")
+CURVE = re.compile(r"Using B1=(?P<b1>\d+)(?:-\d+)?, B2=(?:\d+-)?(?P<b2>\d+),.*?\bsigma=(?P<sigma>[0-3]:\d+)")
+STEP = re.compile(r"Step (?P<step>[12]) took")
+FACTOR = re.compile(r"\*{10} Factor found in step (?P<step>\d): (?P<factor>\d+)")
+KIND = re.compile(r"Found (?P<kind>prime|probable prime|composite) factor of\s+\d+ digits: (?P<factor>\d+)")
+COFACTOR = re.compile(r"(?P<kind>Prime|Probable prime|Composite) cofactor ")
+
+
+class EcmMissing(Exception):
+    """There is no GMP-ECM program; the message says how to get one."""
+
+
+class EcmFailed(Exception):
+    """GMP-ECM ended with an error; the message carries its own words."""
+
+
+@dataclass
+class Factor:
+    """A factor as GMP-ECM printed it, with the curve ("parametrization:sigma") that found it."""
+
+    value: str
+    sigma: str | None
+    step: int
+    kind: str = "unknown"  # prime, probable prime, composite; unknown until GMP-ECM has said so
+
+
+@dataclass
+class Output:
+    """What a run's output says so far. Feed it lines; everything in it is true at any moment."""
+
+    version: str | None = None
+    curves_completed: int = 0
+    b1: int | None = None
+    b2: int | None = None  # the effective one; 0 where only stage 1 is run
+    sigma: str | None = None  # of the first curve, as "parametrization:sigma"
+    last_sigma: str | None = None
+    factors: list[Factor] = field(default_factory=list)
+    found_input_number: bool = False
+    cofactor: str | None = None  # of the last factor: prime, probable prime or composite
+    _open: bool = field(default=False, repr=False)
+
+    def feed(self, line: str) -> bool:
+        """Take one line; True if it completed a curve."""
+        if match := STEP.match(line):
+            last_step = "2" if self.b2 else "1"
+            return match["step"] == last_step and self._complete()
+        if match := CURVE.match(line):
+            self.b1, b2 = int(match["b1"]), int(match["b2"])
+            self.b2 = b2 if b2 > self.b1 else 0
+            self.last_sigma = match["sigma"]
+            self.sigma = self.sigma or match["sigma"]
+            self._open = True
+        elif match := FACTOR.match(line):
+            self.factors.append(Factor(match["factor"], self.last_sigma, int(match["step"])))
+            return self._complete()
+        elif match := KIND.match(line):
+            if self.factors and self.factors[-1].value == match["factor"]:
+                self.factors[-1].kind = match["kind"]
+        elif line.startswith("Found input number N") and self.factors:
+            self.factors.pop()
+            self.found_input_number = True
+        elif match := COFACTOR.match(line):
+            self.cofactor = match["kind"].lower()
+        elif line.startswith("Run "):
+            # Nothing of the curve before may stick to a factor that is found before the next one is set up.
+            self.last_sigma = None
+            self._open = False
+        elif match := BANNER.match(line):
+            self.version = match["version"]
+        return False
+
+    def _complete(self) -> bool:
+        done, self._open = self._open, False
+        self.curves_completed += done
+        return done
+
+    @property
+    def parametrization(self) -> int | None:
+        """The parametrization really used: GMP-ECM chooses 0 for 2^n-1 and 2^n+1 when none is asked for."""
+        return int(self.sigma[0]) if self.sigma else None
+
+
+def parse_output(lines: Iterable[str]) -> Output:
+    """What a run's whole output says."""
+    output = Output()
+    for line in lines:
+        output.feed(line)
+    return output
+
+
+def find_ecm(given: Path | None = None) -> Path:
+    """The GMP-ECM program: the one given, else `ecm` on the PATH, else the one in the passagemath-libecm wheel.
+
+    Raises EcmMissing, with the remedy.
+    """
+    if given is not None:
+        if not (given.is_file() and os.access(given, os.X_OK)):
+            raise EcmMissing(f"{given} is not a program that can be run")
+        return given
+    if on_path := shutil.which("ecm"):
+        return Path(on_path)
+    try:
+        in_wheel = Path(str(metadata.distribution(WHEEL).locate_file("sage_wheels/bin/ecm")))
+    except metadata.PackageNotFoundError:
+        in_wheel = None
+    if in_wheel and os.access(in_wheel, os.X_OK):
+        return in_wheel
+    raise EcmMissing(
+        "no `ecm` on the PATH: install GMP-ECM (Debian and Ubuntu: gmp-ecm), or `pip install ecm-coordinator[agent]`,"
+        " or name the program with --ecm"
+    )
+
+
+def command(
+    ecm: Path, *, b1: int, b2: int | None, curves: int, parametrization: int | None = None, sigma: str | None = None
+) -> list[str]:
+    """The command line of a run that ends at its first factor. The number goes to its standard input.
+
+    `b2` None leaves the default to GMP-ECM; 0 is stage 1 only. With `sigma` GMP-ECM runs the *same* curve `curves`
+    times, so that is refused.
+    """
+    if sigma is not None and curves != 1:
+        raise ValueError(f"sigma {sigma} is one curve, {curves} were asked for: leave sigma out, or run 1 curve")
+    options = ["-one", "-c", str(curves)]
+    if parametrization is not None:
+        options += ["-param", str(parametrization)]
+    if sigma is not None:
+        options += ["-sigma", sigma]
+    bounds = [str(b1)] if b2 is None else [str(b1), str(b2)]
+    return [str(ecm), *options, *bounds]
