@@ -22,7 +22,7 @@ WHEEL = "passagemath-libecm"
 ERROR_BIT = 1  # of the exit status; the other bits (2 factor, 4 it is prime, 8 cofactor is prime or 1) are in the text
 
 BANNER = re.compile(r"GMP-ECM (?P<version>\S+)")
-CURVE = re.compile(r"Using B1=(?P<b1>\d+)(?:-\d+)?, B2=(?:\d+-)?(?P<b2>\d+),.*?\bsigma=(?P<sigma>[0-3]:\d+)")
+CURVE = re.compile(r"Using B1=(?P<b1>\d+)(?:-\d+)?, B2=(?:\d+-)?(?P<b2>\d+),.*?\bsigma=(?P<sigma>(?:[0-3]:)?\d+)")
 STEP = re.compile(r"Step (?P<step>[12]) took")
 FACTOR = re.compile(r"\*{10} Factor found in step (?P<step>\d): (?P<factor>\d+)")
 KIND = re.compile(r"Found (?P<kind>prime|probable prime|composite) factor of\s+\d+ digits: (?P<factor>\d+)")
@@ -70,8 +70,9 @@ class Output:
         if match := CURVE.match(line):
             self.b1, b2 = int(match["b1"]), int(match["b2"])
             self.b2 = b2 if b2 > self.b1 else 0
-            self.last_sigma = match["sigma"]
-            self.sigma = self.sigma or match["sigma"]
+            # GMP-ECM 6 knew Suyama's curves only, today's parametrization 0, and printed no prefix.
+            self.last_sigma = match["sigma"] if ":" in match["sigma"] else f"0:{match['sigma']}"
+            self.sigma = self.sigma or self.last_sigma
             self._open = True
         elif match := FACTOR.match(line):
             self.factors.append(Factor(match["factor"], self.last_sigma, int(match["step"])))
