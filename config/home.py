@@ -6,7 +6,7 @@
     HOME/valkey          the broker's working directory (it keeps nothing there)
     HOME/software        copies of the server binaries, only where the servers' user cannot enter the environment
     HOME/residues        uploaded residue files
-    HOME/logs, HOME/run  logs, and the records of what runs
+    HOME/logs, HOME/run  logs; what `up` needs while it runs
 
 Nothing embedded is imported here: a machine that uses servers of its own has this layout too.
 """

@@ -1,35 +1,34 @@
-"""Processes that must not outlive, or be mistaken for, one another: their records, and how they are cleared away.
+"""Processes that must not outlive, or be mistaken for, one another: their marks, and how they are cleared away.
 
-A program that is killed leaves its children behind (gunicorn's and Celery's hold ports and connections), so every
-program leads a process group of its own, and what starts it next first ends what is left of that group. Process
-ids are used again, so a group is known by more than its number.
+A program that is killed leaves its children behind (gunicorn's and Celery's hold ports and connections), so whatever
+starts a program first ends what is left of its last incarnation. Process ids and groups are used again by others;
+a mark in the environment, which children inherit, is not. Servers that write over their environment are known by
+their name and working directory instead.
 """
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-# In every program's environment: which home and program a process belongs to. Its children inherit it.
+# In the environment of every process of a program: the home and the program it belongs to.
 MARK = "ECM_PROGRAM"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent(signum: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process `signum` when its parent ends (Linux only; elsewhere the record must do).
+class Lair(NamedTuple):
+    """How a server is known that hides its mark: what its processes are called, and the directory they work in."""
 
-    Call it after changing user, which clears it, and before exec, which does not.
-    """
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+    names: tuple[str, ...]
+    directory: Path
 
 
 def mark(home: Path, name: str) -> str:
@@ -37,26 +36,18 @@ def mark(home: Path, name: str) -> str:
     return f"{home}/{name}"
 
 
-def record(home: Path, name: str) -> None:
-    """Write down that this process is (or is about to become) the leader of the program `name`."""
-    facts = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-    path = home / "run" / f"{name}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(facts))
-    part.replace(path)
+def die_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process `signum` when its parent ends (Linux only; elsewhere the mark must do).
 
-
-def remains(home: Path, name: str, executables: Iterable[Path] = ()) -> list[psutil.Process]:
-    """The live processes of the last incarnation of `name`: its leader, its group, and whatever bears its mark.
-
-    Servers that write over their own environment are known by `executables` instead, within the recorded group.
+    Call it after changing user, which clears it, and before exec, which does not.
     """
-    try:
-        facts = json.loads((home / "run" / f"{name}.json").read_text())
-        leader, started = int(facts["pid"]), float(facts["started"])
-    except (OSError, ValueError, KeyError):
-        leader, started = 0, 0.0
-    wanted, known = mark(home, name), {str(path) for path in executables}
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+
+
+def remains(home: Path, name: str, lair: Lair | None = None) -> list[psutil.Process]:
+    """The live processes of the program `name` of `home`, however they came to lose their parents."""
+    wanted = mark(home, name)
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
@@ -64,11 +55,8 @@ def remains(home: Path, name: str, executables: Iterable[Path] = ()) -> list[psu
         with contextlib.suppress(psutil.Error, OSError):
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.pid == leader:
-                ours = abs(process.create_time() - started) < 1
-            else:
-                ours = leader != 0 and os.getpgid(process.pid) == leader and process.exe() in known
-            if ours or process.environ().get(MARK) == wanted:
+            serves = lair and process.name() in lair.names and process.cwd() == str(lair.directory)
+            if serves or process.environ().get(MARK) == wanted:
                 found.append(process)
     return found
 
@@ -87,13 +75,32 @@ def end(processes: list[psutil.Process], signum: int = signal.SIGKILL, patience:
     psutil.wait_procs(alive, timeout=5)
 
 
-def clear(home: Path, name: str, executables: Iterable[Path] = ()) -> int:
+def clear(home: Path, name: str, lair: Lair | None = None) -> int:
     """Kill what is left of the program `name`, until nothing is; returns how many processes that were.
 
     Again and again, because a process that is about to die may still fork.
     """
     count, deadline = 0, time.monotonic() + 10
-    while (left := remains(home, name, executables)) and time.monotonic() < deadline:
+    while (left := remains(home, name, lair)) and time.monotonic() < deadline:
         count += len(left)
         end(left)
     return count
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen on `port` of `host` now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.home import HomeError, Owner
-from config.processes import die_with_parent
+from config.processes import MARK, die_with_parent
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Launch:
             os.setgid(self.owner.gid)
             os.setuid(self.owner.uid)
         die_with_parent(self.stop_signal)
-        os.execv(self.argv[0], self.argv)
+        # Not the whole environment: it holds keys that the server's account must not see.
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ", MARK}}
+        os.execve(self.argv[0], self.argv, kept)
 
     def spawn(self, log: Path) -> "subprocess.Popen[bytes]":
         """Start the server as a child, in a process group of its own, which ends when this process does."""

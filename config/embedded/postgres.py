@@ -109,11 +109,6 @@ def libpq_url(url: str) -> str:
     return f"{scheme.split('+')[0]}://{rest}"
 
 
-def executables(home: Path) -> list[Path]:
-    """The server binaries that may be running for `home`."""
-    return [postgres_installation(home, server_owner(data_directory(home))) / "bin" / "postgres"]
-
-
 def _sockets(home: Path) -> Path:
     """Where the server of `home` has its socket."""
     return socket_directory(home, "postgres", _FILENAME, server_owner(data_directory(home)))

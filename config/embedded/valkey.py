@@ -6,12 +6,12 @@ again for whatever a broker forgot. It listens on 127.0.0.1 alone and asks for a
 
 import contextlib
 import signal
-import socket
 from pathlib import Path
 
 from config.embedded.launch import Launch, Server
 from config.embedded.software import valkey_binary
 from config.home import own_directory, remember, remembered, server_owner
+from config.processes import free_port, is_free
 
 
 def valkey_url(home: Path, port: int | None = None) -> str:
@@ -30,25 +30,6 @@ def choose_port(home: Path) -> None:
     port = remembered(home, "valkey").get("port")
     if port and not is_free("127.0.0.1", port):
         remember(home, "valkey", port=free_port())
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen on `port` of `host` now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def valkey_launch(home: Path) -> Launch:
@@ -91,8 +72,3 @@ def valkey_answers(url: str) -> bool:
             return bool(client.ping())
     except redis.RedisError:
         return False
-
-
-def executables(home: Path) -> list[Path]:
-    """The server binaries that may be running for `home`."""
-    return [valkey_binary(home, server_owner(home / "valkey"))]

@@ -1,0 +1,205 @@
+"""`ecm-coordinator up`: everything on one machine, kept running until it is told to stop."""
+
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from config import home as homes
+from config import supervision
+from config.processes import is_free
+from config.settings import default_home
+
+# A worker beats every few seconds. One silent for this long is frozen, as none of its own threads can be any more
+# than stopped or swapped out would be: a merely broken connection ends a worker by itself, sooner.
+SILENCE = 30.0
+# How long a worker that was restarted may take to beat again before it is restarted again.
+GRACE = 60.0
+WATCH_EVERY = 5.0
+# An external database that is away when we start; an embedded one may recover for as long as it takes.
+DATABASE_PATIENCE = 30.0
+
+
+@click.command()
+@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Where data lives (default: $ECM_HOME).")
+@click.option("--host", envvar="HOST", default="127.0.0.1", show_default=True, help="Address of the web process.")
+@click.option("--port", envvar="PORT", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--flower-port", envvar="FLOWER_PORT", default=5555, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--no-flower", is_flag=True, help="Do not run Flower.")
+@click.option("--workers", envvar="WORKER_CONCURRENCY", default=2, show_default=True, type=click.IntRange(1, 256))
+@click.option("--procfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), hidden=True)
+def up(
+    *, home: Path | None, host: str, port: int, flower_port: int, no_flower: bool, workers: int, procfile: Path | None
+) -> None:
+    """Run the whole coordinator on this machine: web, workers, beat, Flower and, unless DATABASE_URL and REDIS_URL
+    name others, a PostgreSQL and a Valkey of its own."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        home = homes.prepare_home(home or default_home())
+        with homes.lock_home(home):
+            programs = supervision.read_procfile(procfile or supervision.find_procfile())
+            if killed := supervision.stop_orphans(home, list(programs)):
+                click.echo(f"stopped {killed} processes that an earlier run left behind", err=True)
+            if no_flower:
+                programs.pop("flower", None)
+            _check_port("--port", host, port)
+            if not no_flower:
+                _check_port("--flower-port", os.environ.get("FLOWER_ADDRESS", "127.0.0.1"), flower_port)
+            _run(home, programs, host=host, port=port, flower_port=flower_port, workers=workers)
+    except homes.HomeError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        sys.exit(0)  # told to stop before anything ran
+
+
+def _interrupt(_signum: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _check_port(option: str, host: str, port: int) -> None:
+    """Refuse a port that somebody else has, before anything starts."""
+    if not is_free(host, port):
+        raise homes.HomeError(f"cannot listen on port {port} of {host}: it is in use; choose another with {option}")
+
+
+def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_port: int, workers: int) -> None:
+    """Start everything, say so once, and keep it running until a signal comes; then stop it in order."""
+    environment = supervision.child_environment()
+    servers = _prepare_servers(home, environment)
+    key_place = "$ADMIN_API_KEY" if environment.get("ADMIN_API_KEY") else str(home / "admin.key")
+    environment.setdefault("ADMIN_API_KEY", "")
+    environment["ADMIN_API_KEY"] = environment["ADMIN_API_KEY"] or homes.admin_key(home)
+    environment.update(
+        ECM_HOME=str(home), HOST=host, PORT=str(port), FLOWER_PORT=str(flower_port), WORKER_CONCURRENCY=str(workers)
+    )
+    supervisor = supervision.Supervisor(home, programs, servers, environment)
+    try:
+        _bring_up(supervisor)
+        _keep(supervisor, host, port, key_place)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        # From here on a second Ctrl-C would only leave things half stopped.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        supervisor.stop()
+    click.echo("stopped", err=True)
+
+
+def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]:
+    """Make the embedded servers ready that no URL replaces, and put their URLs into `environment`."""
+    servers = []
+    if not environment.get("DATABASE_URL"):
+        from config.embedded import postgres
+
+        postgres.postgres_launch(home)  # whatever is wrong with the cluster is said here, once, and not in a log
+        environment["DATABASE_URL"] = postgres.postgres_url(home)
+        servers.append("postgres")
+    if not environment.get("REDIS_URL"):
+        from config.embedded import valkey
+
+        valkey.choose_port(home)
+        valkey.valkey_launch(home)
+        environment["REDIS_URL"] = valkey.valkey_url(home)
+        servers.append("valkey")
+    return tuple(servers)
+
+
+def _bring_up(supervisor: supervision.Supervisor) -> None:
+    """Start the servers, apply the migrations, and start the programs."""
+    from sqlalchemy.exc import OperationalError
+
+    from models import migrate
+
+    supervisor.start()
+    began = said = time.monotonic()
+    while True:
+        try:
+            migrate.upgrade(supervisor.environment["DATABASE_URL"])
+            break
+        except OperationalError as error:
+            now = time.monotonic()
+            if "postgres" not in supervisor.servers and now - began > DATABASE_PATIENCE:
+                raise homes.HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error
+            if now - said > 10:
+                said = now
+                click.echo(f"waiting for the database: {str(error.orig).strip()}", err=True)
+            supervisor.revive()
+            time.sleep(0.1)
+    supervisor.start_programs()
+
+
+def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: str) -> NoReturn:
+    """Watch over everything for ever: supervisord itself, programs it gave up on, and workers that fell silent."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    status_url = f"http://{_bracketed(reachable)}:{port}/status"
+    ready, began, next_watch = False, time.monotonic(), 0.0
+    told, pause = began, 1.0
+    restarted: dict[str, float] = {}
+    while True:
+        now = time.monotonic()
+        if supervisor.process.poll() is not None:
+            click.echo("supervisord ended; starting it again", err=True)
+            time.sleep(pause)
+            pause = min(2 * pause, 30.0)
+            supervision.stop_orphans(supervisor.home, list(supervisor.programs))
+            _bring_up(supervisor)
+        if now >= next_watch:
+            next_watch = now + WATCH_EVERY
+            supervisor.revive()
+            if ready:
+                _, status = fetch_status(status_url)
+                for name in silent_workers(status):
+                    if name in supervisor.programs and now - restarted.get(name, -GRACE) >= GRACE:
+                        restarted[name] = now
+                        click.echo(f"{name} has not been heard of for over {SILENCE:.0f} s; restarting it", err=True)
+                        supervisor.restart(name)
+        if not ready:
+            code, status = fetch_status(status_url)
+            if code == 200:
+                ready = True
+                click.echo(f"admin key: {key_place}", err=True)
+                click.echo(f"ready: http://{_bracketed(host)}:{port}")
+            elif now - told > 30:
+                told = now
+                click.echo(f"not ready yet: {supervisor.states()}; logs are in {supervisor.home / 'logs'}", err=True)
+        time.sleep(1.0 if ready else 0.1)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def fetch_status(url: str) -> tuple[int, dict[str, Any]]:
+    """GET /status: its HTTP status and JSON; (0, {}) when there is no such answer within 5 s."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            try:
+                return error.code, json.load(error)
+            except (OSError, ValueError):
+                return error.code, {}
+    except (OSError, ValueError, http.client.HTTPException):
+        return 0, {}
+
+
+def silent_workers(status: dict[str, Any]) -> list[str]:
+    """The programs (`worker`, `analysis`) whose heartbeat is older than `SILENCE`, by /status.
+
+    None while the broker does not answer: heartbeats pass through it, so everybody is silent then and nobody frozen.
+    """
+    if not status.get("broker", {}).get("ok"):
+        return []
+    workers = status.get("workers", {})
+    return sorted({w["name"].split("@")[0] for w in workers.get("seen", []) if w["age"] > SILENCE})
