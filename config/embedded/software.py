@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,9 +23,13 @@ def _wheel(package: str) -> Path | None:
 
 @lru_cache
 def version_of(binary: Path) -> str:
-    """The version a PostgreSQL binary reports, e.g. "18.4"."""
-    said = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout
-    return said.split(")")[-1].split()[0]
+    """The version a PostgreSQL binary reports, e.g. "18.4"; "0" when it reports none.
+
+    (Debian's wrappers stand on the PATH also where no version of the program itself is installed.)
+    """
+    said = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\(PostgreSQL\) (\d+(\.\d+)?)", said)
+    return found[1] if found else "0"
 
 
 @lru_cache

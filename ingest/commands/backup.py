@@ -1,0 +1,239 @@
+"""`ecm-coordinator backup FILE` and `restore FILE`: the database and the residue files, in one file.
+
+A backup is a tar of
+
+    manifest.json    format, version, the schema's revision, when it was made
+    database.dump    pg_dump's custom format; pg_restore reads it alone, too
+    residues/        the residue files, byte for byte
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from config import home as homes
+from config import supervision
+from config.settings import default_home
+
+FORMAT = 1
+HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@HOME_OPTION
+def backup(file: Path, home: Path | None) -> None:
+    """Write the database and the residue files to FILE. The coordinator may be running."""
+    with _errors():
+        home = homes.prepare_home(home or default_home())
+        with _database(home, while_running=True) as url, tempfile.TemporaryDirectory(dir=_beside(file)) as scratch:
+            dump = Path(scratch, "database.dump")
+            # The dump first: a residue uploaded meanwhile is a file without a row, and not a row without its file.
+            _run(_tool("pg_dump", url), "--format=custom", f"--file={dump}", url=url)
+            manifest = _manifest(url)
+            part = Path(scratch, "backup")
+            with part.open("wb") as output:
+                with tarfile.open(fileobj=output, mode="w") as tar:
+                    Path(scratch, "manifest.json").write_text(json.dumps(manifest, indent=1))
+                    tar.add(Path(scratch, "manifest.json"), "manifest.json")
+                    tar.add(dump, "database.dump")
+                    tar.add(home / "residues", "residues")
+                output.flush()
+                os.fsync(output.fileno())
+            part.chmod(0o600)
+            part.replace(file)
+        click.echo(f"{file}: {file.stat().st_size:,} bytes, schema {manifest['schema']}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace what the database and the home hold.")
+@HOME_OPTION
+def restore(file: Path, force: bool, home: Path | None) -> None:
+    """Put the database and the residue files back as they are in FILE, all of it or nothing."""
+    with _errors():
+        home = homes.prepare_home(home or default_home())
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            manifest = _unpack(file, Path(scratch))
+            with _database(home, while_running=False) as url:
+                if not force and (held := _holds(url, home)):
+                    raise homes.HomeError(f"there is data already ({held}); --force replaces it by the backup's")
+                _replace_database(url, Path(scratch))
+            _replace_residues(home, Path(scratch))
+        click.echo(
+            f"restored {file}, made {manifest['made']} by version {manifest['version']}; `up` migrates it if need be"
+        )
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Say what is wrong in a sentence, with a status other than 0."""
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except homes.HomeError as error:
+        raise click.ClickException(str(error)) from error
+    except OperationalError as error:
+        raise click.ClickException(f"the database does not answer: {error.orig}") from error
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror}: {error.filename}") from error
+
+
+def _beside(file: Path) -> Path:
+    """The directory of `file`, where a temporary one can be moved into its place in one step."""
+    if not file.absolute().parent.is_dir():
+        raise homes.HomeError(f"{file.absolute().parent} is not a directory")
+    return file.absolute().parent
+
+
+@contextlib.contextmanager
+def _database(home: Path, *, while_running: bool) -> Iterator[str]:
+    """The database's URL: DATABASE_URL, or the embedded one's, which is started alone unless `up` runs it already."""
+    if url := os.environ.get("DATABASE_URL"):
+        yield url
+        return
+    from config.embedded import postgres
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(homes.lock_home(home))
+        except homes.HomeError:
+            if not while_running:
+                raise homes.HomeError(f"`up` is running on {home}, and would go on writing; stop it first") from None
+            yield postgres.postgres_url(home)
+            return
+        supervision.stop_orphans(home, list(supervision.read_procfile(supervision.find_procfile())))
+        server = postgres.start_postgres(home)
+        held.callback(server.stop)
+        yield server.url
+
+
+def _rows(url: str, *statements: str) -> list[Any]:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        return [connection.execute(text(statement)).scalar() for statement in statements]
+
+
+def _manifest(url: str) -> dict[str, Any]:
+    """What a person, or a later version, wants to know of a backup before reading all of it."""
+    (migrated,) = _rows(url, "SELECT to_regclass('public.alembic_version') IS NOT NULL")
+    schema = _rows(url, "SELECT version_num FROM public.alembic_version")[0] if migrated else None
+    return {
+        "format": FORMAT,
+        "version": metadata.version("ecm-coordinator") if _is_installed() else "a checkout",
+        "schema": schema,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.version("ecm-coordinator")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _tool(name: str, url: str) -> Path:
+    """The client program that fits the server at `url`."""
+    from config.embedded.software import client_tool
+
+    (number,) = _rows(url, "SHOW server_version_num")
+    return client_tool(name, int(number) // 10_000)
+
+
+def _run(program: Path, *arguments: str, url: str | None = None) -> None:
+    """Run a client program; the URL goes by the environment, for its password must not show in the list of processes.
+
+    Raises HomeError with the program's last words.
+    """
+    environment = {**os.environ, "PGOPTIONS": "--client-min-messages=warning"}
+    if url is not None:
+        environment.update(_libpq_environment(url))
+    done = subprocess.run(
+        [str(program), *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode != 0:
+        raise homes.HomeError(f"{program.name} failed, and nothing was changed: {done.stderr.strip()[-2000:]}")
+
+
+def _libpq_environment(url: str) -> dict[str, str]:
+    """A SQLAlchemy URL as libpq's environment variables."""
+    from sqlalchemy import make_url
+
+    parts = make_url(url)
+    query = {name: value for name, value in parts.query.items() if isinstance(value, str)}
+    values = {
+        "PGHOST": parts.host or query.pop("host", None),
+        "PGPORT": parts.port or query.pop("port", None),
+        "PGUSER": parts.username,
+        "PGPASSWORD": parts.password,
+        "PGDATABASE": parts.database,
+        "PGSSLMODE": query.pop("sslmode", None),
+        "PGSSLROOTCERT": query.pop("sslrootcert", None),
+    }
+    return {name: str(value) for name, value in values.items() if value}
+
+
+def _unpack(file: Path, scratch: Path) -> dict[str, Any]:
+    """Unpack a backup into `scratch`; returns its manifest. Raises HomeError for anything that is not one of ours."""
+    try:
+        with tarfile.open(file, mode="r:") as tar:
+            tar.extractall(scratch, filter="data")
+        manifest: dict[str, Any] = json.loads((scratch / "manifest.json").read_text())
+        if manifest["format"] != FORMAT or not (scratch / "database.dump").is_file():
+            raise homes.HomeError(f"{file} has format {manifest['format']}; this version reads format {FORMAT}")
+    except (tarfile.TarError, ValueError, KeyError, FileNotFoundError) as error:
+        raise homes.HomeError(f"{file} is not a backup made by `ecm-coordinator backup` ({error})") from error
+    return manifest
+
+
+def _holds(url: str, home: Path) -> str:
+    """What a restore would replace, in words; empty when there is nothing."""
+    names = ("composites", "submissions", "ecm_attempts", "projects")
+    existing = _rows(url, *(f"SELECT to_regclass('public.{name}') IS NOT NULL" for name in names))
+    for name, exists in zip(names, existing, strict=True):
+        if exists and _rows(url, f"SELECT EXISTS (SELECT FROM public.{name})")[0]:
+            return f"rows in {name}"
+    return "residue files" if any((home / "residues").iterdir()) else ""
+
+
+def _replace_database(url: str, scratch: Path) -> None:
+    """Replace everything in the schema `public` by the dump, in one transaction.
+
+    The dump becomes a script first: read straight into psql, one that breaks off half-way would look complete.
+    """
+    script = scratch / "database.sql"
+    _run(_tool("pg_restore", url), "--no-owner", "--no-privileges", f"--file={script}", str(scratch / "database.dump"))
+    begin = scratch / "begin.sql"
+    begin.write_text("DROP SCHEMA IF EXISTS public CASCADE;\nCREATE SCHEMA public;\n")
+    _run(
+        _tool("psql", url),
+        *("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"),
+        *(f"--file={begin}", f"--file={script}"),
+        url=url,
+    )
+
+
+def _replace_residues(home: Path, scratch: Path) -> None:
+    """Put the backup's residue files in the place of those in `home`."""
+    new, current, old = scratch / "residues", home / "residues", scratch / "residues.old"
+    new.mkdir(exist_ok=True)
+    new.chmod(0o700)
+    current.rename(old)
+    new.rename(current)
+    shutil.rmtree(old)
