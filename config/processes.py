@@ -68,11 +68,28 @@ def end(processes: list[psutil.Process], signum: int = signal.SIGKILL, patience:
             process.send_signal(signum)
             if signum != signal.SIGKILL:
                 process.send_signal(signal.SIGCONT)  # a stopped process acts on nothing but this and SIGKILL
-    _, alive = psutil.wait_procs(processes, timeout=patience)
-    for process in alive:
+    for process in _outlasting(processes, patience):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    _outlasting(processes, 5.0)
+
+
+def _outlasting(processes: list[psutil.Process], patience: float) -> list[psutil.Process]:
+    """Those of `processes` that still run after `patience` seconds, or none as soon as none does.
+
+    An orphan stays a zombie until some init collects it, and some containers' never does: it counts as gone.
+    """
+    deadline = time.monotonic() + patience
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def clear(home: Path, name: str, lair: Lair | None = None) -> int:

@@ -3,7 +3,9 @@
 import http.client
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -18,10 +20,10 @@ from config import supervision
 from config.processes import is_free
 from config.settings import default_home
 
-# A worker beats every few seconds. One silent for this long is frozen, as none of its own threads can be any more
-# than stopped or swapped out would be: a merely broken connection ends a worker by itself, sooner.
+# Workers and beat show that they live every few seconds. One silent for this long while the broker answers is frozen:
+# a worker that merely stopped consuming sees that itself and ends, sooner.
 SILENCE = 30.0
-# How long a worker that was restarted may take to beat again before it is restarted again.
+# How long one that was restarted may take to be heard of before it is restarted again.
 GRACE = 60.0
 WATCH_EVERY = 5.0
 # An external database that is away when we start; an embedded one may recover for as long as it takes.
@@ -81,6 +83,7 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
     environment.update(
         ECM_HOME=str(home), HOST=host, PORT=str(port), FLOWER_PORT=str(flower_port), WORKER_CONCURRENCY=str(workers)
     )
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(_empty(home / "run" / "metrics"))
     supervisor = supervision.Supervisor(home, programs, servers, environment)
     try:
         _bring_up(supervisor)
@@ -93,6 +96,13 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
             signal.signal(signum, signal.SIG_IGN)
         supervisor.stop()
     click.echo("stopped", err=True)
+
+
+def _empty(directory: Path) -> Path:
+    """An empty directory in the place of `directory`."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    return directory
 
 
 def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]:
@@ -139,7 +149,7 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
 
 
 def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: str) -> NoReturn:
-    """Watch over everything for ever: supervisord itself, programs it gave up on, and workers that fell silent."""
+    """Watch over everything for ever: supervisord itself, programs it gave up on, and those that fell silent."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     status_url = f"http://{_bracketed(reachable)}:{port}/status"
     ready, began, next_watch = False, time.monotonic(), 0.0
@@ -158,7 +168,7 @@ def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: s
             supervisor.revive()
             if ready:
                 _, status = fetch_status(status_url)
-                for name in silent_workers(status):
+                for name in frozen_programs(status, socket.gethostname()):
                     if name in supervisor.programs and now - restarted.get(name, -GRACE) >= GRACE:
                         restarted[name] = now
                         click.echo(f"{name} has not been heard of for over {SILENCE:.0f} s; restarting it", err=True)
@@ -194,12 +204,14 @@ def fetch_status(url: str) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
-def silent_workers(status: dict[str, Any]) -> list[str]:
-    """The programs (`worker`, `analysis`) whose heartbeat is older than `SILENCE`, by /status.
+def frozen_programs(status: dict[str, Any], host: str) -> list[str]:
+    """The programs of this `host` (worker, analysis, beat) whose heartbeat is older than `SILENCE`, by /status.
 
     None while the broker does not answer: heartbeats pass through it, so everybody is silent then and nobody frozen.
     """
     if not status.get("broker", {}).get("ok"):
         return []
-    workers = status.get("workers", {})
-    return sorted({w["name"].split("@")[0] for w in workers.get("seen", []) if w["age"] > SILENCE})
+    beats = [beat for part in ("workers", "beat") for beat in status.get(part, {}).get("heartbeats", [])]
+    silent = {beat["name"]: beat["role"] for beat in beats if beat["age"] > SILENCE}
+    # A worker is called program@host, beat by its host alone; other hosts' have others to look after them.
+    return sorted(name.rpartition("@")[0] or role for name, role in silent.items() if name.rpartition("@")[2] == host)

@@ -1,0 +1,53 @@
+"""Clearing away what a killed program left behind, and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+from config.processes import MARK, clear, end, mark, remains
+
+# A program that has a child, in a session of its own, and says its number.
+FORKS = "import os,time\np=os.fork()\nif not p: os.setsid()\nelse: print(p, flush=True)\ntime.sleep(60)"
+
+
+def start(home, name, script=FORKS):
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, MARK: mark(home, name)}, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_orphans_of_a_killed_program_are_found_and_killed_and_others_left_alone(tmp_path):
+    program, other = start(tmp_path, "web"), start(tmp_path, "worker")
+    try:
+        orphan, child_of_other = int(program.stdout.readline()), int(other.stdout.readline())
+        program.kill()
+        program.wait()
+        assert [process.pid for process in remains(tmp_path, "web")] == [orphan]
+        assert remains(tmp_path / "elsewhere", "web") == []
+        assert clear(tmp_path, "web") == 1
+        assert remains(tmp_path, "web") == []
+        assert other.poll() is None
+        assert {process.pid for process in remains(tmp_path, "worker")} == {other.pid, child_of_other}
+    finally:
+        other.kill()
+        clear(tmp_path, "worker")
+        for process in (program, other):
+            process.wait()
+            process.stdout.close()
+
+
+def test_a_stopped_process_is_ended_in_peace_when_it_listens_and_by_force_when_not(tmp_path):
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    willing = "signal.signal(signal.SIGTERM, lambda *_: (print('peace', flush=True), os._exit(0)))"
+    last_words = {}
+    for handler in (deaf, willing):
+        script = f"import os,signal,time\n{handler}\nprint('ready', flush=True)\ntime.sleep(60)"
+        with start(tmp_path, "beat", script) as program:
+            assert program.stdout.readline() == "ready\n"
+            program.send_signal(signal.SIGSTOP)
+            end([psutil.Process(program.pid)], signal.SIGTERM, patience=1)
+            last_words[handler] = program.stdout.read()
+    assert last_words == {deaf: "", willing: "peace\n"}
