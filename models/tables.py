@@ -300,6 +300,8 @@ class Job(Base):
     target_id: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(Text, server_default=text("'waiting'"))
     error: Mapped[str | None]
+    # Counts the times it was asked for, so that finishing one run cannot swallow a request made meanwhile.
+    asked: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     rings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     rung_at: Mapped[datetime] = mapped_column(server_default=func.now())

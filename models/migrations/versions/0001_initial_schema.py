@@ -62,6 +62,7 @@ def upgrade() -> None:
         sa.Column("target_id", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), server_default=sa.text("'waiting'"), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("asked", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("tries", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("rings", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("rung_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),

@@ -1,0 +1,145 @@
+"""Running the jobs of coordinator/jobs.py: large primality tests, large splits, factors that others can use."""
+
+from dataclasses import replace
+
+import structlog
+from gmpy2 import mpz
+from sqlalchemy import Connection, Engine, Row, func, select, update
+
+from coordinator import families, jobs, registry
+from coordinator.arithmetic import factorize, is_probable_prime
+from coordinator.families import Change, Divisor
+from coordinator.jobs import Ring
+from coordinator.unit_of_work import is_transient, unit_of_work
+from models.tables import Composite, Factor, Job
+
+log = structlog.get_logger("analysis")
+
+
+def run(engine: Engine, job_id: int, *, max_tries: int, max_digits: int) -> list[Ring]:
+    """Do one job to its end; returns what to ring for. Harmless if it was done already, or never existed.
+
+    Tries are counted before it starts, so that a job which kills its process every time ends as `failed`. Transient
+    faults are raised for the caller to try again and do not count.
+    """
+    job = _begin(engine, job_id, max_tries)
+    if job is None:
+        return []
+    try:
+        return RUNNERS[job.kind](engine, job, max_digits)
+    except Exception as error:
+        transient = is_transient(error)
+        with unit_of_work(engine, "job_fault", job=job_id) as connection:
+            change = {"tries": Job.tries - 1} if transient else {"error": f"{type(error).__name__}: {error}"[:2000]}
+            connection.execute(update(Job).where(Job.id == job_id, Job.asked == job.asked).values(change))
+        raise
+
+
+def _begin(engine: Engine, job_id: int, max_tries: int) -> Row | None:
+    with unit_of_work(engine, "begin_job", job=job_id) as connection:
+        job = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state == "waiting")
+            .values(tries=Job.tries + 1)
+            .returning(Job.id, Job.kind, Job.target_id, Job.asked, Job.tries, Job.error)
+        ).one_or_none()
+        if job is not None and job.tries > max_tries:
+            why = job.error or "its process died or ran out of time at every try"
+            connection.execute(
+                update(Job).where(Job.id == job_id).values(state="failed", error=why, finished_at=func.now())
+            )
+            log.error("Job failed", job=job_id, kind=job.kind, target=job.target_id, why=why)
+            return None
+    return job
+
+
+def _test_cofactor(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    with unit_of_work(engine, "read_cofactor", job=job.id) as connection:
+        found = connection.execute(
+            select(Composite.current_composite, Composite.is_prime, Composite.parent_id).where(
+                Composite.id == job.target_id
+            )
+        ).one_or_none()
+    cofactor = mpz(found.current_composite) if found is not None and found.is_prime is None else None
+    prime = cofactor is not None and is_probable_prime(cofactor)
+    with unit_of_work(engine, "test_cofactor", job=job.id, composite=job.target_id) as connection:
+        change = Change()
+        if found is not None and cofactor is not None:
+            members = _lock(connection, found.parent_id or job.target_id, max_digits)
+            member = next(member for member in members if member.id == job.target_id)
+            # It may have been divided meanwhile; then a newer request for the smaller cofactor is waiting.
+            if member.tree.cofactor == cofactor and member.tree.cofactor_is_prime is None:
+                change = families.settle_cofactor(connection, members, member, prime)
+        jobs.finish(connection, job.id, job.asked)
+    return change.rings
+
+
+def _test_factor(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    factor = _read_factor(engine, job)
+    prime = factor is not None and is_probable_prime(mpz(factor.factor))
+    with unit_of_work(engine, "test_factor", job=job.id, factor=job.target_id) as connection:
+        change = Change()
+        if factor is not None:
+            members = _lock(connection, factor.root_id, max_digits)
+            change = families.settle_factor(connection, members, job.target_id, prime)
+        jobs.finish(connection, job.id, job.asked)
+    return change.rings
+
+
+def _split_factor(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    factor = _read_factor(engine, job)
+    primes = factorize(mpz(factor.factor)) if factor is not None else {}
+    with unit_of_work(engine, "split_factor", job=job.id, factor=job.target_id) as connection:
+        change = Change()
+        if factor is not None:
+            members = _lock(connection, factor.root_id, max_digits)
+            found_by = Divisor(mpz(factor.factor), attempt_id=factor.attempt_id, client_id=factor.client_id)
+            change = families.use_divisors(connection, members, [replace(found_by, value=prime) for prime in primes])
+        jobs.finish(connection, job.id, job.asked)
+    return change.rings
+
+
+def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    """Every composite that shares a value with this one is tried with this one's factors, and the other way round."""
+    rings: list[Ring] = []
+    with unit_of_work(engine, "read_sharers", job=job.id) as connection:
+        own_ids = registry.family_ids(connection, job.target_id)
+        others = registry.roots_of(connection, families.sharers(connection, own_ids))
+        ours = families.leaf_values(connection, job.target_id)
+        theirs = [value for other in others for value in families.leaf_values(connection, other)]
+    # One family at a time: no unit of work holds the locks of two.
+    for root_id, values in [(other, ours) for other in others] + [(job.target_id, theirs)]:
+        with unit_of_work(engine, "share_factors", job=job.id, composite=root_id) as connection:
+            members = _lock(connection, root_id, max_digits)
+            divisors = [Divisor(value, origin=families.SUBMITTED) for value in values]
+            rings += families.use_divisors(connection, members, divisors).rings
+    with unit_of_work(engine, "finish_job", job=job.id) as connection:
+        jobs.finish(connection, job.id, job.asked)
+    return rings
+
+
+def _read_factor(engine: Engine, job: Row) -> Row | None:
+    with unit_of_work(engine, "read_factor", job=job.id) as connection:
+        return connection.execute(
+            select(
+                Factor.factor,
+                Factor.attempt_id,
+                Factor.client_id,
+                func.coalesce(Composite.parent_id, Composite.id).label("root_id"),
+            )
+            .join(Composite, Composite.id == Factor.composite_id)
+            .where(Factor.id == job.target_id)
+        ).one_or_none()
+
+
+def _lock(connection: Connection, root_id: int, max_digits: int) -> list[families.Member]:
+    locked = registry.lock_family(connection, root_id)
+    return families.load(connection, [row.id for row in locked], max_digits)
+
+
+RUNNERS = {
+    jobs.TEST_COFACTOR: _test_cofactor,
+    jobs.TEST_FACTOR: _test_factor,
+    jobs.SPLIT_FACTOR: _split_factor,
+    jobs.SHARE_FACTORS: _share_factors,
+}

@@ -1,0 +1,61 @@
+"""Arithmetic on the numbers themselves: primality, powers, multiplicity, and factoring what is small, by libraries."""
+
+import gmpy2
+from flint import fmpz
+from gmpy2 import mpz
+
+# Baillie-PSW with Miller-Rabin rounds takes 0.5 s at 5,000 digits and 14 s at 20,000; above this it is a job.
+PRIMALITY_AT_ONCE_DIGITS = 2000
+# FLINT splits 45 digits in a few hundredths of a second and 75 in minutes; beyond, a composite needs work of its own.
+SPLIT_AT_ONCE_DIGITS = 45
+SPLIT_AS_JOB_DIGITS = 75
+
+# Beyond the strong Baillie-PSW test, which no known composite passes.
+MILLER_RABIN_ROUNDS = 25
+
+
+def digit_count(n: mpz) -> int:
+    """How many decimal digits `n` > 0 has."""
+    # GMP's estimate is exact or one too many.
+    estimate = mpz(n).num_digits(10)
+    return estimate - 1 if n < mpz(10) ** (estimate - 1) else estimate
+
+
+def is_probable_prime(n: mpz) -> bool:
+    """Whether `n` passes GMP's Baillie-PSW and Miller-Rabin tests; 0 and 1 do not."""
+    return n > 1 and gmpy2.is_prime(n, MILLER_RABIN_ROUNDS)
+
+
+def perfect_power(n: mpz) -> tuple[mpz, int] | None:
+    """(base, exponent) with base**exponent = n and the largest exponent > 1, or None if `n` > 1 is no power."""
+    if not gmpy2.is_power(n):
+        return None
+    base, exponent = mpz(n), 1
+    candidate = 2
+    while mpz(2) ** candidate <= base:
+        root, exact = gmpy2.iroot(base, candidate)
+        if exact:
+            base, exponent = root, exponent * candidate
+        else:
+            candidate = int(gmpy2.next_prime(candidate))
+    return base, exponent
+
+
+def multiplicity(n: mpz, factor: mpz) -> tuple[int, mpz]:
+    """How often `factor` > 1 divides `n`, and what is left of `n` then."""
+    rest, count = gmpy2.remove(n, factor)
+    return int(count), rest
+
+
+def factorize(n: mpz) -> dict[mpz, int]:
+    """The prime factors of `n` > 1 with their multiplicities, by FLINT: 50 digits in 0.3 s, 65 in 7 s, 75 in minutes.
+
+    What FLINT says is verified before it is believed; raises ArithmeticError otherwise.
+    """
+    factors = {mpz(int(prime)): int(count) for prime, count in fmpz(int(n)).factor()}
+    product = mpz(1)
+    for prime, count in factors.items():
+        product *= prime**count
+    if product != n or not all(map(is_probable_prime, factors)):
+        raise ArithmeticError(f"FLINT's factorization of {n:d} does not multiply back to it with prime factors")
+    return factors

@@ -1,0 +1,40 @@
+"""How likely ECM curves find a factor, what a number's curves add up to, and what a t-level is (docs/effort.md).
+
+Nothing in here knows the database.
+"""
+
+from coordinator.effort.arrays import DIGITS
+from coordinator.effort.notation import parse_curves
+from coordinator.effort.probability import curve_effort, success_probability
+from coordinator.effort.stage2 import Stage2Plan, default_b2, effective_b2, stage2_plan
+from coordinator.effort.vector import (
+    B1_LADDER,
+    add_curves,
+    curves_of_t_level,
+    curves_to_reach,
+    effort_of,
+    missed,
+    no_effort,
+    t_level,
+    target_t_level,
+)
+
+__all__ = [
+    "B1_LADDER",
+    "DIGITS",
+    "Stage2Plan",
+    "add_curves",
+    "curve_effort",
+    "curves_of_t_level",
+    "curves_to_reach",
+    "default_b2",
+    "effective_b2",
+    "effort_of",
+    "missed",
+    "no_effort",
+    "parse_curves",
+    "stage2_plan",
+    "success_probability",
+    "t_level",
+    "target_t_level",
+]

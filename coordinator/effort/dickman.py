@@ -1,0 +1,79 @@
+"""Dickman's function rho: the share of integers near x without a prime factor above x^(1/u) tends to rho(u).
+
+`RHO` holds it on a grid of 1/256 from u = 0 to 10, the grid on which GMP-ECM integrates too; beyond 10 it counts as 0,
+as in GMP-ECM. Sources: E. Bach and R. Peralta, *Asymptotic semismoothness probabilities* (Math. Comp. 65, 1996), for
+the series; A. Kruppa, *Speeding up Integer Multiplication and Factorization* (2010), eq. 5.6, for numbers of finite
+size.
+"""
+
+import numpy as np
+
+from coordinator.effort.arrays import Array, read_only
+
+GRID = 256  # points to a unit of u
+LARGEST_U = 10
+EULER_GAMMA = 0.5772156649015329
+SERIES_TERMS = 56  # a coefficient falls by 2 or more a term, so what is left out is below 2^-53 of the sum
+
+
+def _rho_on_grid() -> Array:
+    """rho(i / 256) for i = 0 ... 2560, to a relative 1e-14.
+
+    On [k-1, k] write rho(k - x) = sum of c_j x^j, 0 <= x <= 1. From u rho'(u) = -rho(u-1), the coefficients c_j, j > 0,
+    follow from those of the unit interval before; c_0 = rho(k) from k rho(k) = integral of rho over [k-1, k]. No term
+    is ever negative, so nothing cancels and even rho(10) = 2.77e-11 keeps its digits.
+    """
+    offsets = np.arange(GRID, 0, -1) / GRID
+    powers = offsets[:, None] ** np.arange(SERIES_TERMS)
+    series = np.zeros(SERIES_TERMS)
+    series[0] = 1.0
+    pieces = [powers @ series]
+    orders = np.arange(1, SERIES_TERMS)
+    for k in range(2, LARGEST_U + 1):
+        following = np.zeros(SERIES_TERMS)
+        carried = 0.0  # sum of c_i / k^(j-i) over i < j, of the interval before
+        for j in orders:
+            carried = (carried + series[j - 1]) / k
+            following[j] = carried / j
+        following[0] = np.sum(following[1:] / (orders + 1)) / (k - 1)
+        series = following
+        pieces.append(powers @ series)
+    return np.append(np.concatenate(pieces), series[0])
+
+
+RHO = read_only(_rho_on_grid())
+_INTERVALS = read_only(np.diff(RHO))
+
+
+def rho(u: Array) -> Array:
+    """Dickman's function at any u in [0, 10], linear between grid points (GMP-ECM does the same above 3)."""
+    position = u * GRID
+    left = np.minimum(position.astype(np.intp), LARGEST_U * GRID - 1)
+    return RHO[left] + (position - left) * _INTERVALS[left]
+
+
+def smooth_share(u: Array, log_x: Array) -> Array:
+    """The share of B1-smooth integers near X itself, with u = log X / log B1; 0 beyond u = 10. Shapes broadcast.
+
+    rho(u) is the limit for X to infinity; the second term is the first correction for a finite X.
+    """
+    inside = np.clip(u, 1.0, LARGEST_U)
+    share = rho(inside) - EULER_GAMMA * rho(inside - 1) / np.where(u > 1, log_x, 1.0)
+    return np.where(u > LARGEST_U, 0.0, np.where(u > 1, share, 1.0))
+
+
+def refined_share(u: Array, log_x: Array) -> Array:
+    """`smooth_share` with one more term of the expansion in 1 / log X beyond u = 2, for u in [0, 10]."""
+    first = np.where(u > 1, rho(np.maximum(u - 1, 0.0)), 0.0)
+    second = np.where(u > 2, rho(np.maximum(u - 2, 0.0)), 0.0)
+    return rho(u) - (EULER_GAMMA * first + (1 - EULER_GAMMA) * second / log_x) / log_x
+
+
+def refined_share_on_grid(log_x: Array) -> Array:
+    """`refined_share` at every grid point: one row for each value of `log_x`, 2561 columns."""
+    first = np.zeros_like(RHO)
+    first[GRID + 1 :] = RHO[1 : -GRID]
+    second = np.zeros_like(RHO)
+    second[2 * GRID + 1 :] = RHO[1 : -2 * GRID]
+    scale = 1.0 / log_x[:, None]
+    return RHO - (EULER_GAMMA * first + (1 - EULER_GAMMA) * scale * second) * scale

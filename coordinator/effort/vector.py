@@ -1,0 +1,140 @@
+"""The effort vector: for d = 10 ... 100, L(d) = sum over runs of curves * -log(1 - p(d)).
+
+exp(-L(d)) is the chance that all those curves missed a factor of d digits. Adding a run is one vector addition.
+Nothing is ever subtracted, because floating-point sums do not come back exactly: to take a run away, rebuild the
+vector from the integer curve sums (`effort_of`).
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from coordinator.effort.arrays import DIGITS, Array
+from coordinator.effort.probability import curve_effort
+from coordinator.effort.stage2 import checked_bounds, checked_integer, checked_parametrization
+from models.limits import DEFAULT_B2, MAX_CURVES
+
+Run = tuple[int, int, int, int]  # B1, B2, parametrization, curves
+
+SMALLEST_DIGITS, LARGEST_DIGITS = int(DIGITS[0]), int(DIGITS[-1])
+SMALLEST_TARGET, LARGEST_TARGET = 10.0, 85.0
+TARGET_SHARE = 4 / 13  # of a number's digits: customary before a sieve takes over
+
+B1_LADDER = (
+    *(2_000, 5_000, 11_000, 25_000, 50_000, 250_000, 1_000_000, 3_000_000, 11_000_000, 43_000_000, 110_000_000),
+    *(260_000_000, 850_000_000, 2_900_000_000, 7_600_000_000, 25_000_000_000),
+)
+USUAL_CURVES = 10_000  # prior work enters at the B1 for which its curve count is nearest to this
+PRIOR_PARAMETRIZATION = 1
+
+
+def no_effort() -> Array:
+    """The vector of a number on which nothing has been done."""
+    return np.zeros(DIGITS.size)
+
+
+def add_curves(vector: Array, curves: float, b1: float, b2: float | None, parametrization: int) -> Array:
+    """A new vector: `vector` and so many curves more. ValueError outside `models.limits`; constant cost."""
+    curves = checked_integer(curves, "the number of curves", 0, MAX_CURVES)
+    return vector + curves * curve_effort(b1, b2, parametrization)
+
+
+def effort_of(sums: Iterable[tuple[int, int | None, int, int]]) -> Array:
+    """The vector of (B1, B2, parametrization, curves), which may repeat: curve sums or single attempts alike.
+
+    Equal settings are first added up as integers and then taken in their order, so the result is the same to the last
+    bit whatever order they come in. Negative counts are a ValueError.
+    """
+    totals: dict[tuple[int, int | None, int], int] = {}
+    for b1, b2, parametrization, curves in sums:
+        if curves < 0:
+            raise ValueError(f"the number of curves is {curves:,}: it must not be negative")
+        setting = (b1, b2, parametrization)
+        totals[setting] = totals.get(setting, 0) + curves
+    normal: dict[tuple[int, int, int], int] = {}
+    for (b1, b2, parametrization), curves in totals.items():
+        same = (*checked_bounds(b1, b2), checked_parametrization(parametrization))
+        normal[same] = normal.get(same, 0) + curves
+    vector = no_effort()
+    for settings, curves in sorted(normal.items()):
+        vector += curves * curve_effort(*settings)
+    return vector
+
+
+def missed(vector: Array) -> Array:
+    """For each d in DIGITS the chance that a factor of d digits, if there is one, has been missed so far."""
+    with np.errstate(under="ignore"):  # no chance left is 0, however small it was
+        return np.exp(-vector)
+
+
+def t_level(vector: Array) -> float:
+    """Where the chance of a missed factor passes 1/e, linear between two digit sizes; 0 below 10 digits, at most 100."""
+    beyond = int(np.argmax(vector < 1.0))
+    if vector[beyond] >= 1.0:
+        return float(LARGEST_DIGITS)
+    if beyond == 0:
+        return 0.0
+    reached, missing = math.exp(-vector[beyond - 1]), math.exp(-vector[beyond])
+    return SMALLEST_DIGITS + beyond - 1 + (math.exp(-1) - reached) / (missing - reached)
+
+
+def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None, parametrization: int) -> int:
+    """How many curves more at these bounds bring the vector to `target_t` (0 ... 100): 0 if it is there already.
+
+    ValueError when these bounds cannot find factors of that size at all (p = 0 there), or for a target out of range.
+    """
+    if not 0 <= target_t <= LARGEST_DIGITS:
+        raise ValueError(f"the target is t{target_t:g}: it must be from 0 to {LARGEST_DIGITS}")
+    effort = curve_effort(b1, b2, parametrization)
+    if target_t <= 0 or t_level(vector) >= target_t:
+        return 0
+    # The t-level is the target when the chance of a miss, linear between the sizes around it, is 1/e there.
+    size = max(target_t, SMALLEST_DIGITS) - SMALLEST_DIGITS
+    low, high = math.floor(size), math.ceil(size)
+    weight = size - low
+    if effort[high] == 0.0:
+        raise ValueError(
+            f"no number of curves at B1 = {b1:,} reaches t{target_t:g}: they cannot find factors of that size; "
+            "take a larger B1"
+        )
+    done_low, done_high = float(vector[low]), float(vector[high])
+    step_low, step_high = float(effort[low]), float(effort[high])
+
+    def reached(curves: int) -> bool:
+        still_missed = (1 - weight) * math.exp(-done_low - curves * step_low)
+        return still_missed + weight * math.exp(-done_high - curves * step_high) <= math.exp(-1)
+
+    # The larger size alone down to 1/e is enough, because a smaller one is never missed more often.
+    too_few, enough = 0, max(1, math.ceil((1 - done_high) / step_high))
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if reached(middle) else (middle, enough)
+    return enough
+
+
+def curves_of_t_level(t: float) -> Run:
+    """Work known only as its t-level, as the run that would give it: (B1, B2, parametrization, curves).
+
+    The curves are those that reach t with the default B2 at the ladder's B1 for which that count is nearest 10,000.
+    ValueError outside 0 ... 100.
+    """
+    if not 0 <= t <= LARGEST_DIGITS:
+        raise ValueError(f"the t-level is {t:g}: it must be from 0 to {LARGEST_DIGITS}")
+    if t == 0:
+        return B1_LADDER[0], DEFAULT_B2, PRIOR_PARAMETRIZATION, 0
+    nothing = no_effort()
+    digits = max(0, math.ceil(t) - SMALLEST_DIGITS)
+    able = [b1 for b1 in B1_LADDER if curve_effort(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION)[digits] > 0]
+    counts = {b1: curves_to_reach(nothing, t, b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in able}
+    b1 = min(counts, key=lambda b1: abs(math.log(counts[b1] / USUAL_CURVES)))
+    return b1, DEFAULT_B2, PRIOR_PARAMETRIZATION, counts[b1]
+
+
+def target_t_level(digits: int, snfs_difficulty: float | None = None) -> float:
+    """The t-level after which a number is better sieved: 4/13 of its digits (or of its difficulty, if that is less).
+
+    `snfs_difficulty` is in digits of an equally hard general number. Within 10 ... 85.
+    """
+    hardness = digits if snfs_difficulty is None else min(digits, snfs_difficulty)
+    return min(max(TARGET_SHARE * hardness, SMALLEST_TARGET), LARGEST_TARGET)

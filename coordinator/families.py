@@ -1,0 +1,323 @@
+"""A number's factor tree in the database: loading it, using divisors on it, and writing back what changed.
+
+A family is a number (the root) and the composites split from it that lease work of their own. What is found on one
+member is used on all, in the same unit of work, under the locks that `registry.lock_family` takes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gmpy2
+import numpy as np
+from gmpy2 import mpz
+from sqlalchemy import Connection, func, insert, literal, or_, select, update
+from sqlalchemy.orm import aliased
+
+from coordinator import effort, jobs, registry, work
+from coordinator.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
+from coordinator.expressions import decimal, evaluate_number
+from coordinator.factor_tree import SPLIT, SUBMITTED, Piece, Tree, cofactor_is_prime, refine, resolve
+from models.tables import Composite, CompositeAlias, CompositeEffort, Factor
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A number to be tried on a family, and who brought it (all None when it was the server itself)."""
+
+    value: mpz
+    origin: str = SPLIT
+    attempt_id: int | None = None
+    client_id: str | None = None
+    method: str | None = None
+    sigma: str | None = None
+    parametrization: int | None = None
+
+    def credited(self, attempt_id: int, client_id: str, method: str) -> "Divisor":
+        """The same divisor as found by this attempt."""
+        return replace(self, attempt_id=attempt_id, client_id=client_id, method=method)
+
+
+@dataclass
+class Member:
+    """One composite of a family with its tree, and what is stored of it (to write only what changed)."""
+
+    id: int
+    parent_id: int | None
+    tree: Tree
+    vector: np.ndarray
+    stored: tuple[mpz, bool | None, bool]  # cofactor, whether it is prime, whether all is finished
+    stored_pieces: dict[int, tuple[int, bool | None, int | None]] = field(default_factory=dict)
+    credits: dict[Piece, Divisor] = field(default_factory=dict)
+
+
+@dataclass
+class Change:
+    """What using divisors on a family did: which of them were new, what to ring for, whether all is finished."""
+
+    new: list[mpz] = field(default_factory=list)
+    rings: list[jobs.Ring] = field(default_factory=list)
+
+
+def load(connection: Connection, ids: Sequence[int], max_digits: int) -> list[Member]:
+    """The locked composites `ids` with their trees, in the same order."""
+    columns = (
+        Composite.id,
+        Composite.parent_id,
+        Composite.number,
+        Composite.current_composite,
+        Composite.is_prime,
+        Composite.is_fully_factored,
+        Composite.effort,
+    )
+    rows = {row.id: row for row in connection.execute(select(*columns).where(Composite.id.in_(ids)))}
+    members = []
+    for row in (rows[composite_id] for composite_id in ids):
+        cofactor = mpz(row.current_composite)
+        tree = Tree(evaluate_number(row.number, max_digits), cofactor, row.is_prime)
+        stored = (cofactor, row.is_prime, row.is_fully_factored)
+        members.append(Member(row.id, row.parent_id, tree, row.effort, stored))
+    by_id = {member.id: member for member in members}
+    pieces: dict[int, Piece] = {}
+    # A row always has a smaller id than what lies beneath it.
+    for row in connection.execute(select(Factor).where(Factor.composite_id.in_(ids)).order_by(Factor.id)):
+        piece = Piece(
+            mpz(row.factor), row.multiplicity, row.is_prime, row.origin, row.id, row.child_composite_id, tested=True
+        )
+        member = by_id[row.composite_id]
+        above = member.tree.pieces if row.split_from_id is None else pieces[row.split_from_id].pieces
+        above.append(piece)
+        pieces[row.id] = piece
+        member.stored_pieces[row.id] = (piece.count, piece.is_prime, piece.child_id)
+    return members
+
+
+def use_divisors(connection: Connection, members: list[Member], divisors: Iterable[Divisor]) -> Change:
+    """Use every divisor on every member, finish what is small, and write it all back.
+
+    Raises nothing of its own: a number that divides nothing changes nothing. `Change.new` has the divisors that
+    split something (and so were new); parts that need long work become jobs.
+    """
+    change = Change()
+    for divisor in divisors:
+        pending = [(divisor.value, divisor.origin)]
+        while pending:
+            value, origin = pending.pop(0)
+            for member in members:
+                split = refine(member.tree, value, origin)
+                if split and value == divisor.value:
+                    change.new.append(value)
+                found = split + resolve(member.tree)
+                _credit(member, divisor)
+                # What one member learns, the others may need: the root's tree has the child's factors too.
+                pending += [(new, SPLIT) for new in found]
+    write_back(connection, members, change)
+    return change
+
+
+def resolve_new(connection: Connection, members: list[Member]) -> Change:
+    """Finish what is small in a number that was just registered; a large one is tested for primality by a job."""
+    change = Change()
+    for member in members:
+        member.tree.cofactor_tested = False
+        resolve(member.tree)
+        if member.tree.cofactor_is_prime is None:
+            change.rings += jobs.ask(connection, jobs.TEST_COFACTOR, member.id)
+    write_back(connection, members, change)
+    return change
+
+
+def settle_cofactor(connection: Connection, members: list[Member], member: Member, prime: bool) -> Change:
+    """Record what a primality test said about one member's cofactor."""
+    change = Change()
+    new = cofactor_is_prime(member.tree, prime)
+    write_back(connection, members, change)
+    # The other members learn the prime too: it may divide what they have left.
+    later = use_divisors(connection, members, [Divisor(value) for value in new])
+    change.rings += later.rings
+    return change
+
+
+def settle_factor(connection: Connection, members: list[Member], factor_id: int, prime: bool) -> Change:
+    """Record what a primality test said about a factor, in every tree of the family that has it."""
+    value = next(
+        (piece.value for member in members for piece, _ in member.tree.all_pieces() if piece.row_id == factor_id), None
+    )
+    for member in members:
+        for leaf in list(member.tree.leaves()):
+            if leaf.value == value and leaf.is_prime is None:
+                leaf.is_prime, leaf.tested = prime, False
+        resolve(member.tree)
+    change = Change()
+    write_back(connection, members, change)
+    return change
+
+
+def _credit(member: Member, divisor: Divisor) -> None:
+    for piece, _ in member.tree.all_pieces():
+        if piece.row_id is None and piece not in member.credits:
+            member.credits[piece] = divisor
+
+
+def write_back(connection: Connection, members: list[Member], change: Change) -> None:
+    """Store what changed in the members' trees, with the jobs and the children that follow from it."""
+    changed = False
+    for member in members:
+        changed |= _write_pieces(connection, member)
+        if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
+            _provide_for_leaves(connection, members, member, change)
+        changed |= _write_composite(connection, member, change)
+    if changed and _has_sharers(connection, [member.id for member in members]):
+        change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, members[0].parent_id or members[0].id)
+
+
+def _write_pieces(connection: Connection, member: Member) -> bool:
+    changed = False
+    for piece, above in member.tree.all_pieces():
+        if piece.row_id is None:
+            piece.row_id = connection.execute(_insert_piece(member, piece, above)).scalar_one()
+        elif member.stored_pieces[piece.row_id] != (piece.count, piece.is_prime, piece.child_id):
+            connection.execute(
+                update(Factor)
+                .where(Factor.id == piece.row_id)
+                .values(multiplicity=piece.count, is_prime=piece.is_prime)
+            )
+        else:
+            continue
+        member.stored_pieces[piece.row_id] = (piece.count, piece.is_prime, piece.child_id)
+        changed = True
+    return changed
+
+
+def _insert_piece(member: Member, piece: Piece, above: Piece | None) -> Any:
+    credit = member.credits.get(piece, Divisor(piece.value))
+    claimed = piece.origin == SUBMITTED
+    text = decimal(piece.value)
+    return (
+        insert(Factor)
+        .values(
+            composite_id=member.id,
+            factor=text,
+            factor_sha256=registry.sha256(text),
+            digit_length=digit_count(piece.value),
+            multiplicity=piece.count,
+            is_prime=piece.is_prime,
+            split_from_id=above.row_id if above else None,
+            origin=piece.origin,
+            attempt_id=credit.attempt_id,
+            client_id=credit.client_id,
+            method=credit.method if claimed else None,
+            sigma=credit.sigma if claimed else None,
+            parametrization=credit.parametrization if claimed else None,
+        )
+        .returning(Factor.id)
+    )
+
+
+def _provide_for_leaves(connection: Connection, members: list[Member], root: Member, change: Change) -> None:
+    """See that every unfinished leaf is on its way: a test, a split, or a composite of its own with its own work."""
+    for leaf in root.tree.leaves():
+        if leaf.is_prime is True or leaf.row_id is None:
+            continue
+        digits = digit_count(leaf.value)
+        if leaf.is_prime is None:
+            change.rings += jobs.ask_once(connection, jobs.TEST_FACTOR, leaf.row_id)
+        elif SPLIT_AT_ONCE_DIGITS < digits <= SPLIT_AS_JOB_DIGITS:
+            change.rings += jobs.ask_once(connection, jobs.SPLIT_FACTOR, leaf.row_id)
+        elif digits > SPLIT_AS_JOB_DIGITS and leaf.child_id is None:
+            leaf.child_id = _child_for(connection, members, root, leaf)
+            connection.execute(
+                update(Factor).where(Factor.id == leaf.row_id).values(child_composite_id=leaf.child_id)
+            )
+
+
+def _child_for(connection: Connection, members: list[Member], root: Member, leaf: Piece) -> int:
+    """The composite that leases work for a leaf: one that has this value already, or a new one.
+
+    A new one inherits the effort of the member it was split from: all those curves would have found its factors too.
+    """
+    text = decimal(leaf.value)
+    known = registry.find(connection, text, digit_count(leaf.value))
+    if known is not None:
+        return known.id
+    origin = max(
+        (member for member in members if gmpy2.is_divisible(member.tree.number, leaf.value)),
+        key=lambda member: effort.t_level(member.vector),
+    )
+    child_id = registry.register(
+        connection, text, leaf.value, is_prime=False, parent_id=root.id, vector=origin.vector
+    )
+    inherited = select(
+        literal(child_id),
+        CompositeEffort.b1,
+        CompositeEffort.b2,
+        CompositeEffort.parametrization,
+        (CompositeEffort.curves + CompositeEffort.prior_curves),
+    ).where(CompositeEffort.composite_id == origin.id)
+    columns = ["composite_id", "b1", "b2", "parametrization", "prior_curves"]
+    connection.execute(insert(CompositeEffort).from_select(columns, inherited))
+    return child_id
+
+
+def _write_composite(connection: Connection, member: Member, change: Change) -> bool:
+    tree = member.tree
+    state = (tree.cofactor, tree.cofactor_is_prime, tree.finished)
+    if state == member.stored:
+        return False
+    divided = tree.cofactor != member.stored[0]
+    text = decimal(tree.cofactor)
+    digits = digit_count(tree.number if tree.finished else tree.cofactor)
+    row = connection.execute(
+        select(Composite.snfs_difficulty, Composite.explicit_target_t_level).where(Composite.id == member.id)
+    ).one()
+    target = row.explicit_target_t_level
+    if target is None:
+        target = effort.target_t_level(digits, row.snfs_difficulty)
+    connection.execute(
+        update(Composite)
+        .where(Composite.id == member.id)
+        .values(
+            current_composite=text,
+            digit_length=digits,
+            is_prime=tree.cofactor_is_prime,
+            is_fully_factored=tree.finished,
+            target_t_level=target,
+        )
+    )
+    if divided and tree.cofactor > 1:
+        registry.add_aliases(connection, member.id, [registry.sha256(text)], registry.COFACTOR)
+        if tree.cofactor_is_prime is None:
+            change.rings += jobs.ask(connection, jobs.TEST_COFACTOR, member.id)
+    if tree.finished or tree.cofactor == 1:
+        work.close_all(connection, member.id, "nothing is left to do on this number")
+    member.stored = state
+    return divided
+
+
+def sharers(connection: Connection, ids: Sequence[int]) -> list[int]:
+    """Composites outside the family that have had a value in common with it, or work on a part of it."""
+    ours, theirs = aliased(CompositeAlias), aliased(CompositeAlias)
+    by_value = (
+        select(theirs.composite_id)
+        .join(ours, ours.value_sha256 == theirs.value_sha256)
+        .where(ours.composite_id.in_(ids), theirs.composite_id.not_in(ids))
+    )
+    working_for_us = select(Factor.child_composite_id).where(
+        Factor.composite_id.in_(ids), Factor.child_composite_id.is_not(None), Factor.child_composite_id.not_in(ids)
+    )
+    worked_for_by_us = select(Factor.composite_id).where(
+        Factor.child_composite_id.in_(ids), Factor.composite_id.not_in(ids)
+    )
+    return sorted(connection.execute(by_value.union(working_for_us, worked_for_by_us)).scalars())
+
+
+def _has_sharers(connection: Connection, ids: Sequence[int]) -> bool:
+    return bool(sharers(connection, ids))
+
+
+def leaf_values(connection: Connection, root_id: int) -> list[mpz]:
+    """Every factor recorded for the family of `root_id`, unlocked: they are only added, and dividing proves them."""
+    family = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
+    rows = connection.execute(select(func.distinct(Factor.factor)).where(Factor.composite_id.in_(family)))
+    return [mpz(text) for text in rows.scalars()]
+

@@ -1,0 +1,65 @@
+"""Long work that follows from a result: rows that ask for it, and what each kind does.
+
+A job is asked for in the unit of work that needs it and rung for after the commit. It computes without locks, then
+records what it found in a unit of work of its own, which looks again at what it finds there: a job may run twice, late,
+or beside another one.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, update
+from sqlalchemy.dialects.postgresql import insert
+
+from models.tables import Job
+
+TEST_COFACTOR = "test_cofactor"  # target: composite; is what is left of it prime?
+TEST_FACTOR = "test_factor"  # target: factor; is it prime?
+SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
+SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Something to publish after the commit: a job, by id and kind."""
+
+    job_id: int
+    kind: str
+
+
+def ask(connection: Connection, kind: str, target_id: int) -> list[Ring]:
+    """Ask for a job, also if it has been done before: what it looks at has changed."""
+    job_id = connection.execute(
+        insert(Job)
+        .values(kind=kind, target_id=target_id)
+        .on_conflict_do_update(
+            constraint="jobs_once",
+            set_={
+                "state": "waiting",
+                "asked": Job.asked + 1,
+                "tries": 0,
+                "rings": 0,
+                "rung_at": func.now(),
+                "error": None,
+                "finished_at": None,
+            },
+        )
+        .returning(Job.id)
+    ).scalar_one()
+    return [Ring(job_id, kind)]
+
+
+def ask_once(connection: Connection, kind: str, target_id: int) -> list[Ring]:
+    """Ask for a job that needs doing once; nothing to ring if it was asked for before."""
+    job_id = connection.execute(
+        insert(Job).values(kind=kind, target_id=target_id).on_conflict_do_nothing().returning(Job.id)
+    ).scalar_one_or_none()
+    return [] if job_id is None else [Ring(job_id, kind)]
+
+
+def finish(connection: Connection, job_id: int, asked: int) -> None:
+    """Mark done what was asked `asked` times when it began; a request made meanwhile keeps it waiting."""
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.asked == asked)
+        .values(state="done", finished_at=func.now(), error=None)
+    )

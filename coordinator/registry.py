@@ -1,0 +1,151 @@
+"""Finding, registering and locking composites by any value they have ever had.
+
+A value is looked up by its SHA-256 in `composite_aliases`. Kinds of alias: `number` (as written, and evaluated) and
+`cofactor` (what was left at some time). Two composites may share a cofactor, never a number.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from gmpy2 import mpz
+from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
+
+from coordinator import effort
+from coordinator.arithmetic import digit_count
+from coordinator.expressions import decimal, evaluate_number
+from models.tables import Composite, CompositeAlias, Project, ProjectComposite
+
+NUMBER, COFACTOR = "number", "cofactor"
+
+
+def sha256(text: str) -> bytes:
+    """What a value is looked up by: the SHA-256 of its text."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def find(connection: Connection, written: str, max_digits: int) -> Row | None:
+    """(id, root_id) of the composite that `written` names, or None.
+
+    The exact number wins over a current cofactor, that over the composite known longest. An expression is evaluated
+    only if it has not been seen in that spelling.
+    """
+    found = _find_hash(connection, sha256(written))
+    if found is None and not written.isdigit():
+        found = _find_hash(connection, sha256(decimal(evaluate_number(written, max_digits))))
+    return found
+
+
+def _find_hash(connection: Connection, value_sha256: bytes) -> Row | None:
+    is_current = func.sha256(func.convert_to(Composite.current_composite, "UTF8")) == value_sha256
+    return connection.execute(
+        select(Composite.id, func.coalesce(Composite.parent_id, Composite.id).label("root_id"))
+        .join(CompositeAlias, CompositeAlias.composite_id == Composite.id)
+        .where(CompositeAlias.value_sha256 == value_sha256)
+        .order_by((CompositeAlias.kind == NUMBER).desc(), is_current.desc(), Composite.id)
+        .limit(1)
+    ).one_or_none()
+
+
+def register(
+    connection: Connection,
+    written: str,
+    value: mpz,
+    *,
+    is_prime: bool | None,
+    parent_id: int | None = None,
+    vector: np.ndarray | None = None,
+) -> int:
+    """Make `value` known as written, or find it if somebody else just did; returns its id.
+
+    `is_prime` is None while unknown. The new row is its own cofactor until factors are recorded.
+    """
+    text = decimal(value)
+    digits = digit_count(value)
+    effort_so_far = effort.no_effort() if vector is None else vector
+    new_id = connection.execute(
+        insert(Composite)
+        .values(
+            number=written,
+            value_sha256=sha256(text),
+            current_composite=text,
+            digit_length=digits,
+            is_prime=is_prime,
+            is_fully_factored=is_prime is True,
+            parent_id=parent_id,
+            target_t_level=effort.target_t_level(digits),
+            current_t_level=effort.t_level(effort_so_far),
+            effort=effort_so_far,
+        )
+        .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
+        .returning(Composite.id)
+    ).scalar_one_or_none()
+    if new_id is None:  # a race, won by another unit of work that has committed by now
+        return connection.execute(select(Composite.id).where(Composite.value_sha256 == sha256(text))).scalar_one()
+    add_aliases(connection, new_id, {sha256(written), sha256(text)}, NUMBER)
+    return new_id
+
+
+def add_aliases(connection: Connection, composite_id: int, hashes: Iterable[bytes], kind: str) -> None:
+    """Let the composite be found by these values too. In hash order, as everywhere, so that no two can deadlock."""
+    rows = [{"value_sha256": value, "composite_id": composite_id, "kind": kind} for value in sorted(hashes)]
+    connection.execute(insert(CompositeAlias).values(rows).on_conflict_do_nothing())
+
+
+# What a result without factors needs of its composite; the numbers themselves can have 50,000 digits.
+STATE_COLUMNS = (
+    Composite.id,
+    Composite.parent_id,
+    Composite.is_prime,
+    Composite.is_fully_factored,
+    Composite.effort,
+    Composite.current_t_level,
+    Composite.target_t_level,
+    Composite.attempt_count,
+)
+
+
+def lock_family(connection: Connection, root_id: int) -> list[Row]:
+    """Lock a composite and those split from it, root first, then by id; their STATE_COLUMNS.
+
+    `FOR NO KEY UPDATE` leaves inserts that refer to a composite free.
+    """
+    return list(
+        connection.execute(
+            select(*STATE_COLUMNS)
+            .where(or_(Composite.id == root_id, Composite.parent_id == root_id))
+            .order_by(Composite.parent_id.is_not(None), Composite.id)
+            .with_for_update(key_share=True)
+        )
+    )
+
+
+def family_ids(connection: Connection, root_id: int) -> list[int]:
+    """The ids of a composite and of those split from it, unlocked."""
+    chosen = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
+    return list(connection.execute(chosen.order_by(Composite.id)).scalars())
+
+
+def roots_of(connection: Connection, ids: Iterable[int]) -> list[int]:
+    """The numbers that these composites are, or were split from, each once."""
+    root = func.coalesce(Composite.parent_id, Composite.id)
+    return sorted(set(connection.execute(select(root).where(Composite.id.in_(list(ids)))).scalars()))
+
+
+def join_project(connection: Connection, composite_id: int, name: str) -> None:
+    """Put the composite into the project of that name, which is created if need be."""
+    known = select(Project.id).where(Project.name == name)
+    project_id = connection.execute(known).scalar_one_or_none()
+    if project_id is None:
+        connection.execute(insert(Project).values(name=name).on_conflict_do_nothing())
+        project_id = connection.execute(known).scalar_one()
+    member = select(ProjectComposite.composite_id).where(
+        ProjectComposite.project_id == project_id, ProjectComposite.composite_id == composite_id
+    )
+    if connection.execute(member).first() is None:
+        connection.execute(
+            insert(ProjectComposite)
+            .values(project_id=project_id, composite_id=composite_id)
+            .on_conflict_do_nothing()
+        )

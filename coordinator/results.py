@@ -1,0 +1,381 @@
+"""Applying a result: the unit of work that turns a submission into factors, an attempt and effort, or rejects it.
+
+In order, and why in this order:
+
+ 1. lock the submission; settled already? then that is the answer (a task delivered twice is harmless);
+ 2. find or register the composite and lock its family (root first), so that nobody else changes it meanwhile;
+ 3. verify every claimed factor against the registered number, before anything is written;
+ 4. record the attempt, unless the same curves stand there already;
+ 5. use the factors on every unfinished part of the family;
+ 6. add the curves to the composite's effort and derive its t-level;
+ 7. count the curves on their lease;
+ 8. settle the submission with its outcome.
+
+2 to 7 run inside a savepoint: a result that fails verification leaves nothing but its own, rejected, row.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from gmpy2 import mpz
+from sqlalchemy import Connection, Engine, Row, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from config.settings import Settings
+from coordinator import effort, families, jobs, registry, work
+from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
+from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
+from coordinator.families import Divisor
+from coordinator.unit_of_work import is_transient, savepoint, unit_of_work
+from models.tables import Composite, CompositeEffort, EcmAttempt, Submission
+from models.wire import FoundFactor, SubmitResult, split_sigma
+
+log = structlog.get_logger("results")
+
+WORKER_DIED = "worker_died"
+
+
+class Rejected(Exception):
+    """A result that cannot be applied; `reason` is a word for programs, the message a sentence for people."""
+
+    def __init__(self, reason: str, detail: str, true_factors: list[str] | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.true_factors = true_factors or []
+
+
+@dataclass
+class Applied:
+    """What a unit of work did: the state it settled the submission in, and what to ring for."""
+
+    state: str
+    factor_status: str | None = None
+    rings: list[jobs.Ring] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What the answer will say; `state` is applied or duplicate."""
+
+    state: str
+    attempt_id: int
+    composite_id: int
+    factor_status: str
+    message: str
+    current_t_level: float
+    target_t_level: float
+
+
+def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
+    """Apply one submission, once, however often this is called; None if it does not exist.
+
+    Its tries are counted, durably against the death of this process, before the unit of work starts. A transient fault
+    is raised for the caller to try again and does not count; any other fault is raised and does.
+    """
+    if not _count_try(engine, submission_id, settings.max_tries):
+        return _settled_already(engine, submission_id)
+    try:
+        return _apply(engine, submission_id, settings)
+    except Exception as error:
+        _note_fault(engine, submission_id, error)
+        raise
+
+
+def _count_try(engine: Engine, submission_id: int, max_tries: int) -> bool:
+    """Count a try of a submission that waits; False if it is settled, or is settled as failed for having had too many.
+
+    This commit need not survive PostgreSQL, only this process: it does not wait for the disk.
+    """
+    with unit_of_work(engine, "count_try", submission=submission_id) as connection:
+        row = connection.execute(
+            update(Submission)
+            .where(Submission.id == submission_id, Submission.state == "received")
+            .values(tries=Submission.tries + 1)
+            .returning(Submission.tries, Submission.detail, func.set_config("synchronous_commit", "off", True))
+        ).one_or_none()
+        if row is None:
+            return False
+        if row.tries <= max_tries:
+            return True
+        why = row.detail or f"its worker died or ran out of time at each of {max_tries} tries"
+        connection.execute(
+            update(Submission)
+            .where(Submission.id == submission_id)
+            .values(state="failed", reason=WORKER_DIED, detail=why, tries=max_tries, settled_at=func.clock_timestamp())
+        )
+    log.error("Submission failed", submission=submission_id, why=why)
+    return False
+
+
+def _settled_already(engine: Engine, submission_id: int) -> Applied | None:
+    with engine.connect() as connection:
+        state = connection.execute(select(Submission.state).where(Submission.id == submission_id)).scalar_one_or_none()
+    return None if state is None else Applied(state)
+
+
+def _note_fault(engine: Engine, submission_id: int, error: Exception) -> None:
+    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it."""
+    change: dict[str, Any] = {"detail": f"{type(error).__name__}: {error}"[:1000]}
+    if is_transient(error):
+        change = {"tries": func.greatest(Submission.tries - 1, 0)}
+    try:
+        with unit_of_work(engine, "note_fault", submission=submission_id) as connection:
+            connection.execute(
+                update(Submission)
+                .where(Submission.id == submission_id, Submission.state == "received")
+                .values(change)
+            )
+    except Exception as second:
+        # The database is away: the fault itself is on its way up, and this one says nothing more.
+        log.warning("Could not note a fault", submission=submission_id, error=str(second)[:200])
+
+
+def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:
+    with unit_of_work(engine, "apply_result", submission=submission_id) as connection:
+        submission = connection.execute(
+            select(Submission.id, Submission.state, Submission.payload, Submission.attempt_id)
+            .where(Submission.id == submission_id)
+            .with_for_update()
+        ).one()
+        if submission.state != "received":
+            return Applied(submission.state)
+        result = SubmitResult.model_validate(submission.payload)
+        try:
+            with savepoint(connection):
+                outcome, rings = _apply_verified(connection, submission, result, settings)
+        except Rejected as refusal:
+            _settle_rejected(connection, submission_id, refusal)
+            return Applied("rejected")
+        _settle_applied(connection, submission_id, outcome)
+        return Applied(outcome.state, outcome.factor_status, rings)
+
+
+def _apply_verified(
+    connection: Connection, submission: Row, result: SubmitResult, settings: Settings
+) -> tuple[Outcome, list[jobs.Ring]]:
+    """Steps 2 to 7; raises Rejected before it has written anything that matters."""
+    rings: list[jobs.Ring] = []
+    notes: list[str] = []
+    composite_id, root_id, is_new = _find_or_register(connection, result, settings)
+    family = registry.lock_family(connection, root_id)
+    composite = next(row for row in family if row.id == composite_id)
+    if composite.is_prime and composite.is_fully_factored:
+        raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
+    divisors = _verify_claims(connection, composite_id, result, settings, notes)
+
+    attempt_id, repeated = _record_attempt(connection, submission, composite_id, result)
+
+    new_factors = False
+    if divisors or is_new:
+        members = families.load(connection, [row.id for row in family], settings.max_digits)
+        credited = [divisor.credited(attempt_id, result.client_id, result.method) for divisor in divisors]
+        change = families.use_divisors(connection, members, credited)
+        new_factors = bool(change.new)
+        rings += change.rings
+        if is_new:
+            rings += families.resolve_new(connection, members).rings
+
+    t_level, target = composite.current_t_level, composite.target_t_level
+    if not repeated:
+        t_level = _add_effort(connection, composite, result)
+    if divisors or is_new:
+        target = connection.execute(
+            select(Composite.target_t_level).where(Composite.id == composite_id)
+        ).scalar_one()
+    if result.project:
+        registry.join_project(connection, composite_id, result.project)
+
+    if result.work_id:
+        _, note = work.count_result(
+            connection,
+            result.work_id,
+            result.client_id,
+            {row.id for row in family},
+            0 if repeated else result.curves,
+        )
+        notes += [note] if note else []
+
+    if new_factors:
+        status = "new_factor"
+    elif repeated:
+        status = "duplicate"
+    else:
+        status = "known_factor" if divisors else "no_factor"
+    state = "duplicate" if repeated else "applied"
+    message = "; ".join([_summary(status, result, divisors), *notes])
+    return Outcome(state, attempt_id, composite_id, status, message, t_level, target), rings
+
+
+def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[int, int, bool]:
+    """(composite id, its root's id, whether it is new). Raises Rejected for a number that cannot be one."""
+    try:
+        found = registry.find(connection, result.composite, settings.max_digits)
+        if found is not None:
+            return found.id, found.root_id, False
+        value = evaluate_number(result.composite, settings.max_digits)
+    except ExpressionError as error:
+        raise Rejected(error.reason, error.detail) from error
+    if not settings.accept_unknown_composites:
+        raise Rejected(
+            "unknown_composite",
+            f"{shorten(result.composite)} is not a number of this server; it must be loaded before results count",
+        )
+    prime = is_probable_prime(value) if digit_count(value) <= PRIMALITY_AT_ONCE_DIGITS else None
+    if prime:
+        raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
+    new_id = registry.register(connection, result.composite, value, is_prime=prime)
+    root_id = registry.roots_of(connection, [new_id])[0]
+    return new_id, root_id, True
+
+
+def _verify_claims(
+    connection: Connection, composite_id: int, result: SubmitResult, settings: Settings, notes: list[str]
+) -> list[Divisor]:
+    """The claimed factors that are proper ones, each proved to divide the registered number.
+
+    1 and the number itself ("found input number") are no factors and no fault. Raises Rejected, with those that do
+    divide, if any does not: a client that claims one wrong factor may have more wrong.
+    """
+    if not result.claims:
+        return []
+    written = connection.execute(select(Composite.number).where(Composite.id == composite_id)).scalar_one()
+    number = evaluate_number(written, settings.max_digits)
+    divisors: list[Divisor] = []
+    wrong: list[str] = []
+    for claim in result.claims:
+        try:
+            value = evaluate(claim.factor, settings.max_digits)
+        except ExpressionError as error:
+            raise Rejected(error.reason, error.detail) from error
+        if value in (1, number):
+            notes.append(f"{shorten(claim.factor)} is no proper factor and was left out")
+        elif value < 1 or number % value != 0:
+            wrong.append(shorten(claim.factor))
+        else:
+            divisors.append(_divisor(value, claim, result))
+    if wrong:
+        raise Rejected(
+            "factor_does_not_divide",
+            f"{', '.join(wrong[:5])} does not divide {shorten(written)}; check that the factor belongs to this number",
+            true_factors=[decimal(divisor.value) for divisor in divisors],
+        )
+    return divisors
+
+
+def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
+    if claim.sigma is None:
+        return Divisor(value, families.SUBMITTED)
+    parametrization, sigma = split_sigma(claim.sigma)
+    own = result.parametrization if parametrization is None else parametrization
+    return Divisor(value, families.SUBMITTED, sigma=sigma, parametrization=own)
+
+
+def _record_attempt(
+    connection: Connection, submission: Row, composite_id: int, result: SubmitResult
+) -> tuple[int, bool]:
+    """(the attempt's id, whether these very curves were recorded before, under that id)."""
+    curves_sha256 = _curves_sha256(composite_id, result)
+    values = {
+        "id": submission.attempt_id,
+        "composite_id": composite_id,
+        "submission_id": submission.id,
+        "client_id": result.client_id,
+        "method": result.method,
+        "program": result.program,
+        "program_version": result.program_version,
+        "b1": result.parameters.b1,
+        "b2": result.b2 if result.parameters.b1 is not None else None,
+        "parametrization": result.parametrization if result.method == "ecm" else None,
+        "curves": result.curves,
+        "sigma": " ".join(value for _, value in result.sigmas) or None,
+        "execution_time": result.results.execution_time,
+        "curves_sha256": curves_sha256,
+    }
+    recorded = connection.execute(
+        insert(EcmAttempt)
+        .values(values)
+        .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
+        .returning(EcmAttempt.id)
+    ).scalar_one_or_none()
+    if recorded is not None:
+        return recorded, False
+    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == curves_sha256)
+    return connection.execute(first).scalar_one(), True
+
+
+def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
+    """What tells these curves from all others: number, method, bounds, parametrization, sigmas and count."""
+    sigmas = [f"{result.parametrization if prefix is None else prefix}:{value}" for prefix, value in result.sigmas]
+    if not sigmas:
+        return None
+    parts = [composite_id, result.method, result.parameters.b1, result.b2, result.curves, *sorted(sigmas)]
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+
+
+def _add_effort(connection: Connection, composite: Row, result: SubmitResult) -> float:
+    """Add the run to the composite's sums and vector: constant cost, whatever came before. The t-level then."""
+    changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
+    t_level = composite.current_t_level
+    if result.method == "ecm" and result.curves > 0:
+        run = (result.parameters.b1, result.b2, result.parametrization)
+        vector = effort.add_curves(composite.effort, result.curves, *run)
+        t_level = effort.t_level(vector)
+        changes |= {"effort": vector, "current_t_level": t_level}
+        sums = insert(CompositeEffort).values(
+            composite_id=composite.id, b1=run[0], b2=run[1], parametrization=run[2], curves=result.curves
+        )
+        connection.execute(
+            sums.on_conflict_do_update(
+                index_elements=["composite_id", "b1", "b2", "parametrization"],
+                set_={"curves": CompositeEffort.curves + sums.excluded.curves},
+            )
+        )
+    connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
+    return t_level
+
+
+def _summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:
+    found = ", ".join(shorten(decimal(divisor.value)) for divisor in divisors[:5])
+    return {
+        "new_factor": f"Result applied, new factor: {found}",
+        "known_factor": f"Result applied, factor known before: {found}",
+        "no_factor": f"Result applied, {result.curves} curves without a factor",
+        "duplicate": "These curves were recorded before; nothing was added",
+    }[status]
+
+
+def _settle_applied(connection: Connection, submission_id: int, outcome: Outcome) -> None:
+    connection.execute(
+        update(Submission)
+        .where(Submission.id == submission_id)
+        .values(
+            state=outcome.state,
+            composite_id=outcome.composite_id,
+            detail=None,
+            outcome={
+                "attempt_id": outcome.attempt_id,
+                "composite_id": outcome.composite_id,
+                "factor_status": outcome.factor_status,
+                "message": outcome.message,
+                "current_t_level": outcome.current_t_level,
+                "target_t_level": outcome.target_t_level,
+            },
+            settled_at=func.clock_timestamp(),
+        )
+    )
+
+
+def _settle_rejected(connection: Connection, submission_id: int, refusal: Rejected) -> None:
+    connection.execute(
+        update(Submission)
+        .where(Submission.id == submission_id)
+        .values(
+            state="rejected",
+            reason=refusal.reason,
+            detail=str(refusal),
+            outcome={"true_factors": refusal.true_factors} if refusal.true_factors else None,
+            settled_at=func.clock_timestamp(),
+        )
+    )

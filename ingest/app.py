@@ -1,0 +1,65 @@
+"""The Flask application: one for each gunicorn process, made after the fork."""
+
+import uuid
+from time import perf_counter
+
+import structlog
+from flask import Flask, Response, g, request
+
+from config.logging import configure_logging
+from config.settings import Settings
+from config.settings import settings as process_settings
+from ingest import metrics, openapi
+from ingest.operations import health, operations
+from ingest.problems import answer_with_problems
+from ingest.results import results
+from ingest.stats import stats
+from ingest.waiting import OutcomePoller
+from models.engine import process_engine
+from models.wire import PRINTABLE
+from tasks import doorbell, heartbeats
+
+API = "/api/v1"
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The intake, with an engine and a poller of its own."""
+    settings = settings or process_settings()
+    configure_logging(settings.log_format, settings.log_level)
+    doorbell.make_impatient()
+    app = Flask("ingest", static_folder=None)
+    app.config.update(
+        SETTINGS=settings,
+        ENGINE=process_engine(settings.database_url, settings.web_pool_size),
+        BROKER=heartbeats.connect(settings.redis_url),
+        MAX_CONTENT_LENGTH=settings.max_body,
+    )
+    app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.max_waiters)
+    app.register_blueprint(results, url_prefix=API)
+    app.register_blueprint(stats, url_prefix=API)
+    app.register_blueprint(operations)
+    app.add_url_rule(f"{API}/health", "api_health", health)
+    openapi.serve(app, API)
+    answer_with_problems(app)
+    app.before_request(_begin)
+    app.after_request(_end)
+    return app
+
+
+def _begin() -> None:
+    g.began = perf_counter()
+    given = request.headers.get("X-Request-ID", "")
+    request_id = given if 0 < len(given) <= 100 and PRINTABLE.fullmatch(given) else uuid.uuid4().hex
+    request.environ["ecm.request_id"] = request_id
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request=request_id)
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-ID"] = request.environ.get("ecm.request_id", "")
+    if request.path.startswith(API) and not request.path.startswith(f"{API}/admin"):
+        # Anyone may read from anywhere; without credentials, so nothing is given away that curl would not get.
+        response.headers["Access-Control-Allow-Origin"] = "*"
+    endpoint = request.endpoint or "none"
+    metrics.REQUEST_SECONDS.labels(endpoint, str(response.status_code)).observe(perf_counter() - g.began)
+    return response

@@ -1,0 +1,43 @@
+"""gunicorn's settings: threads, timeouts and pools that fit together (config/settings.py), each with its reason."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from config.settings import settings
+
+_settings = settings()
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = _settings.web_processes
+worker_class = "gthread"
+threads = _settings.web_threads
+# A thread may wait for an outcome, and hold a request while the database is away; neither is a hung worker.
+timeout = int(_settings.database_patience + 20) + 15
+graceful_timeout = 8
+keepalive = 30
+# Connections beyond the threads wait in the kernel's queue rather than being refused.
+backlog = 1024
+# Engine, poller and broker connections belong to one process each, so the app is made after the fork.
+preload_app = False
+limit_request_line = 8190
+accesslog = None
+loglevel = "warning"
+
+# Each web process writes its own metrics files here; a scrape of either sums them up.
+if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ecm-metrics-")
+    _owner = os.getpid()
+    atexit.register(
+        lambda directory: os.getpid() == _owner and shutil.rmtree(directory, ignore_errors=True),
+        os.environ["PROMETHEUS_MULTIPROC_DIR"],
+    )
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Keep a dead process's counters, drop its gauges."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)

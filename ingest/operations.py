@@ -1,0 +1,118 @@
+"""What load balancers, operators and Prometheus ask: health, ready, status, metrics."""
+
+import os
+from typing import Any
+
+import orjson
+import redis
+from flask import Blueprint, Response, current_app
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+from prometheus_client.core import REGISTRY, GaugeMetricFamily
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator import queries
+from models.migrate import newest_revision
+from tasks import heartbeats
+
+operations = Blueprint("operations", __name__)
+
+# Longer than upkeep needs to ring for what was left behind.
+LAG_LIMIT = 120.0
+
+
+def health() -> Response:
+    """The process is up."""
+    return _json({"status": "ok"}, 200)
+
+
+operations.add_url_rule("/health", view_func=health)
+
+
+@operations.get("/ready")
+def ready() -> Response:
+    """Whether results can be taken: the database answers and its schema is the one this version needs."""
+    try:
+        revision = queries.schema_revision(current_app.config["ENGINE"])
+    except SQLAlchemyError as error:
+        return _json({"status": "unavailable", "detail": f"The database does not answer: {_first_line(error)}"}, 503)
+    if revision != newest_revision():
+        detail = f"The schema is at {revision}, this version needs {newest_revision()}: run `ecm-coordinator migrate`."
+        return _json({"status": "unavailable", "detail": detail}, 503)
+    return _json({"status": "ready"}, 200)
+
+
+@operations.get("/status")
+def status() -> Response:
+    """Every part of the installation, and whether it does its work; 503 when one does not."""
+    parts: dict[str, dict[str, Any]] = {"database": _database(), **_broker_and_processes()}
+    ok = all(part["ok"] for part in parts.values())
+    return _json({"status": "ok" if ok else "degraded", **parts}, 200 if ok else 503)
+
+
+@operations.get("/metrics")
+def prometheus() -> Response:
+    """Counters of all web processes, and gauges read from the database now."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    else:
+        registry = REGISTRY
+    text = generate_latest(registry)
+    try:
+        text += generate_latest(_gauges())
+    except SQLAlchemyError:
+        text += b"# the database does not answer: no gauges\n"
+    return Response(text, 200, content_type=CONTENT_TYPE_LATEST)
+
+
+def _database() -> dict[str, Any]:
+    try:
+        inbox = queries.inbox_state(current_app.config["ENGINE"])
+        revision = queries.schema_revision(current_app.config["ENGINE"])
+    except SQLAlchemyError as error:
+        return {"ok": False, "detail": _first_line(error)}
+    current = revision == newest_revision()
+    return {"ok": current and inbox["oldest_waiting_seconds"] < LAG_LIMIT, "schema": revision, "inbox": inbox}
+
+
+def _broker_and_processes() -> dict[str, dict[str, Any]]:
+    client: redis.Redis = current_app.config["BROKER"]
+    try:
+        beats = heartbeats.read(client)
+        queues = {queue: client.llen(f"ecm:{queue}") for queue in ("results", "analysis", "upkeep")}
+    except redis.RedisError as error:
+        away = {"ok": False, "detail": "unknown: the broker does not answer"}
+        return {"broker": {"ok": False, "detail": _first_line(error)}, "workers": away, "beat": away}
+    workers = [beat for beat in beats if beat["role"] == "worker"]
+    schedulers = [beat for beat in beats if beat["role"] == "beat"]
+    served = {queue for worker in workers if not worker["stale"] for queue in worker.get("queues", [])}
+    missing = sorted(set(queues) - served)
+    return {
+        "broker": {"ok": True, "queues": queues},
+        "workers": {"ok": not missing, "unserved_queues": missing, "heartbeats": workers},
+        "beat": {"ok": any(not beat["stale"] for beat in schedulers), "heartbeats": schedulers},
+    }
+
+
+class _gauges:
+    """A collector of what the database says at this moment."""
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        inbox = queries.inbox_state(current_app.config["ENGINE"])
+        return [
+            GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"]),
+            GaugeMetricFamily(
+                "ecm_oldest_waiting_seconds", "Age of the oldest of them", inbox["oldest_waiting_seconds"]
+            ),
+            GaugeMetricFamily("ecm_dead_letters", "Submissions that failed", inbox["failed"]),
+            GaugeMetricFamily("ecm_jobs_waiting", "Jobs not done yet", inbox["jobs_waiting"]),
+            GaugeMetricFamily("ecm_jobs_failed", "Jobs that failed", inbox["jobs_failed"]),
+        ]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _json(body: dict[str, Any], status_code: int) -> Response:
+    return Response(orjson.dumps(body), status_code, content_type="application/json")

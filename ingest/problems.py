@@ -1,0 +1,113 @@
+"""Errors as RFC 9457 problems: never HTML, never a stack trace, always a word for programs and a sentence for people."""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from flask import Flask, Response, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from coordinator.expressions import ExpressionError
+from coordinator.unit_of_work import is_transient
+
+log = structlog.get_logger("problems")
+
+REASONS = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "body_too_large",
+    414: "address_too_long",
+    415: "unsupported_media_type",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "database_away",
+}
+RETRY_SECONDS = 5
+
+
+class Problem(Exception):
+    """Raised anywhere in a request to answer it with a problem; `more` are further members of its body."""
+
+    def __init__(
+        self, status: int, reason: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.detail, self.more = status, reason, detail, more
+        self.headers = headers or {}
+
+    def response(self) -> Response:
+        """The problem as an answer to the current request."""
+        body = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "reason": self.reason,
+            "instance": request.path[:200],
+            **self.more,
+        }
+        return Response(orjson.dumps(body), self.status, self.headers, content_type="application/problem+json")
+
+
+def invalid(error: ValidationError) -> Problem:
+    """422 for a body whose shape is wrong, naming each field and what would be right."""
+    errors = [
+        {"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"].removeprefix("Value error, ")}
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:100]
+    ]
+    first = errors[0]
+    return Problem(422, "invalid", f"{first['field']}: {first['message']}", errors=errors)
+
+
+def unreadable_number(error: ExpressionError) -> Problem:
+    """422 for a number that cannot be read or is too large."""
+    return Problem(422, error.reason, error.detail, errors=[{"field": error.field, "message": error.detail}])
+
+
+def database_away() -> Problem:
+    """503: nothing was stored; ask again soon."""
+    detail = f"The database does not answer; nothing was stored. Send the same again in {RETRY_SECONDS} seconds."
+    return Problem(503, "database_away", detail, headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+def answer_with_problems(app: Flask) -> None:
+    """Make every error of the app a problem."""
+
+    @app.errorhandler(Problem)
+    def _problem(error: Problem) -> Response:
+        return error.response()
+
+    @app.errorhandler(ValidationError)
+    def _invalid(error: ValidationError) -> Response:
+        return invalid(error).response()
+
+    @app.errorhandler(ExpressionError)
+    def _unreadable(error: ExpressionError) -> Response:
+        return unreadable_number(error).response()
+
+    @app.errorhandler(HTTPException)
+    def _http(error: HTTPException) -> Response:
+        status = error.code or 500
+        detail = error.description or HTTPStatus(status).phrase
+        if status == 404:
+            detail = f"There is nothing at {request.path[:200]}; see /docs for what there is."
+        if status == 413:
+            detail = f"The body is larger than {app.config['MAX_CONTENT_LENGTH']} bytes; send it in parts."
+        headers = dict(error.get_response().headers) if status in (405, 429) else {}
+        allowed = {name: value for name, value in headers.items() if name in ("Allow", "Retry-After")}
+        return Problem(status, REASONS.get(status, "error"), detail, headers=allowed).response()
+
+    @app.errorhandler(Exception)
+    def _unexpected(error: Exception) -> Response:
+        if is_transient(error):
+            log.warning("The database does not answer", error=str(error)[:200])
+            return database_away().response()
+        log.exception("A request failed", path=request.path[:200])
+        detail = "Something went wrong on this server; it has been logged. Sending the same again later is safe."
+        return Problem(500, "internal_error", detail).response()

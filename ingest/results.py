@@ -1,0 +1,233 @@
+"""Taking results in: check the shape, store, ring, and say what became of them."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import orjson
+from flask import Blueprint, Response, current_app, request
+from pydantic import ValidationError
+from sqlalchemy import Row
+
+from config.settings import Settings
+from coordinator import inbox
+from coordinator.expressions import ExpressionError
+from coordinator.unit_of_work import is_transient
+from ingest import metrics
+from ingest.bodies import parse_json, read_body
+from ingest.problems import Problem, database_away, invalid, unreadable_number
+from models.wire import PRINTABLE, SubmitResult
+from tasks import doorbell
+
+results = Blueprint("results", __name__)
+
+MOST_IN_A_BATCH = 1000
+LONGEST_KEY = 200
+LONGEST_WAIT = 20.0
+
+Answer = TypeVar("Answer")
+
+
+@results.post("/submit_result")
+def submit_result() -> Response:
+    """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
+    result = read_body(SubmitResult)
+    settings: Settings = current_app.config["SETTINGS"]
+    inbox.check_numbers(result, settings.max_digits)
+    key = _idempotency_key()
+    receipt = _patiently(
+        lambda: inbox.receive(
+            current_app.config["ENGINE"],
+            result,
+            key=key,
+            max_raw_output=settings.max_raw_output,
+            implicit_key_window=settings.implicit_key_window,
+            request_id=request.environ.get("ecm.request_id"),
+        ),
+        settings.database_patience,
+    )
+    metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
+    settled = receipt.settled
+    if settled is None:
+        rung = doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+        if rung:
+            settled = current_app.config["POLLER"].wait(receipt.submission_id, _wait_seconds(settings.default_wait))
+    if settled is None or settled.state == "failed":
+        return _accepted(receipt)
+    return _settled(settled, receipt.replay)
+
+
+@results.post("/submit_results")
+def submit_results() -> Response:
+    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other."""
+    settings: Settings = current_app.config["SETTINGS"]
+    items = _batch_items()
+    verdicts: list[dict[str, Any]] = []
+    valid: list[tuple[int, SubmitResult]] = []
+    for index, item in enumerate(items):
+        try:
+            result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else item)
+            inbox.check_numbers(result, settings.max_digits)
+        except (ValidationError, ExpressionError, Problem) as error:
+            problem = _as_problem(error)
+            verdicts.append({"index": index, "status": "refused", "reason": problem.reason, "detail": problem.detail})
+        else:
+            valid.append((index, result))
+    receipts = _patiently(
+        lambda: inbox.receive_many(
+            current_app.config["ENGINE"],
+            [(result, None) for _, result in valid],
+            max_raw_output=settings.max_raw_output,
+            implicit_key_window=settings.implicit_key_window,
+            request_id=request.environ.get("ecm.request_id"),
+        ),
+        settings.database_patience,
+    )
+    for (index, result), receipt in zip(valid, receipts, strict=True):
+        if isinstance(receipt, inbox.KeyReused):
+            problem = _key_reused()
+            verdicts.append({"index": index, "status": "refused", "reason": problem.reason, "detail": problem.detail})
+            continue
+        if receipt.settled is None:
+            doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+        verdicts.append(
+            {
+                "index": index,
+                "status": "accepted",
+                "submission_id": receipt.submission_id,
+                "attempt_id": receipt.attempt_id,
+            }
+        )
+    metrics.RESULTS.labels("stored").inc(len(valid))
+    verdicts.sort(key=lambda verdict: verdict["index"])
+    return _json({"accepted": len(valid), "refused": len(items) - len(valid), "results": verdicts}, 200)
+
+
+@results.get("/submissions/<int:submission_id>")
+def submission_state(submission_id: int) -> Response:
+    """What became of a submission."""
+    row = None
+    if submission_id < 2**63:
+        row = inbox.state(current_app.config["ENGINE"], submission_id)
+    if row is None:
+        raise Problem(404, "unknown_submission", f"There is no submission {submission_id}.")
+    return _json(
+        {
+            "submission_id": row.id,
+            "client_id": row.client_id,
+            "state": row.state,
+            "created_at": row.created_at.isoformat(),
+            "settled_at": row.settled_at and row.settled_at.isoformat(),
+            "tries": row.tries,
+            "attempt_id": row.attempt_id if row.state in ("received", "applied", "duplicate") else None,
+            "composite_id": row.composite_id,
+            "reason": row.reason,
+            "detail": row.detail,
+            "outcome": _success(row) if row.state in ("applied", "duplicate") else None,
+        },
+        200,
+    )
+
+
+def _batch_items() -> list[Any]:
+    body = request.get_data(cache=False)
+    if body.lstrip()[:1] == b"[":
+        items = parse_json(body)
+    else:
+        items = [line for line in body.splitlines() if line.strip()]
+    if not items:
+        raise Problem(422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[])
+    if len(items) > MOST_IN_A_BATCH:
+        detail = f"The batch has {len(items)} results; send at most {MOST_IN_A_BATCH} at a time."
+        raise Problem(422, "batch_too_large", detail, errors=[])
+    return items
+
+
+def _as_problem(error: ValidationError | ExpressionError | Problem) -> Problem:
+    if isinstance(error, ValidationError):
+        return invalid(error)
+    return unreadable_number(error) if isinstance(error, ExpressionError) else error
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= LONGEST_KEY and PRINTABLE.fullmatch(key)):
+        detail = f"Idempotency-Key should be 1 to {LONGEST_KEY} printable characters."
+        raise Problem(422, "malformed", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+    return key
+
+
+def _wait_seconds(default: float) -> float:
+    """How long this request waits (RFC 7240): `Prefer: respond-async` or `Prefer: wait=N`, else the default."""
+    prefer = request.headers.get("Prefer")
+    if not prefer:
+        return default
+    wishes = [wish.strip().lower() for wish in prefer.split(",")]
+    if "respond-async" in wishes:
+        return 0.0
+    for wish in wishes:
+        name, _, value = wish.partition("=")
+        if name.strip() == "wait":
+            try:
+                return min(LONGEST_WAIT, max(0.0, float(int(value.strip().strip('"')))))
+            except ValueError:
+                return default  # RFC 7240: a preference that cannot be understood is ignored
+    return default
+
+
+def _patiently(store: Callable[[], Answer], patience: float) -> Answer:
+    """`store()`, tried again while the database is away, for at most `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return store()
+        except inbox.KeyReused:
+            raise _key_reused() from None
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() >= deadline:
+                raise database_away() from error
+        time.sleep(0.2)
+
+
+def _key_reused() -> Problem:
+    detail = "This Idempotency-Key was used before for a different result; give every result a key of its own."
+    return Problem(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+
+
+def _accepted(receipt: inbox.Receipt) -> Response:
+    body = {
+        "status": "accepted",
+        "submission_id": receipt.submission_id,
+        "attempt_id": receipt.attempt_id,
+        "composite_id": None,
+        "factor_status": None,
+        "message": "Result stored; it will be applied soon",
+        "current_t_level": None,
+        "target_t_level": None,
+    }
+    response = _json(body, 202)
+    response.headers["Location"] = f"/api/v1/submissions/{receipt.submission_id}"
+    return response
+
+
+def _settled(row: Row[Any], replay: bool) -> Response:
+    if row.state == "rejected":
+        status = 404 if row.reason == "unknown_composite" else 400
+        raise Problem(status, row.reason, row.detail, submission_id=row.id)
+    body = _success(row)
+    if replay:
+        body["factor_status"] = "duplicate"
+        body["message"] = "This result was received before; nothing was added"
+    return _json(body, 200)
+
+
+def _success(row: Row[Any]) -> dict[str, Any]:
+    return {"status": "success", "submission_id": row.id, **row.outcome}
+
+
+def _json(body: dict[str, Any], status: int) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")

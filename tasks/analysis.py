@@ -1,0 +1,25 @@
+"""Long work that follows from results, on a queue of its own."""
+
+from celery import Task
+
+from config.settings import settings
+from coordinator import analysis
+from coordinator.unit_of_work import is_transient
+from tasks.app import app, engine
+from tasks.doorbell import ring_jobs
+from tasks.retries import backoff
+
+_limit = settings().analysis_time_limit
+
+
+@app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=_limit - 5)
+def run_job(self: Task, job_id: int, kind: str = "") -> None:
+    """Do one job; `kind` is there for whoever reads Flower."""
+    current = settings()
+    try:
+        rings = analysis.run(engine(), job_id, max_tries=current.max_tries, max_digits=current.max_digits)
+    except Exception as error:
+        if is_transient(error):
+            raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
+        raise
+    ring_jobs(rings)

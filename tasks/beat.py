@@ -1,0 +1,32 @@
+"""Beat's scheduler: Celery's own, in memory, that also shows it is alive."""
+
+import os
+import socket
+from time import monotonic
+from typing import Any
+
+import redis
+from celery.beat import Scheduler
+
+from config.settings import settings
+from tasks import heartbeats
+
+
+class HeartbeatScheduler(Scheduler):
+    """All schedules are short intervals and every task is idempotent, so nothing need be kept across restarts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._client = heartbeats.connect(settings().redis_url)
+        self._next_beat = 0.0
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Send what is due, and a heartbeat every few seconds."""
+        pause = super().tick(*args, **kwargs)
+        if monotonic() >= self._next_beat:
+            self._next_beat = monotonic() + heartbeats.BEAT_SECONDS
+            try:
+                heartbeats.beat(self._client, "beat", socket.gethostname(), pid=os.getpid())
+            except redis.RedisError as error:
+                self.logger.warning("No heartbeat: the broker does not answer (%s)", error)
+        return min(pause, heartbeats.BEAT_SECONDS)

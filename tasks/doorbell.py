@@ -1,0 +1,62 @@
+"""The doorbell: telling workers that something waits in the database.
+
+Ringing may fail, and then costs at most half a second: everything that is rung for is a row already, and upkeep rings
+again for what has waited too long. After a failure this process leaves the bell alone for a few seconds, so that a
+dead broker does not slow down every request.
+"""
+
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+
+import structlog
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from coordinator.jobs import Ring
+from tasks.app import app
+
+log = structlog.get_logger("doorbell")
+
+SILENT_SECONDS = 3.0
+IMPATIENT = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}
+
+_silent_until = 0.0
+
+
+def make_impatient() -> None:
+    """For processes that answer requests: give the broker half a second. To be called before the first ring."""
+    app.conf.broker_transport_options = app.conf.broker_transport_options | IMPATIENT
+
+
+def ring_submission(submission_id: int, client: str, composite: str) -> bool:
+    """Ask a worker to apply a submission; whether the bell could be rung."""
+    return _ring(
+        "tasks.results.apply_result",
+        "results",
+        {"submission_id": submission_id, "client": client[:40], "composite": _short(composite)},
+    )
+
+
+def ring_jobs(rings: Iterable[Ring]) -> bool:
+    """Ask a worker to do these jobs; whether the bell could be rung for all of them."""
+    return all(
+        [_ring("tasks.analysis.run_job", "analysis", {"job_id": ring.job_id, "kind": ring.kind}) for ring in rings]
+    )
+
+
+def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
+    global _silent_until
+    if monotonic() < _silent_until:
+        return False
+    try:
+        app.send_task(task, kwargs=arguments, queue=queue, ignore_result=True)
+    except (OperationalError, RedisError, OSError) as error:
+        _silent_until = monotonic() + SILENT_SECONDS
+        log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
+        return False
+    return True
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

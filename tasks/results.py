@@ -1,0 +1,25 @@
+"""Applying results: one task a submission, so that Flower shows each."""
+
+from celery import Task
+
+from config.settings import settings
+from coordinator.results import apply_result as apply_submission
+from coordinator.unit_of_work import is_transient
+from tasks.app import app, engine
+from tasks.doorbell import ring_jobs
+from tasks.retries import backoff
+
+
+@app.task(bind=True, max_retries=8)
+def apply_result(self: Task, submission_id: int, client: str = "", composite: str = "") -> str:
+    """Apply one submission; `client` and `composite` (shortened) are there for whoever reads Flower."""
+    try:
+        applied = apply_submission(engine(), submission_id, settings())
+    except Exception as error:
+        if is_transient(error):
+            raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
+        raise
+    if applied is None:
+        return "unknown"
+    ring_jobs(applied.rings)
+    return applied.state

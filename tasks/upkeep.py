@@ -1,0 +1,53 @@
+"""Beat's tasks: each calls the coordinator, and rings for what it found."""
+
+from datetime import UTC, datetime
+
+import redis
+
+from config.settings import settings
+from coordinator import upkeep
+from tasks import doorbell, heartbeats
+from tasks.app import app, engine
+
+
+@app.task
+def expire_work() -> int:
+    """Time out overdue leases."""
+    return upkeep.expire_work(engine(), datetime.now(UTC))
+
+
+@app.task
+def ring_again() -> int:
+    """Ring for submissions and jobs that have waited too long, when the queues are short enough to take them."""
+    current = settings()
+    try:
+        broker = heartbeats.connect(current.redis_url)
+        room = {queue: current.ring_batch - broker.llen(f"ecm:{queue}") for queue in ("results", "analysis")}
+    except redis.RedisError:
+        return 0
+    rung = 0
+    if room["results"] > 0:
+        for row in upkeep.submissions_to_ring(engine(), ring_after=current.ring_after, limit=room["results"]):
+            rung += doorbell.ring_submission(*row)
+    if room["analysis"] > 0:
+        jobs = upkeep.jobs_to_ring(engine(), ring_after=current.ring_after, limit=room["analysis"])
+        rung += len(jobs) if doorbell.ring_jobs(jobs) else 0
+    return rung
+
+
+@app.task
+def note_clients() -> None:
+    """Derive the clients table from what came in."""
+    upkeep.note_clients(engine())
+
+
+@app.task
+def prune() -> dict[str, int]:
+    """Drop what its retention setting says may go."""
+    current = settings()
+    return upkeep.prune(
+        engine(),
+        datetime.now(UTC),
+        raw_output_days=current.retain_raw_output_days,
+        jobs_days=current.retain_jobs_days,
+    )
