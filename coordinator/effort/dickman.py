@@ -72,7 +72,7 @@ def refined_share(u: Array, log_x: Array) -> Array:
 def refined_share_on_grid(log_x: Array) -> Array:
     """`refined_share` at every grid point: one row for each value of `log_x`, 2561 columns."""
     first = np.zeros_like(RHO)
-    first[GRID + 1 :] = RHO[1 : -GRID]
+    first[GRID + 1 :] = RHO[1:-GRID]
     second = np.zeros_like(RHO)
     second[2 * GRID + 1 :] = RHO[1 : -2 * GRID]
     scale = 1.0 / log_x[:, None]

@@ -62,14 +62,13 @@ def checked_parametrization(parametrization: int) -> int:
 
 def _points(width: int) -> int:
     """The power of two at or above phi(width) / 2: the points that one block of this width needs."""
-    phi, left = width, width
-    for prime in (2, 3, 5, 7, 11, 13, 17, 19, 23):
+    phi, left, prime = width, width, 2
+    while left > 1:
         if left % prime == 0:
             phi -= phi // prime
             while left % prime == 0:
                 left //= prime
-    if left != 1:
-        raise ValueError(f"the width {width} has a prime factor above 23")
+        prime += 1
     return 1 << (phi // 2 - 1).bit_length()
 
 
