@@ -75,6 +75,8 @@ timezone = "UTC"
 # A message of upkeep that was not taken by the time of the next one has nothing more to say.
 _every = timedelta(seconds=_settings.upkeep_every)
 _expires = {"expires": _settings.upkeep_every}
+# In memory: all intervals are short, and a schedule file is one more thing to break.
+beat_scheduler = "tasks.beat:HeartbeatScheduler"
 beat_max_loop_interval = 2
 beat_schedule = {
     "expire overdue work": {"task": "tasks.upkeep.expire_work", "schedule": _every, "options": _expires},

@@ -167,8 +167,9 @@ def write_back(connection: Connection, members: list[Member], change: Change) ->
         if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
             _provide_for_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
-    if changed and _has_sharers(connection, [member.id for member in members]):
-        change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, members[0].parent_id or members[0].id)
+    root_id = members[0].parent_id or members[0].id
+    if changed and sharers(connection, registry.family_ids(connection, root_id)):
+        change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, root_id)
 
 
 def _write_pieces(connection: Connection, member: Member) -> bool:
@@ -309,10 +310,6 @@ def sharers(connection: Connection, ids: Sequence[int]) -> list[int]:
         Factor.child_composite_id.in_(ids), Factor.composite_id.not_in(ids)
     )
     return sorted(connection.execute(by_value.union(working_for_us, worked_for_by_us)).scalars())
-
-
-def _has_sharers(connection: Connection, ids: Sequence[int]) -> bool:
-    return bool(sharers(connection, ids))
 
 
 def leaf_values(connection: Connection, root_id: int) -> list[mpz]:

@@ -6,10 +6,13 @@ from time import monotonic
 from typing import Any
 
 import redis
+import structlog
 from celery.beat import Scheduler
 
 from config.settings import settings
 from tasks import heartbeats
+
+log = structlog.get_logger("beat")
 
 
 class HeartbeatScheduler(Scheduler):
@@ -28,5 +31,5 @@ class HeartbeatScheduler(Scheduler):
             try:
                 heartbeats.beat(self._client, "beat", socket.gethostname(), pid=os.getpid())
             except redis.RedisError as error:
-                self.logger.warning("No heartbeat: the broker does not answer (%s)", error)
+                log.warning("No heartbeat: the broker does not answer", error=str(error)[:200])
         return min(pause, heartbeats.BEAT_SECONDS)
