@@ -33,6 +33,8 @@ _GROUPS = {"clocks": ("beat", "flower"), "intake": ("web",), "work": ("worker", 
 # lost by a kill: results are committed before they are answered, and a task that dies is delivered again.
 _PATIENCE = {"clocks": 1, "intake": 3, "work": 2, "servers": 2}
 _SIGNALS = {"postgres": "INT"}
+# supervisord waits a second longer before each try, then gives up and `revive` begins again: no pause exceeds this.
+RETRIES = 8
 
 
 def find_procfile() -> Path:
@@ -97,8 +99,7 @@ def configuration(home: Path, programs: dict[str, str], servers: tuple[str, ...]
         lines += [
             *(f"[program:{name}]", f"command={_quoted(command)}"),
             f"autostart={'true' if name in servers else 'false'}",
-            # Eight tries take about half a minute; then `revive` begins again, so no pause is longer than that.
-            *("autorestart=true", "startsecs=3", "startretries=8"),
+            *("autorestart=true", "startsecs=3", f"startretries={RETRIES}"),
             *(f"stopsignal={_SIGNALS.get(name, 'TERM')}", f"stopwaitsecs={_PATIENCE[_group_of(name)]}"),
             *("killasgroup=true", "redirect_stderr=true"),
             f"stdout_logfile={_quoted(home / 'logs' / (name + '.log'))}",
@@ -234,8 +235,11 @@ class Supervisor:
     def stop(self, patience: float = 9.0) -> None:
         """Stop everything in order within `patience` seconds, then what is left by force."""
         self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
+        deadline = time.monotonic() + patience
+        while self.process.poll() is None and time.monotonic() < deadline:
+            # supervisord looks around once a second, at each step of its order, unless it is asked something.
+            self.states()
+            time.sleep(0.05)
         known = lairs(self.home, self.servers)
         for name in ("supervisord", *self.programs, *self.servers):
             clear(self.home, name, known.get(name))

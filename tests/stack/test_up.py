@@ -1,0 +1,271 @@
+"""`ecm-coordinator up`: what it starts, keeps running, stops, and finds again.
+
+Its programs are small stand-ins here, as quick to start as they are to kill; the servers beneath them are real.
+"""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+
+from config import supervision
+from config.embedded import start_postgres
+from config.embedded.postgres import libpq_url
+from config.processes import free_port, remains
+
+pytestmark = pytest.mark.stack
+ROOT = Path(__file__).resolve().parents[2]
+
+# A server whose child shares its listening socket, as gunicorn's workers do: an orphan would keep the port.
+WEB = """
+import http.server, json, os, pathlib, time
+class Status(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        said = pathlib.Path(os.environ["ECM_HOME"], "status.json")
+        body = json.loads(said.read_text()) if said.exists() else {}
+        facts = {"web": os.getpid(), "urls": [os.environ["DATABASE_URL"], os.environ["REDIS_URL"]]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({**facts, **body}).encode())
+    def log_message(self, *arguments):
+        pass
+server = http.server.ThreadingHTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Status)
+if os.fork() == 0:
+    time.sleep(600)
+server.serve_forever()
+"""
+SLEEPER = "import os, time; os.fork(); time.sleep(600)"
+
+
+class Up:
+    """One running `up`."""
+
+    def __init__(self, home, *, port=None, environment=None):
+        self.home, self.port = home, port or free_port()
+        scripts = home.parent / "programs"
+        scripts.mkdir(exist_ok=True)
+        (scripts / "web.py").write_text(WEB)
+        (scripts / "sleeper.py").write_text(SLEEPER)
+        procfile = scripts / "Procfile"
+        procfile.write_text(f"web: python {scripts}/web.py\nworker: python {scripts}/sleeper.py\n")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(home)),
+                *("--port", str(self.port), "--no-flower", "--procfile", str(procfile)),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self):
+        line = self.process.stdout.readline()
+        assert line == f"ready: http://127.0.0.1:{self.port}\n", self.process.communicate(timeout=20)
+        return self
+
+    def status(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/status", timeout=5) as answer:
+            return json.load(answer)
+
+    def running(self):
+        lairs = supervision.lairs(self.home, supervision.SERVERS)
+        names = ("supervisord", "web", "worker", "postgres", "valkey")
+        return {name: {p.pid for p in remains(self.home, name, lairs.get(name))} for name in names}
+
+    def stop(self, signum=signal.SIGTERM):
+        """Stop it; returns its exit status, the seconds it took, and what it said."""
+        began = time.monotonic()
+        self.process.send_signal(signum)
+        said = self.process.communicate(timeout=30)
+        return self.process.returncode, time.monotonic() - began, "".join(said)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def start(home):
+    """Starts `up` on the home; whatever still runs at the end is stopped."""
+    started = []
+
+    def start(**options):
+        started.append(Up(home, **options))
+        return started[-1]
+
+    yield start
+    for up in started:
+        if up.process.poll() is None:
+            up.stop()
+        up.process.communicate()
+    supervision.stop_orphans(home.resolve(), ["web", "worker"])
+
+
+def until(condition, patience=20.0):
+    deadline = time.monotonic() + patience
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def nothing(running):
+    return not any(running.values())
+
+
+def one_server_of_each(up):
+    """Whether exactly one of everything runs: the servers' leaders have parents outside of their own kind."""
+    for pids in up.running().values():
+        parents = [psutil.Process(pid).ppid() for pid in pids]
+        if sum(parent not in pids for parent in parents) != 1:
+            return False
+    return True
+
+
+def test_up_says_ready_once_refuses_a_second_and_stops_within_ten_seconds(start, home):
+    up = start().ready()
+    key = home / "admin.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert len(key.read_text().strip()) >= 32
+    assert one_server_of_each(up)
+
+    second = start()
+    said = second.process.communicate(timeout=20)
+    assert second.process.returncode == 1
+    assert f"in use by another ecm-coordinator (process {up.process.pid})" in said[1]
+
+    code, seconds, said = up.stop(signal.SIGINT)
+    assert (code, "ready:" in said) == (0, False)
+    assert str(key) in said
+    assert seconds < 10
+    assert nothing(up.running())
+
+    server = start_postgres(home)
+    try:
+        with closing(psycopg2.connect(libpq_url(server.url))) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM alembic_version")
+            assert cursor.fetchone() == (1,)
+    finally:
+        server.stop()
+
+
+def test_what_is_killed_comes_back_at_the_same_place_with_nothing_left_of_the_old(start):
+    up = start().ready()
+    before, urls = up.running(), up.status()["urls"]
+    web, child = sorted(before["web"])
+    os.kill(web, signal.SIGKILL)
+    until(lambda: (now := up.running()["web"]) and not now & {web, child} and answers(up))
+    for name in ("postgres", "valkey", "worker"):
+        leader = next(pid for pid in before[name] if psutil.Process(pid).ppid() not in before[name])
+        os.kill(leader, signal.SIGKILL)
+        until(lambda name=name: (now := up.running()[name]) and not now & before[name])
+    until(lambda: one_server_of_each(up))
+    assert up.status()["urls"] == urls
+    database = libpq_url(urls[0])
+    until(lambda: connects(database))
+
+
+def answers(up):
+    try:
+        return up.status()
+    except OSError:
+        return None
+
+
+def connects(url):
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("victims", [["up"], ["up", "supervisord"]])
+def test_after_a_kill_the_next_up_starts_and_nothing_runs_twice(start, victims):
+    first = start().ready()
+    (supervisord,) = first.running()["supervisord"]
+    for victim in victims:
+        os.kill({"up": first.process.pid, "supervisord": supervisord}[victim], signal.SIGKILL)
+    first.process.wait()
+    second = start().ready()
+    assert one_server_of_each(second)
+    assert supervisord not in second.running()["supervisord"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
+def test_everything_ends_by_itself_when_up_is_killed(start):
+    up = start().ready()
+    up.process.kill()
+    # The stand-ins' children stay, for they do not watch their parents as gunicorn's and Celery's do.
+    until(lambda: not any(pids for name, pids in up.running().items() if name not in {"web", "worker"}), patience=15)
+
+
+def test_supervisord_itself_is_started_again(start):
+    up = start().ready()
+    (old,) = up.running()["supervisord"]
+    os.kill(old, signal.SIGKILL)
+    until(lambda: (now := up.running())["supervisord"] and old not in now["supervisord"] and answers(up))
+    until(lambda: one_server_of_each(up))
+
+
+def test_a_program_whose_heartbeat_is_old_is_restarted_but_not_while_the_broker_is_away(start, home):
+    up = start().ready()
+    before = up.running()["worker"]
+    beats = [
+        {"role": "worker", "name": f"worker@{socket.gethostname()}", "age": 31.0},
+        {"role": "worker", "name": "web@elsewhere", "age": 500.0},
+    ]
+    web = up.running()["web"]
+    (home / "status.json").write_text(json.dumps({"broker": {"ok": True}, "workers": {"heartbeats": beats}}))
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: (now := up.running()["worker"]) and not now & before)
+    assert up.running()["web"] == web
+
+
+def test_a_port_that_is_in_use_is_named_before_anything_starts(start, home):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = start(port=port)
+        said = up.process.communicate(timeout=20)
+    assert up.process.returncode == 1
+    assert f"cannot listen on port {port} of 127.0.0.1" in said[1]
+    assert "--port" in said[1]
+    assert not (home / "postgres").exists()
+
+
+def test_a_program_that_supervisord_gave_up_on_is_started_again(home, monkeypatch):
+    home.mkdir()
+    for name in ("run", "logs"):
+        (home / name).mkdir()
+    monkeypatch.setattr(supervision, "RETRIES", 0)
+    fixed = home / "fixed"
+    environment = {**supervision.child_environment(), "PYTHONPATH": str(ROOT)}
+    program = {"worker": f"sh -c 'test -e {fixed} && exec sleep 600'"}
+    supervisor = supervision.Supervisor(home, program, (), environment)
+    supervisor.start()
+    try:
+        supervisor.start_programs()
+        until(lambda: supervisor.states() == {"worker": "FATAL"})
+        fixed.touch()
+        assert supervisor.revive() == ["worker"]
+        until(lambda: supervisor.states() == {"worker": "RUNNING"})
+        assert supervisor.revive() == []
+    finally:
+        supervisor.stop()
+    assert remains(home, "worker") == []
