@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import requests
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -123,13 +124,14 @@ def settled_stats(server: str, number: str) -> dict[str, Any]:
 
 
 def as_table(rows: list[Row]) -> Table:
-    table = Table("number", "digits", "curves", "factor", "sigma", "t-level", "cofactor")
+    # It has to fit the 80 columns of a terminal or a log, its factors and sigmas whole.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("number", "factor", "sigma", "t-level", "cofactor"):
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         t_level = row.stats.get("current_t_level")
         table.add_row(
             row.source,
-            str(len(row.number)),
-            str(row.curves),
             "\n".join(factor.value for factor in row.factors) or "-",
             "\n".join(factor.sigma or "-" for factor in row.factors) or "-",
             "-" if t_level is None else f"{t_level:.2f}",
@@ -139,11 +141,11 @@ def as_table(rows: list[Row]) -> Table:
 
 
 def cofactor_state(stats: dict[str, Any]) -> str:
-    """What is left of a number: that it is fully factored, and into how many primes, or the size of the composite still to do."""
+    """What is left of a number: `3 primes` when it is fully factored, else the composite still to do, as `C50`."""
     if stats.get("status") == "fully_factored":
-        return f"fully factored: {len(stats.get('factors_found') or [])} primes"
+        return f"{len(stats.get('factors_found') or [])} primes"
     if left := stats.get("current_composite"):
-        return f"{len(left)}-digit {stats['status']}"
+        return f"C{len(left)}"
     return "unknown"
 
 
