@@ -227,7 +227,7 @@ def report_run(order: Order, output: Output) -> None:
     for factor in output.factors:
         click.echo(f"{factor.value}  {factor.kind}, sigma {factor.sigma}")
     if output.found_input_number:
-        console.print("GMP-ECM found the number itself: all its factors at once, so try a smaller B1")
+        console.print("GMP-ECM found the number itself: it is prime, or B1 is so large that all factors come at once")
 
 
 @contextmanager
