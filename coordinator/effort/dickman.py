@@ -42,38 +42,52 @@ def _rho_on_grid() -> Array:
 
 
 RHO = read_only(_rho_on_grid())
-_INTERVALS = read_only(np.diff(RHO))
+_U = read_only(np.arange(RHO.size) / GRID)
 
 
-def rho(u: Array) -> Array:
-    """Dickman's function at any u in [0, 10], linear between grid points (GMP-ECM does the same above 3)."""
+def interpolate(table: Array, u: Array) -> Array:
+    """A table on the grid of `RHO`, linear between its points, at any u in [0, 10] (GMP-ECM does so above u = 3)."""
     position = u * GRID
-    left = np.minimum(position.astype(np.intp), LARGEST_U * GRID - 1)
-    return RHO[left] + (position - left) * _INTERVALS[left]
+    left = np.minimum(position.astype(np.intp), table.size - 2)
+    position -= left
+    position *= np.diff(table)[left]
+    position += table[left]
+    return position
 
 
-def smooth_share(u: Array, log_x: Array) -> Array:
-    """The share of B1-smooth integers near X itself, with u = log X / log B1; 0 beyond u = 10. Shapes broadcast.
+def _shifted(by: int) -> Array:
+    """rho(u - by) on the grid for u > by, where it takes part in the expansions below; 0 up to there."""
+    shifted = np.zeros_like(RHO)
+    shifted[by * GRID + 1 :] = RHO[1 : -by * GRID]
+    return shifted
 
-    rho(u) is the limit for X to infinity; the second term is the first correction for a finite X.
+
+_RHO_LESS_1 = read_only(_shifted(1))
+_RHO_LESS_2 = read_only(_shifted(2))
+
+
+def smooth_share(u: Array, log_b1: float) -> Array:
+    """The share of B1-smooth integers near X = B1^u itself, u > 0; 0 beyond u = 10.
+
+    rho(u) is the limit for X to infinity; the second term, which starts beyond u = 1, is the first correction for a
+    finite X.
     """
-    inside = np.clip(u, 1.0, LARGEST_U)
-    share = rho(inside) - EULER_GAMMA * rho(inside - 1) / np.where(u > 1, log_x, 1.0)
-    return np.where(u > LARGEST_U, 0.0, np.where(u > 1, share, 1.0))
+    correction = np.zeros_like(RHO)
+    correction[GRID:] = EULER_GAMMA / log_b1 * RHO[:-GRID] / _U[GRID:]
+    share = interpolate(RHO - correction, np.minimum(u, LARGEST_U))
+    share[u <= 1] = 1.0
+    share[u > LARGEST_U] = 0.0
+    return share
 
 
 def refined_share(u: Array, log_x: Array) -> Array:
-    """`smooth_share` with one more term of the expansion in 1 / log X beyond u = 2, for u in [0, 10]."""
-    first = np.where(u > 1, rho(np.maximum(u - 1, 0.0)), 0.0)
-    second = np.where(u > 2, rho(np.maximum(u - 2, 0.0)), 0.0)
-    return rho(u) - (EULER_GAMMA * first + (1 - EULER_GAMMA) * second / log_x) / log_x
+    """The share of integers near X without a prime above X^(1/u), to one term more beyond u = 2; u in [0, 10]."""
+    first = np.where(u > 1, interpolate(RHO, np.maximum(u - 1, 0.0)), 0.0)
+    second = np.where(u > 2, interpolate(RHO, np.maximum(u - 2, 0.0)), 0.0)
+    return interpolate(RHO, u) - (EULER_GAMMA * first + (1 - EULER_GAMMA) * second / log_x) / log_x
 
 
 def refined_share_on_grid(log_x: Array) -> Array:
     """`refined_share` at every grid point: one row for each value of `log_x`, 2561 columns."""
-    first = np.zeros_like(RHO)
-    first[GRID + 1 :] = RHO[1:-GRID]
-    second = np.zeros_like(RHO)
-    second[2 * GRID + 1 :] = RHO[1 : -2 * GRID]
     scale = 1.0 / log_x[:, None]
-    return RHO - (EULER_GAMMA * first + (1 - EULER_GAMMA) * scale * second) * scale
+    return RHO - (EULER_GAMMA * _RHO_LESS_1 + (1 - EULER_GAMMA) * scale * _RHO_LESS_2) * scale

@@ -8,11 +8,11 @@ Factorization* (2010), eq. 5.6 and 5.10; E. Bach and R. Peralta (1996); GMP-ECM'
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from coordinator.effort.arrays import DIGITS, Array, read_only
@@ -30,22 +30,36 @@ SUYAMA_SMOOTHNESS = 3.134  # in nats: how much smaller than p an integer as smoo
 # How much larger than on Suyama's curves the order acts on the others, whose torsion group is smaller.
 TORSION_FACTORS = (1.0, 2 ** (1 / 3) / (3 * 3 ** (1 / 128)), 1.0, 1 / (3 * 3 ** (1 / 128)))
 SMALL_PRIMES_END = 20_000  # up to here stage 2's primes are summed one by one, where an integral would be too coarse
-NEGLIGIBLE = 45.0  # nats below its peak at which the extension's integrand, 25 nats of rho's fall included, is dropped
+NEGLIGIBLE = 20.0  # nats below its peak at which the extension's integrand is dropped
+RHO_DECAY = 3.7  # nats that rho falls by at most from t to t + 1, for t up to 10
 
-Kernel = Callable[[Array, int], Array]
+ROW = LARGEST_U * GRID + 1  # grid points from 0 to 10
+
+IndexArray = npt.NDArray[np.intp]
 
 
 class Orders(NamedTuple):
     """What depends on the parametrization alone, for the 91 digit sizes."""
 
     log_n: Array  # log Neff
-    share: Array  # (91, 2561): refined_share(i / 256, Neff)
+    share: Array  # refined_share(t, Neff) for t = 10, 10 - 1/256, ... 0, size after size in one line, and some zeros
+
+
+class Interval(NamedTuple):
+    """Where to integrate, for some of the 91 digit sizes."""
+
+    sizes: IndexArray  # which of the 91
+    begin: Array
+    end: Array
+    first: IndexArray  # the grid points next to both ends and between them
+    last: IndexArray
 
 
 @lru_cache(maxsize=8)
 def _orders(torsion_factor: float) -> Orders:
-    log_n = (DIGITS - 0.5) * math.log(10) - math.log(torsion_factor) - SUYAMA_SMOOTHNESS
-    return Orders(read_only(log_n), read_only(refined_share_on_grid(log_n)))
+    log_n: Array = (DIGITS - 0.5) * math.log(10) - math.log(torsion_factor) - SUYAMA_SMOOTHNESS
+    downward = refined_share_on_grid(log_n)[:, ::-1]
+    return Orders(read_only(log_n), read_only(np.append(downward.ravel(), np.zeros(ROW))))
 
 
 def _small_primes() -> Array:
@@ -71,7 +85,7 @@ def success_probability(b1: float, b2: float | None, parametrization: int) -> Ar
     plan = stage2_plan(b1, b2)
     log_b1 = math.log(b1)
     alpha = orders.log_n / log_b1
-    chance = smooth_share(alpha, orders.log_n)
+    chance = smooth_share(alpha, log_b1)
     if plan.b2 > b1:
         chance += _stage2(orders, alpha, b1, plan.b2)
         chance += _extension(orders, alpha, log_b1, plan)
@@ -90,11 +104,11 @@ def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
     """The chance that one prime of the order lies in (B1, B2] and the rest is B1-smooth."""
     if b1 >= SMALL_PRIMES_END:
         beta = math.log(b2) / math.log(b1)
-        return _integral(orders, alpha, alpha - beta, alpha - 1, _reciprocal)
+        return _almost_smooth(orders, alpha, beta)
     chance = _small_prime_sum(orders, alpha, b1, min(b2, SMALL_PRIMES_END))
     if b2 > SMALL_PRIMES_END:
         beta = math.log(b2) / math.log(SMALL_PRIMES_END)
-        chance += _integral(orders, alpha, alpha - beta, alpha - 1, _reciprocal)
+        chance += _almost_smooth(orders, alpha, beta)
     return chance
 
 
@@ -108,88 +122,103 @@ def _small_prime_sum(orders: Orders, alpha: Array, b1: int, end: int) -> Array:
         # Most sizes are out of reach of so small a B1: their cofactors lie beyond the end of rho's table.
         near = np.flatnonzero(alpha <= LARGEST_U + log_primes[-1] / log_b1)
         log_cofactor = orders.log_n[near, None] - log_primes
-        chance[near] = smooth_share(log_cofactor / log_b1, log_cofactor) @ (1 / primes)
+        chance[near] = smooth_share(log_cofactor / log_b1, log_b1) @ (1 / primes)
+    return chance
+
+
+def _almost_smooth(orders: Orders, alpha: Array, beta: float) -> Array:
+    """The integral of refined_share(t, Neff) / (alpha - t) over t from alpha - beta to alpha - 1."""
+    chance = np.zeros_like(alpha)
+    interval = _interval(alpha - beta, alpha - 1)
+    alpha = alpha[interval.sizes]
+    shares = _weighted_shares(orders, interval)
+    log_primes = (alpha - interval.last / GRID)[:, None] + np.arange(shares.shape[1]) / GRID
+    chance[interval.sizes] = np.einsum("ij,ij->i", shares, 1 / log_primes) + _ends(orders, alpha, interval)
     return chance
 
 
 def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) -> Array:
-    """The chance that the one prime lies above B2 and Brent and Suyama's polynomial meets it all the same."""
+    """The chance that the one prime lies above B2 and Brent and Suyama's polynomial meets it all the same.
+
+    The integrand is that of stage 2 times the chance that the polynomial meets a prime of size B1^s, s = alpha - t.
+    """
+    chance = np.zeros_like(alpha)
     multipliers = brent_suyama_multipliers(plan.S)
     if not multipliers:
-        return np.zeros_like(alpha)
+        return chance
     beta = math.log(plan.b2) / log_b1
     pairs = float(plan.dF) ** 2 * plan.k
-    end = np.minimum(alpha - beta, LARGEST_U)
-    # From `end` down the integrand falls like B1^-t (after a stretch where the polynomial meets every prime), so
-    # what lies further below than this is lost in rounding.
-    depth = (NEGLIGIBLE + math.log1p(multipliers[-1][0] * pairs / plan.b2)) / log_b1
-    begin = np.maximum(end - depth, 0.0)
-    furthest = float(np.max(np.where(end > 0, alpha - begin, beta)))
-    return _integral(orders, alpha, begin, end, _met_above(beta, furthest, log_b1, pairs, multipliers))
+    interval = _interval(np.zeros_like(alpha), alpha - beta)
+    if not interval.sizes.size:
+        return chance
+    # From the end down the integrand falls like B1^-s / rho(t), after a stretch where every prime is met: what lies
+    # further below than this is lost in rounding.
+    largest, _ = multipliers[-1]
+    depth = (NEGLIGIBLE + math.log1p(largest * pairs / plan.b2)) / max(log_b1 - RHO_DECAY, 0.1)
+    interval = interval._replace(first=np.maximum(interval.last - math.ceil(depth * GRID), 0))
+    interval = interval._replace(begin=interval.first / GRID)
+    alpha = alpha[interval.sizes]
+    shares = _weighted_shares(orders, interval)
 
-
-def _met_above(
-    beta: float, furthest: float, log_b1: float, pairs: float, multipliers: tuple[tuple[int, float], ...]
-) -> Kernel:
-    """The kernel (chance that the polynomial meets a prime of size B1^s) / s, tabulated once for s in [beta, furthest].
-
-    It depends on s alone, so 91 sizes can share one table; cubic interpolation in steps of 1/256 is exact to 1e-5 even
-    at B1 = 1e14, and takes a sixth of the time of the exponentials.
-    """
-    base = math.floor(beta * GRID) - 1
-    steps = np.arange(base, math.ceil(furthest * GRID) + 4)
+    # The kernel depends on s alone, so one table in steps of 1/256 serves every size. The sizes' own s lie between
+    # its points; the cubic through four of them is exact to 1e-5 even at B1 = 1e14.
+    nearest = (alpha - interval.last / GRID) * GRID
+    left = np.floor(nearest).astype(np.intp)
+    base = int(left.min()) - 1
+    columns = shares.shape[1]
+    steps = np.arange(base, int(left.max()) + columns + 2)
     expected = pairs * np.exp(-steps / GRID * log_b1)
-    table = sum(share * -np.expm1(-m * expected) for m, share in multipliers) / (steps / GRID)
-
-    def kernel(first: Array, count: int) -> Array:
-        position = first * GRID - base
-        left = np.clip(np.floor(position).astype(np.intp), 1, table.size - 3)
-        x = (position - left)[:, None]
-        wide = np.append(table, np.zeros(count))
-        rows = sliding_window_view(wide, count)
-        return (
-            rows[left - 1] * (-x * (x - 1) * (x - 2) / 6)
-            + rows[left] * ((x + 1) * (x - 1) * (x - 2) / 2)
-            - rows[left + 1] * ((x + 1) * x * (x - 2) / 2)
-            + rows[left + 2] * ((x + 1) * x * (x - 1) / 6)
-        )
-
-    return kernel
-
-
-def _reciprocal(first: Array, count: int) -> Array:
-    """The kernel 1 / s: how dense the primes of size B1^s are, in s."""
-    return 1 / (first[:, None] + np.arange(count) / GRID)
+    met = sum(share * -np.expm1(-m * expected) for m, share in multipliers) / (steps / GRID)
+    kernels = sliding_window_view(met, columns + 3)[left - base - 1]
+    x = nearest - left
+    cubic = (
+        -x * (x - 1) * (x - 2) / 6,
+        (x + 1) * (x - 1) * (x - 2) / 2,
+        -(x + 1) * x * (x - 2) / 2,
+        (x + 1) * x * (x - 1) / 6,
+    )
+    for point, weight in enumerate(cubic):
+        chance[interval.sizes] += weight * np.einsum("ij,ij->i", shares, kernels[:, point : point + columns])
+    # GMP-ECM counts the piece between the grid and alpha - beta as if the polynomial met every prime there. It is
+    # worth up to 1.5 % of p, and without it its table is missed by as much.
+    chance[interval.sizes] += _ends(orders, alpha, interval)
+    return chance
 
 
-def _integral(orders: Orders, alpha: Array, begin: Array, end: Array, kernel: Kernel) -> Array:
-    """The integral of refined_share(t, Neff) * kernel(alpha - t) over t from `begin` to `end`, for each digit size.
+def _interval(begin: Array, end: Array) -> Interval:
+    """From `begin` to `end`, cut to [0, 10], for the sizes for which anything is left."""
+    begin, end = np.maximum(begin, 0.0), np.minimum(end, LARGEST_U)
+    sizes = np.flatnonzero(end > begin)
+    begin, end = begin[sizes], end[sizes]
+    return Interval(sizes, begin, end, np.ceil(begin * GRID).astype(np.intp), np.floor(end * GRID).astype(np.intp))
 
-    By the trapezoid rule on the grid of 1/256 in t, with what is left over at both ends as trapezoids of their own:
-    that, not a finer rule, is what reproduces GMP-ECM's digits. The range is cut to [0, 10]; an empty one gives 0.
-    `kernel(s, n)` gives the kernel at s, s + 1/256, ... (n columns) for each row's s > 0.
+
+def _weighted_shares(orders: Orders, interval: Interval) -> Array:
+    """refined_share times the trapezoid rule's weights on the grid, from `last` downward: a row for each size.
+
+    The grid of 1/256 in t is GMP-ECM's: that, not a finer rule, is what reproduces its digits.
     """
-    total = np.zeros_like(alpha)
-    sizes = np.flatnonzero(np.minimum(end, LARGEST_U) > np.maximum(begin, 0.0))
-    if not sizes.size:
-        return total
-    alpha, log_n = alpha[sizes], orders.log_n[sizes]
-    begin, end = np.maximum(begin[sizes], 0.0), np.minimum(end[sizes], LARGEST_U)
-    first, last = np.ceil(begin * GRID).astype(np.intp), np.floor(end * GRID).astype(np.intp)
+    steps = interval.last - interval.first
+    columns = int(steps.max(initial=0)) + 1
+    start = interval.sizes * ROW + (ROW - 1 - interval.last)
+    shares = sliding_window_view(orders.share, columns)[start]
+    shares[:, 0] /= 2
+    shares[np.arange(steps.size), np.maximum(steps, 0)] /= 2
+    shares[np.arange(columns) > steps[:, None]] = 0.0
+    shares[steps <= 0] = 0.0
+    shares /= GRID
+    return shares
 
-    def integrand(t: Array) -> Array:
-        return refined_share(t, log_n) * kernel(alpha - t, 1)[:, 0]
 
-    at_begin, at_end = integrand(begin), integrand(end)
-    # Walk down from `last`, so that s grows along a row.
-    count = int(np.max(last - first)) + 1
-    columns = last[:, None] - np.arange(count)
-    values = orders.share[sizes[:, None], np.maximum(columns, 0)] * kernel(alpha - last / GRID, count)
-    values[columns < first[:, None]] = 0.0
-    rows = np.arange(sizes.size)
-    at_first, at_last = values[rows, np.clip(last - first, 0, count - 1)], values[:, 0]
-    on_grid = (values.sum(axis=1) - (at_first + at_last) / 2) / GRID
-    ends = (first / GRID - begin) * (at_begin + at_first) / 2 + (end - last / GRID) * (at_end + at_last) / 2
-    within_one_step = (end - begin) * (at_begin + at_end) / 2
-    total[sizes] = np.where(first > last, within_one_step, on_grid + ends)
-    return total
+def _ends(orders: Orders, alpha: Array, interval: Interval) -> Array:
+    """The integral of refined_share(t, Neff) / (alpha - t) over what the grid leaves at both ends, as trapezoids."""
+    log_n = orders.log_n[interval.sizes]
+
+    def density(t: Array) -> Array:
+        return refined_share(t, log_n) / (alpha - t)
+
+    begin, end, first, last = interval.begin, interval.end, interval.first / GRID, interval.last / GRID
+    before = (first - begin) * (density(begin) + density(first)) / 2
+    after = (end - last) * (density(end) + density(last)) / 2
+    within_one_step = (end - begin) * (density(begin) + density(end)) / 2
+    return np.where(first > last, within_one_step, before + after)

@@ -22,7 +22,7 @@ class Stage2Plan(NamedTuple):
     S > 0 means x^S, S < 0 Dickson's polynomial of degree -S. Stage 1 only is (0, 0, 1, 0).
     """
 
-    dF: int  # noqa: N815 - GMP-ECM's own name, as its output prints it
+    dF: int
     k: int
     S: int
     b2: int

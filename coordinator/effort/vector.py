@@ -69,7 +69,7 @@ def missed(vector: Array) -> Array:
 
 
 def t_level(vector: Array) -> float:
-    """Where the chance of a missed factor passes 1/e, linear between two digit sizes; 0 below 10 digits, at most 100."""
+    """Where the chance of a missed factor passes 1/e, linear between two sizes; 0 below 10 digits, 100 at most."""
     beyond = int(np.argmax(vector < 1.0))
     if vector[beyond] >= 1.0:
         return float(LARGEST_DIGITS)
