@@ -45,16 +45,6 @@ RHO = read_only(_rho_on_grid())
 _U = read_only(np.arange(RHO.size) / GRID)
 
 
-def interpolate(table: Array, u: Array) -> Array:
-    """A table on the grid of `RHO`, linear between its points, at any u in [0, 10] (GMP-ECM does so above u = 3)."""
-    position = u * GRID
-    left = np.minimum(position.astype(np.intp), table.size - 2)
-    position -= left
-    position *= np.diff(table)[left]
-    position += table[left]
-    return position
-
-
 def _shifted(by: int) -> Array:
     """rho(u - by) on the grid for u > by, where it takes part in the expansions below; 0 up to there."""
     shifted = np.zeros_like(RHO)
@@ -74,20 +64,19 @@ def smooth_share(u: Array, log_b1: float) -> Array:
     """
     correction = np.zeros_like(RHO)
     correction[GRID:] = EULER_GAMMA / log_b1 * RHO[:-GRID] / _U[GRID:]
-    share = interpolate(RHO - correction, np.minimum(u, LARGEST_U))
+    table = RHO - correction
+    position = np.minimum(u, LARGEST_U) * GRID
+    left = np.minimum(position.astype(np.intp), table.size - 2)
+    share = table[left] + (position - left) * np.diff(table)[left]  # linear between grid points, as in GMP-ECM
     share[u <= 1] = 1.0
     share[u > LARGEST_U] = 0.0
     return share
 
 
-def refined_share(u: Array, log_x: Array) -> Array:
-    """The share of integers near X without a prime above X^(1/u), to one term more beyond u = 2; u in [0, 10]."""
-    first = np.where(u > 1, interpolate(RHO, np.maximum(u - 1, 0.0)), 0.0)
-    second = np.where(u > 2, interpolate(RHO, np.maximum(u - 2, 0.0)), 0.0)
-    return interpolate(RHO, u) - (EULER_GAMMA * first + (1 - EULER_GAMMA) * second / log_x) / log_x
+def refined_share(log_x: Array) -> Array:
+    """The share of integers near X without a prime factor above X^(1/u), to one term more beyond u = 2.
 
-
-def refined_share_on_grid(log_x: Array) -> Array:
-    """`refined_share` at every grid point: one row for each value of `log_x`, 2561 columns."""
+    At every grid point u = i / 256: one row for each value of `log_x`, 2561 columns.
+    """
     scale = 1.0 / log_x[:, None]
     return RHO - (EULER_GAMMA * _RHO_LESS_1 + (1 - EULER_GAMMA) * scale * _RHO_LESS_2) * scale

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from coordinator.effort.arrays import DIGITS, Array, read_only
-from coordinator.effort.dickman import GRID, LARGEST_U, refined_share, refined_share_on_grid, smooth_share
+from coordinator.effort.dickman import GRID, LARGEST_U, refined_share, smooth_share
 from coordinator.effort.stage2 import (
     Stage2Plan,
     brent_suyama_multipliers,
@@ -35,7 +35,7 @@ RHO_DECAY = 3.7  # nats that rho falls by at most from t to t + 1, for t up to 1
 
 ROW = LARGEST_U * GRID + 1  # grid points from 0 to 10
 
-IndexArray = npt.NDArray[np.intp]
+IndexArray = npt.NDArray[np.signedinteger]
 
 
 class Orders(NamedTuple):
@@ -57,8 +57,8 @@ class Interval(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _orders(torsion_factor: float) -> Orders:
-    log_n: Array = (DIGITS - 0.5) * math.log(10) - math.log(torsion_factor) - SUYAMA_SMOOTHNESS
-    downward = refined_share_on_grid(log_n)[:, ::-1]
+    log_n = np.asarray((DIGITS - 0.5) * math.log(10) - math.log(torsion_factor) - SUYAMA_SMOOTHNESS)
+    downward = refined_share(log_n)[:, ::-1]
     return Orders(read_only(log_n), read_only(np.append(downward.ravel(), np.zeros(ROW))))
 
 
@@ -133,7 +133,8 @@ def _almost_smooth(orders: Orders, alpha: Array, beta: float) -> Array:
     alpha = alpha[interval.sizes]
     shares = _weighted_shares(orders, interval)
     log_primes = (alpha - interval.last / GRID)[:, None] + np.arange(shares.shape[1]) / GRID
-    chance[interval.sizes] = np.einsum("ij,ij->i", shares, 1 / log_primes) + _ends(orders, alpha, interval)
+    inside = np.einsum("ij,ij->i", shares, 1 / log_primes) / GRID
+    chance[interval.sizes] = inside + _ends(orders, alpha, interval)
     return chance
 
 
@@ -177,11 +178,12 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
         -(x + 1) * x * (x - 2) / 2,
         (x + 1) * x * (x - 1) / 6,
     )
+    inside = np.zeros_like(alpha)
     for point, weight in enumerate(cubic):
-        chance[interval.sizes] += weight * np.einsum("ij,ij->i", shares, kernels[:, point : point + columns])
+        inside += weight * np.einsum("ij,ij->i", shares, kernels[:, point : point + columns])
     # GMP-ECM counts the piece between the grid and alpha - beta as if the polynomial met every prime there. It is
-    # worth up to 1.5 % of p, and without it its table is missed by as much.
-    chance[interval.sizes] += _ends(orders, alpha, interval)
+    # worth up to 1.5 % of p, and without it GMP-ECM's table is missed by as much.
+    chance[interval.sizes] = inside / GRID + _ends(orders, alpha, interval)
     return chance
 
 
@@ -194,7 +196,7 @@ def _interval(begin: Array, end: Array) -> Interval:
 
 
 def _weighted_shares(orders: Orders, interval: Interval) -> Array:
-    """refined_share times the trapezoid rule's weights on the grid, from `last` downward: a row for each size.
+    """refined_share times the trapezoid rule's weights (in grid steps), from `last` downward: a row for each size.
 
     The grid of 1/256 in t is GMP-ECM's: that, not a finer rule, is what reproduces its digits.
     """
@@ -204,21 +206,25 @@ def _weighted_shares(orders: Orders, interval: Interval) -> Array:
     shares = sliding_window_view(orders.share, columns)[start]
     shares[:, 0] /= 2
     shares[np.arange(steps.size), np.maximum(steps, 0)] /= 2
-    shares[np.arange(columns) > steps[:, None]] = 0.0
+    shorter = np.flatnonzero(steps < columns - 1)
+    shares[shorter] *= np.arange(columns) <= steps[shorter, None]
     shares[steps <= 0] = 0.0
-    shares /= GRID
     return shares
 
 
 def _ends(orders: Orders, alpha: Array, interval: Interval) -> Array:
     """The integral of refined_share(t, Neff) / (alpha - t) over what the grid leaves at both ends, as trapezoids."""
-    log_n = orders.log_n[interval.sizes]
+    row_ends = interval.sizes * ROW + ROW - 1
 
-    def density(t: Array) -> Array:
-        return refined_share(t, log_n) / (alpha - t)
+    def density(position: npt.NDArray) -> Array:
+        """The integrand at t = position / 256, linear between grid points."""
+        left = np.minimum(position.astype(np.intp), ROW - 2)
+        here, above = orders.share[row_ends - left], orders.share[row_ends - left - 1]
+        return (here + (position - left) * (above - here)) / (alpha - position / GRID)
 
-    begin, end, first, last = interval.begin, interval.end, interval.first / GRID, interval.last / GRID
-    before = (first - begin) * (density(begin) + density(first)) / 2
-    after = (end - last) * (density(end) + density(last)) / 2
-    within_one_step = (end - begin) * (density(begin) + density(end)) / 2
-    return np.where(first > last, within_one_step, before + after)
+    begin, end = interval.begin * GRID, interval.end * GRID
+    at_begin, at_end = density(begin), density(end)
+    before = (interval.first - begin) * (at_begin + density(interval.first))
+    after = (end - interval.last) * (at_end + density(interval.last))
+    within_one_step = (end - begin) * (at_begin + at_end)
+    return np.where(interval.first > interval.last, within_one_step, before + after) / (2 * GRID)
