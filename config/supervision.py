@@ -29,9 +29,10 @@ from config.processes import MARK, Lair, clear, die_with_parent, end, mark, rema
 SERVERS = ("postgres", "valkey")
 # Who stops first; each group only when the one before it has ended. A program in no group stops with `web`.
 _GROUPS = {"clocks": ("beat", "flower"), "intake": ("web",), "work": ("worker", "analysis"), "servers": SERVERS}
-# Seconds to end in peace before SIGKILL. Their sum over the groups stays below 10; nothing that was acknowledged is
+# Seconds to end in peace before SIGKILL. Their sum over the groups stays below 10 (the waiting requests go first, while
+# there is still somebody to settle them); nothing that was acknowledged is
 # lost by a kill: results are committed before they are answered, and a task that dies is delivered again.
-_PATIENCE = {"clocks": 1, "intake": 3, "work": 2, "servers": 2}
+_PATIENCE = {"clocks": 1, "intake": 2, "work": 3, "servers": 2}
 _SIGNALS = {"postgres": "INT"}
 # supervisord waits a second longer before each try, then gives up and `revive` begins again: no pause exceeds this.
 RETRIES = 8
@@ -232,7 +233,7 @@ class Supervisor:
             self.call("stopProcess", full, True)
         self.call("startProcess", full, False)
 
-    def stop(self, patience: float = 9.0) -> None:
+    def stop(self, patience: float = 8.5) -> None:
         """Stop everything in order within `patience` seconds, then what is left by force."""
         self.process.terminate()
         deadline = time.monotonic() + patience

@@ -13,7 +13,6 @@ import sys
 import time
 import urllib.request
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 import psycopg2
@@ -25,7 +24,6 @@ from config.embedded.postgres import libpq_url
 from config.processes import free_port, remains
 
 pytestmark = pytest.mark.stack
-ROOT = Path(__file__).resolve().parents[2]
 
 # A server whose child shares its listening socket, as gunicorn's workers do: an orphan would keep the port.
 WEB = """
@@ -51,7 +49,7 @@ SLEEPER = "import os, time; os.fork(); time.sleep(600)"
 class Up:
     """One running `up`."""
 
-    def __init__(self, home, *, port=None, environment=None):
+    def __init__(self, home, *, port=None):
         self.home, self.port = home, port or free_port()
         scripts = home.parent / "programs"
         scripts.mkdir(exist_ok=True)
@@ -64,7 +62,7 @@ class Up:
                 *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(home)),
                 *("--port", str(self.port), "--no-flower", "--procfile", str(procfile)),
             ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**supervision.child_environment(), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -255,9 +253,8 @@ def test_a_program_that_supervisord_gave_up_on_is_started_again(home, monkeypatc
         (home / name).mkdir()
     monkeypatch.setattr(supervision, "RETRIES", 0)
     fixed = home / "fixed"
-    environment = {**supervision.child_environment(), "PYTHONPATH": str(ROOT)}
     program = {"worker": f"sh -c 'test -e {fixed} && exec sleep 600'"}
-    supervisor = supervision.Supervisor(home, program, (), environment)
+    supervisor = supervision.Supervisor(home, program, (), supervision.child_environment())
     supervisor.start()
     try:
         supervisor.start_programs()
