@@ -21,7 +21,7 @@ from pathlib import Path
 WHEEL = "passagemath-libecm"
 ERROR_BIT = 1  # of the exit status; the other bits (2 factor, 4 it is prime, 8 cofactor is prime or 1) are in the text
 
-BANNER = re.compile(r"GMP-ECM (?P<version>\S+)")
+BANNER = re.compile(r"GMP-ECM (?P<version>\d+\.\S+)")
 CURVE = re.compile(r"Using B1=(?P<b1>\d+)(?:-\d+)?, B2=(?:\d+-)?(?P<b2>\d+),.*?\bsigma=(?P<sigma>(?:[0-3]:)?\d+)")
 STEP = re.compile(r"Step (?P<step>[12]) took")
 FACTOR = re.compile(r"\*{10} Factor found in step (?P<step>\d): (?P<factor>\d+)")

@@ -107,9 +107,14 @@ def run_curves(
             line = text.rstrip("\r\n").replace("\0", "")
             journal.append(time.monotonic() - started, line)
             on_line(output, output.feed(line))
-    finally:
-        process.kill()
         status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        if process.stdout:
+            process.stdout.close()
     entry = finish(order, key, root, journal.records)
     journal.remove()
     if not stop.requested and (status < 0 or status & gmp_ecm.ERROR_BIT or output.version is None):
@@ -162,7 +167,7 @@ def recover(root: Path) -> int:
 def result_payload(order: Order, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The body of POST /api/v1/submit_result for a journal: the curves that were completed and all their factors.
 
-    B2 is the effective one (0 where no stage 2 was run), the sigma that of the first curve, each factor with its own.
+    The sigma is that of the first curve; each factor comes with its own.
     """
     output = Output()
     seconds = 0.0
@@ -179,7 +184,7 @@ def result_payload(order: Order, records: list[dict[str, Any]]) -> dict[str, Any
         "program_version": output.version,
         "parameters": {
             "b1": order.b1,
-            "b2": order.b2 if output.b2 is None else output.b2,
+            "b2": reported_b2(order, output),
             "curves": order.curves,
             "parametrization": order.parametrization if output.parametrization is None else output.parametrization,
             "sigma": output.sigma or order.sigma,
@@ -193,6 +198,18 @@ def result_payload(order: Order, records: list[dict[str, Any]]) -> dict[str, Any
         "work_id": None,
         "raw_output": raw[-MAX_RAW_OUTPUT:].decode("utf-8", "ignore"),
     }
+
+
+def reported_b2(order: Order, output: Output) -> int | None:
+    """The B2 for the server: None for GMP-ECM 7's default, 0 where no stage 2 was run, else the effective one.
+
+    A default is not reported by its value, because that would describe another stage 2: asked for outright, GMP-ECM's
+    1045563762 for B1 = 10^6 is split into 2 blocks of 8192 points, where the default takes 6 of 4096. Only a GMP-ECM
+    older than 7, whose defaults were others, is taken by the value that it printed.
+    """
+    if order.b2 is None and output.version and int(output.version.split(".")[0]) >= 7:
+        return None
+    return order.b2 if output.b2 is None else output.b2
 
 
 def finish(order: Order, key: str, root: Path, records: list[dict[str, Any]]) -> spool.Entry | None:

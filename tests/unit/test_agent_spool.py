@@ -197,10 +197,28 @@ def test_the_payload_is_what_the_server_takes():
     assert result.results.curves_completed == 4
     assert [factor.factor for factor in result.results.factors_found] == ["1000003", "193707721"]
     assert [factor.sigma for factor in result.results.factors_found] == ["1:328172576", "1:2113573387"]
-    assert result.parameters.b2 == 12746592
+    assert result.parameters.b2 is None  # GMP-ECM's default, told as such
     assert result.parameters.parametrization == 1
     assert result.results.execution_time == 0.5 * (len(lines) - 1)
     assert payload["raw_output"].splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "version", "reported"),
+    [
+        (None, "param1", "7.0.7", None),
+        (None, "param1", "6.4.4", 147396),
+        (147396, "param1", "7.0.7", 147396),
+        (0, "stage1_only", "7.0.7", 0),
+        (1, "b2_below_b1", "7.0.7", 0),
+        (5000, "b2_interval", "7.0.7", 5000),
+    ],
+)
+def test_b2_is_reported_as_it_was_asked_for(asked, name, version, reported):
+    lines = (CAPTURED / f"{name}.txt").read_text().replace("7.0.7", version).splitlines()
+    order = Order(**(asdict(ORDER) | {"b2": asked}))
+    payload = result_payload(order, [{"seconds": 0.0, "line": line} for line in lines])
+    assert payload["parameters"]["b2"] == reported
 
 
 def test_only_the_tail_of_a_long_output_goes_along():
