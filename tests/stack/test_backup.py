@@ -1,0 +1,120 @@
+"""`backup` and `restore`: what went in comes out, and whatever fails changes nothing."""
+
+import tarfile
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from config.embedded import start_postgres
+from config.embedded.postgres import libpq_url
+from config.home import lock_home, prepare_home
+from ingest.commands.backup import backup, restore
+from models import migrate
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home whose database holds one project and whose residues hold one file; nothing runs."""
+    home = prepare_home(tmp_path / "home")
+    server = start_postgres(home, durable=False)
+    migrate.upgrade(server.url)
+    server.stop()
+    projects(home, "INSERT INTO projects (name) VALUES ('Cunningham') RETURNING name")
+    (home / "residues" / "7").write_bytes(b"METHOD=ECM;\x00\xff")
+    return home
+
+
+def projects(home, statement="SELECT name FROM projects ORDER BY name"):
+    server = start_postgres(home, durable=False)
+    connection = psycopg2.connect(libpq_url(server.url))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return [name for (name,) in cursor.fetchall()]
+    finally:
+        connection.close()
+        server.stop()
+
+
+def run(command, *arguments):
+    done = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+def test_what_was_saved_comes_back_in_another_home(home, tmp_path):
+    file = tmp_path / "saved.tar"
+    assert run(backup, file, "--home", home)[0] == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    code, said = run(restore, file, "--home", tmp_path / "other")
+    assert (code, "restored" in said) == (0, True)
+    assert projects(tmp_path / "other") == ["Cunningham"]
+    assert (tmp_path / "other" / "residues" / "7").read_bytes() == b"METHOD=ECM;\x00\xff"
+
+
+def test_data_is_replaced_only_by_force_and_a_damaged_backup_replaces_nothing(home, tmp_path):
+    file = tmp_path / "saved.tar"
+    run(backup, file, "--home", home)
+    projects(home, "INSERT INTO projects (name) VALUES ('repunits') RETURNING name")
+    (home / "residues" / "8").write_bytes(b"later")
+
+    code, said = run(restore, file, "--home", home)
+    assert code == 1
+    assert "rows in projects" in said
+    assert "--force" in said
+
+    damaged = tmp_path / "damaged.tar"
+    content = bytearray(file.read_bytes())
+    with tarfile.open(file) as tar:
+        dump = tar.getmember("database.dump")
+    middle = dump.offset_data + dump.size * 3 // 4
+    content[middle : middle + 200] = b"?" * 200
+    damaged.write_bytes(content)
+    code, said = run(restore, damaged, "--home", home, "--force")
+    assert code == 1
+    assert "nothing was changed" in said
+    assert projects(home) == ["Cunningham", "repunits"]
+    assert (home / "residues" / "8").read_bytes() == b"later"
+
+    assert run(restore, file, "--home", home, "--force")[0] == 0
+    assert projects(home) == ["Cunningham"]
+    assert [path.name for path in (home / "residues").iterdir()] == ["7"]
+
+
+def test_a_database_that_up_runs_is_saved_from_and_not_restored_to(home, tmp_path):
+    file = tmp_path / "saved.tar"
+    server = start_postgres(home, durable=False)
+    try:
+        with lock_home(home):
+            assert run(backup, file, "--home", home)[0] == 0
+            code, said = run(restore, file, "--home", home, "--force")
+    finally:
+        server.stop()
+    assert code == 1
+    assert "stop it first" in said
+
+
+def test_a_database_elsewhere_is_saved_and_restored_by_its_url(home, tmp_path, monkeypatch):
+    file = tmp_path / "saved.tar"
+    server = start_postgres(home, durable=False)
+    try:
+        monkeypatch.setenv("DATABASE_URL", server.url)
+        monkeypatch.setenv("ECM_HOME", str(tmp_path / "client"))
+        assert run(backup, file)[0] == 0
+        assert run(restore, file)[0] == 1
+        assert run(restore, file, "--force")[0] == 0
+    finally:
+        server.stop()
+    assert not (tmp_path / "client" / "postgres").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
+def test_a_file_that_is_no_backup_is_refused(tmp_path, content):
+    file = tmp_path / "other"
+    file.write_bytes(content)
+    code, said = run(restore, file, "--home", tmp_path / "home")
+    assert code == 1
+    assert "is not a backup" in said
