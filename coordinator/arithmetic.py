@@ -39,7 +39,7 @@ def perfect_power(n: mpz) -> tuple[mpz, int] | None:
 def _may_be_power(n: mpz, q: int) -> bool:
     """Whether `n` is a q-th power modulo the first prime p = 1 (mod q): one residue in q is.
 
-    Thousands of roots of 3^99991 take 10 s, their residues a tenth of a second.
+    A prime exponent of thousands takes as many roots to find, and a root costs many times what a residue does.
     """
     p = q + 1
     while not gmpy2.is_prime(p):

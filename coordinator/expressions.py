@@ -42,6 +42,7 @@ class ExpressionError(ValueError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.field = "composite"  # the field of a result that it is about
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +185,11 @@ class _Parser:
         node = self._sum()
         if self.token is not None:
             _malformed(self.text, f"cannot be read from {shorten(self.token)!r} on")
-        if node.low >= self.max_digits or node.high > self.max_digits + 1:
+        if node.exact is not None:
+            too_large = len(str(abs(node.exact))) > self.max_digits
+        else:
+            too_large = node.low >= self.max_digits or node.high > self.max_digits + 1
+        if too_large:
             _too_large(self.text, self.max_digits)
         return node
 
@@ -239,9 +244,9 @@ class _Parser:
             _too_large(self.text, self.max_digits)
         if exponent.exact < 0:
             _not_an_integer(self.text, f"it has the exponent {shorten(str(exponent.exact))}")
-        if exponent.exact == 0:
-            return _known("^", (base, exponent), 1)
-        return self._node("^", (base, exponent), base.low * exponent.exact, base.high * exponent.exact)
+        # To the power 0 all is 1, but its base has to be an integer too.
+        low, high = (base.low * exponent.exact, base.high * exponent.exact) if exponent.exact else (0.0, 0.0)
+        return self._node("^", (base, exponent), low, high)
 
     def _postfix(self) -> Node:
         node = self._atom()
@@ -330,7 +335,7 @@ def _operate(operator: str, values: list[mpz], text: str) -> mpz:
         case "/":
             value = _divide(left, right, text)
         case "^":  # GMP takes no exponent beyond a machine word; only 0, 1 and -1 can have one here
-            value = left ** (right if abs(left) > 1 else 2 - right % 2)
+            value = left ** (right if right < 2 or abs(left) > 1 else 2 - right % 2)
         case "!":
             value = gmpy2.multi_fac(int(left), int(right))
         case _:
