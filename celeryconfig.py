@@ -49,7 +49,9 @@ broker_transport_options = {
 # A broker may be away for days; a worker that has given up would need an operator.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-broker_pool_limit = None
+# Making a connection costs ten times what publishing over it does.
+broker_pool_limit = 16
+broker_pool_acquire_timeout = 0.5
 worker_cancel_long_running_tasks_on_connection_loss = False
 
 # Without these, publishing to a frozen broker hangs for 20 s and more, and to a dead one for several.

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from coordinator.expressions import ExpressionError, check_number, parse
+from coordinator.expressions import ExpressionError, parse, parse_number
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Submission
 from models.wire import SubmitResult
@@ -62,9 +62,9 @@ def check_numbers(result: SubmitResult, max_digits: int) -> None:
         numbers.append(("results.factor_found", result.results.factor_found))
     field = "composite"
     try:
-        check_number(result.composite, max_digits)
+        parse_number(result.composite, max_digits)
         for field, text in numbers:
-            if parse(text, max_digits).is_zero:
+            if parse(text, max_digits).root.exact == 0:
                 raise ExpressionError("malformed_number", f"{field} is 0, which divides nothing; leave it out")
     except ExpressionError as error:
         error.field = field
