@@ -30,6 +30,7 @@ SUYAMA_SMOOTHNESS = 3.134  # in nats: how much smaller than p an integer as smoo
 # How much larger than on Suyama's curves the order acts on the others, whose torsion group is smaller.
 TORSION_FACTORS = (1.0, 2 ** (1 / 3) / (3 * 3 ** (1 / 128)), 1.0, 1 / (3 * 3 ** (1 / 128)))
 SMALL_PRIMES_END = 20_000  # up to here stage 2's primes are summed one by one, where an integral would be too coarse
+COMPARED_RATIO = 10_000  # of B2 to B1
 NEGLIGIBLE = 20.0  # nats below its peak at which the extension's integrand is dropped
 RHO_DECAY = 3.7  # nats that rho falls by at most from t to t + 1, for t up to 10
 
@@ -102,13 +103,18 @@ def curve_effort(b1: float, b2: float | None, parametrization: int) -> Array:
 
 def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
     """The chance that one prime of the order lies in (B1, B2] and the rest is B1-smooth."""
+    log_b1, log_b2 = math.log(b1), math.log(b2)
     if b1 >= SMALL_PRIMES_END:
-        beta = math.log(b2) / math.log(b1)
-        return _almost_smooth(orders, alpha, beta)
+        return _almost_smooth(orders, alpha, 1.0, log_b2 / log_b1)
     chance = _small_prime_sum(orders, alpha, b1, min(b2, SMALL_PRIMES_END))
     if b2 > SMALL_PRIMES_END:
-        beta = math.log(b2) / math.log(SMALL_PRIMES_END)
-        chance += _almost_smooth(orders, alpha, beta)
+        # GMP-ECM measures the rest in units of log 20000 and not of log B1. That makes its estimate fall once B2 is
+        # far beyond what anyone runs, so it is followed only where its table has been compared.
+        compared = max(COMPARED_RATIO * b1, SMALL_PRIMES_END)
+        beta = math.log(min(b2, compared)) / math.log(SMALL_PRIMES_END)
+        chance += _almost_smooth(orders, alpha, 1.0, beta)
+        if b2 > compared:
+            chance += _almost_smooth(orders, alpha, math.log(compared) / log_b1, log_b2 / log_b1)
     return chance
 
 
@@ -126,10 +132,10 @@ def _small_prime_sum(orders: Orders, alpha: Array, b1: int, end: int) -> Array:
     return chance
 
 
-def _almost_smooth(orders: Orders, alpha: Array, beta: float) -> Array:
-    """The integral of refined_share(t, Neff) / (alpha - t) over t from alpha - beta to alpha - 1."""
+def _almost_smooth(orders: Orders, alpha: Array, beta1: float, beta2: float) -> Array:
+    """The integral of refined_share(t, Neff) / (alpha - t) over t from alpha - beta2 to alpha - beta1."""
     chance = np.zeros_like(alpha)
-    interval = _interval(alpha - beta, alpha - 1)
+    interval = _interval(alpha - beta2, alpha - beta1)
     alpha = alpha[interval.sizes]
     shares = _weighted_shares(orders, interval)
     log_primes = (alpha - interval.last / GRID)[:, None] + np.arange(shares.shape[1]) / GRID

@@ -105,8 +105,8 @@ def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None,
         still_missed = (1 - weight) * math.exp(-done_low - curves * step_low)
         return still_missed + weight * math.exp(-done_high - curves * step_high) <= math.exp(-1)
 
-    # The larger size alone down to 1/e is enough, because a smaller one is never missed more often.
-    too_few, enough = 0, max(1, math.ceil((1 - done_high) / step_high))
+    # Both sizes down to 1/e is enough.
+    too_few, enough = 0, max(1, math.ceil((1 - done_low) / step_low), math.ceil((1 - done_high) / step_high))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if reached(middle) else (middle, enough)
