@@ -17,6 +17,7 @@ import json
 import os
 import pwd
 import secrets
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -74,15 +75,6 @@ def lock_home(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def is_locked(home: Path) -> bool:
-    """Whether another process holds `home` now."""
-    try:
-        with lock_home(home):
-            return False
-    except HomeError:
-        return True
 
 
 def write_private(path: Path, text: str) -> None:
@@ -196,3 +188,12 @@ def socket_directory(home: Path, server: str, filename: str, owner: Owner | None
     own_directory(outside, owner)
     remember(home, server, socket=str(outside))
     return outside
+
+
+def drop_outside_sockets(home: Path) -> None:
+    """Remove the socket directories that `home` has elsewhere, once nothing uses them; they are made anew on demand."""
+    path = home / "servers.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for facts in known.values():
+        if "socket" in facts:
+            shutil.rmtree(facts["socket"], ignore_errors=True)

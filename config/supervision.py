@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import time
 import xmlrpc.client
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ class Supervisor:
     programs: dict[str, str]
     servers: tuple[str, ...]
     environment: dict[str, str]
-    process: "subprocess.Popen[bytes]" = field(init=False)
+    process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
         """Start supervisord with the servers, and wait until it listens. Raises HomeError when it ends instead."""
@@ -190,10 +190,14 @@ class Supervisor:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, and no thread runs yet
             )
         while not self.states():
-            if self.process.poll() is not None:
+            if self.has_ended():
                 said = (self.home / "logs" / "supervisord.err").read_text(errors="replace")[-1000:]
-                raise HomeError(f"supervisord ended with status {self.process.returncode}:\n{said}")
+                raise HomeError(f"supervisord ended while starting:\n{said}")
             time.sleep(0.05)
+
+    def has_ended(self) -> bool:
+        """Whether supervisord does not run (any more)."""
+        return self.process is None or self.process.poll() is not None
 
     def call(self, method: str, *arguments: Any) -> Any:
         """One XML-RPC call. Raises OSError, xmlrpc.client.Error or http.client.HTTPException."""
@@ -235,9 +239,10 @@ class Supervisor:
 
     def stop(self, patience: float = 8.5) -> None:
         """Stop everything in order within `patience` seconds, then what is left by force."""
-        self.process.terminate()
+        if self.process is not None:
+            self.process.terminate()
         deadline = time.monotonic() + patience
-        while self.process.poll() is None and time.monotonic() < deadline:
+        while not self.has_ended() and time.monotonic() < deadline:
             # supervisord looks around once a second, at each step of its order, unless it is asked something.
             self.states()
             time.sleep(0.05)

@@ -95,6 +95,7 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         supervisor.stop()
+        homes.drop_outside_sockets(home)
     click.echo("stopped", err=True)
 
 
@@ -126,7 +127,8 @@ def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]
 
 def _bring_up(supervisor: supervision.Supervisor) -> None:
     """Start the servers, apply the migrations, and start the programs."""
-    from sqlalchemy.exc import OperationalError
+    from alembic.util import CommandError
+    from sqlalchemy.exc import ArgumentError, OperationalError
 
     from models import migrate
 
@@ -136,6 +138,13 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
         try:
             migrate.upgrade(supervisor.environment["DATABASE_URL"])
             break
+        except ArgumentError as error:
+            raise homes.HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error
+        except CommandError as error:
+            raise homes.HomeError(
+                f"the database's schema is unknown to this version of ecm-coordinator ({error}); "
+                "it was made by a newer one: install that, or restore an older backup"
+            ) from error
         except OperationalError as error:
             now = time.monotonic()
             if "postgres" not in supervisor.servers and now - began > DATABASE_PATIENCE:
@@ -157,7 +166,7 @@ def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: s
     restarted: dict[str, float] = {}
     while True:
         now = time.monotonic()
-        if supervisor.process.poll() is not None:
+        if supervisor.has_ended():
             click.echo("supervisord ended; starting it again", err=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)

@@ -21,6 +21,7 @@ import pytest
 from config import supervision
 from config.embedded import start_postgres
 from config.embedded.postgres import libpq_url
+from config.home import drop_outside_sockets
 from config.processes import free_port, remains
 
 pytestmark = pytest.mark.stack
@@ -110,6 +111,7 @@ def start(home):
             up.stop()
         up.process.communicate()
     supervision.stop_orphans(home.resolve(), ["web", "worker"])
+    drop_outside_sockets(home)
 
 
 def until(condition, patience=20.0):
@@ -265,4 +267,5 @@ def test_a_program_that_supervisord_gave_up_on_is_started_again(home, monkeypatc
         assert supervisor.revive() == []
     finally:
         supervisor.stop()
+        drop_outside_sockets(home)
     assert remains(home, "worker") == []
