@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, literal, or_, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator.expressions import ExpressionError, parse, parse_number
@@ -30,6 +30,15 @@ STATE_COLUMNS = (
     Submission.tries,
     Submission.created_at,
     Submission.settled_at,
+)
+# Built once: building a statement costs more than running it.
+_STORE = (
+    insert(Submission.__table__)
+    .on_conflict_do_nothing(constraint="submissions_key")
+    .returning(Submission.__table__.c.id, Submission.__table__.c.attempt_id)
+)
+_SETTLED = select(*STATE_COLUMNS).where(
+    Submission.id.in_(bindparam("ids", expanding=True)), Submission.state != "received"
 )
 
 
@@ -115,13 +124,7 @@ def submission_values(
 
 
 def _receive(connection: Connection, row: dict[str, Any], *, speaks_for_ever: bool, window: timedelta) -> Receipt:
-    store = (
-        insert(Submission)
-        .values(row)
-        .on_conflict_do_nothing(constraint="submissions_key")
-        .returning(Submission.id, Submission.attempt_id)
-    )
-    new = connection.execute(store).one_or_none()
+    new = connection.execute(_STORE, row).one_or_none()
     if new is not None:
         return Receipt(new.id, new.attempt_id)
     same_key = (
@@ -135,7 +138,7 @@ def _receive(connection: Connection, row: dict[str, Any], *, speaks_for_ever: bo
             .where(*same_key, Submission.key_is_implicit, Submission.created_at <= datetime.now(UTC) - window)
             .values(idempotency_key=func.concat(Submission.idempotency_key, literal("/"), Submission.id))
         )
-        new = connection.execute(store).one_or_none()
+        new = connection.execute(_STORE, row).one_or_none()
         if new is not None:
             return Receipt(new.id, new.attempt_id)
     first = connection.execute(select(*STATE_COLUMNS, Submission.payload_sha256).where(*same_key)).one()
@@ -195,11 +198,7 @@ def receive_many(
 def settled(engine: Engine, submission_ids: list[int]) -> list[Row]:
     """The rows of those of these submissions that have been settled."""
     with engine.connect() as connection:
-        return list(
-            connection.execute(
-                select(*STATE_COLUMNS).where(Submission.id.in_(submission_ids), Submission.state != "received")
-            )
-        )
+        return list(connection.execute(_SETTLED, {"ids": submission_ids}))
 
 
 def state(engine: Engine, submission_id: int) -> Row | None:

@@ -67,6 +67,17 @@ class Outcome:
     current_t_level: float
     target_t_level: float
 
+    def answer(self) -> dict[str, Any]:
+        """The outcome as the submission keeps it and its answer says it."""
+        return {
+            "attempt_id": self.attempt_id,
+            "composite_id": self.composite_id,
+            "factor_status": self.factor_status,
+            "message": self.message,
+            "current_t_level": self.current_t_level,
+            "target_t_level": self.target_t_level,
+        }
+
 
 def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
     """Apply one submission, once, however often this is called; None if it does not exist.
@@ -204,7 +215,7 @@ def _apply_verified(
     else:
         status = "known_factor" if divisors else "no_factor"
     state = "duplicate" if repeated else "applied"
-    message = "; ".join([_summary(status, result, divisors), *notes])
+    message = "; ".join([summary(status, result, divisors), *notes])
     return Outcome(state, attempt_id, composite_id, status, message, t_level, target), rings
 
 
@@ -276,11 +287,25 @@ def _record_attempt(
     connection: Connection, submission: Row, composite_id: int, result: SubmitResult
 ) -> tuple[int, bool]:
     """(the attempt's id, whether these very curves were recorded before, under that id)."""
-    curves_sha256 = _curves_sha256(composite_id, result)
-    values = {
-        "id": submission.attempt_id,
+    values = attempt_values(submission.id, submission.attempt_id, composite_id, result)
+    recorded = connection.execute(
+        insert(EcmAttempt)
+        .values(values)
+        .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
+        .returning(EcmAttempt.id)
+    ).scalar_one_or_none()
+    if recorded is not None:
+        return recorded, False
+    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == values["curves_sha256"])
+    return connection.execute(first).scalar_one(), True
+
+
+def attempt_values(submission_id: int, attempt_id: int, composite_id: int, result: SubmitResult) -> dict[str, Any]:
+    """The `ecm_attempts` row for a result."""
+    return {
+        "id": attempt_id,
         "composite_id": composite_id,
-        "submission_id": submission.id,
+        "submission_id": submission_id,
         "client_id": result.client_id,
         "method": result.method,
         "program": result.program,
@@ -291,18 +316,8 @@ def _record_attempt(
         "curves": result.curves,
         "sigma": " ".join(value for _, value in result.sigmas) or None,
         "execution_time": result.results.execution_time,
-        "curves_sha256": curves_sha256,
+        "curves_sha256": _curves_sha256(composite_id, result),
     }
-    recorded = connection.execute(
-        insert(EcmAttempt)
-        .values(values)
-        .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
-        .returning(EcmAttempt.id)
-    ).scalar_one_or_none()
-    if recorded is not None:
-        return recorded, False
-    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == curves_sha256)
-    return connection.execute(first).scalar_one(), True
 
 
 def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
@@ -336,7 +351,8 @@ def _add_effort(connection: Connection, composite: Row, result: SubmitResult) ->
     return t_level
 
 
-def _summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:
+def summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:
+    """The message for a person: what this result changed."""
     found = ", ".join(shorten(decimal(divisor.value)) for divisor in divisors[:5])
     return {
         "new_factor": f"Result applied, new factor: {found}",
@@ -354,14 +370,7 @@ def _settle_applied(connection: Connection, submission_id: int, outcome: Outcome
             state=outcome.state,
             composite_id=outcome.composite_id,
             detail=None,
-            outcome={
-                "attempt_id": outcome.attempt_id,
-                "composite_id": outcome.composite_id,
-                "factor_status": outcome.factor_status,
-                "message": outcome.message,
-                "current_t_level": outcome.current_t_level,
-                "target_t_level": outcome.target_t_level,
-            },
+            outcome=outcome.answer(),
             settled_at=func.clock_timestamp(),
         )
     )

@@ -23,6 +23,7 @@ def make_engine(url: str, pool_size: int = 1, pool_timeout: float = 5.0) -> Engi
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=pool_timeout,
+        executemany_mode="values_plus_batch",  # a list of updates goes out in one round trip
         pool_pre_ping=False,  # a stale connection is a transient fault like any other, and those are retried
         connect_args={
             "connect_timeout": 3,

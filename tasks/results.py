@@ -3,7 +3,7 @@
 from celery import Task
 
 from config.settings import settings
-from coordinator.results import apply_result as apply_submission
+from coordinator.rounds import apply_result as apply_submission
 from coordinator.unit_of_work import is_transient
 from tasks.app import app, engine
 from tasks.doorbell import ring_jobs

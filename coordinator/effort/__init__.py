@@ -15,6 +15,7 @@ from coordinator.effort.vector import (
     effort_of,
     missed,
     no_effort,
+    suggested_curves,
     t_level,
     target_t_level,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "parse_curves",
     "stage2_plan",
     "success_probability",
+    "suggested_curves",
     "t_level",
     "target_t_level",
 ]

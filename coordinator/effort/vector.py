@@ -123,12 +123,29 @@ def curves_of_t_level(t: float) -> Run:
         raise ValueError(f"the t-level is {t:g}: it must be from 0 to {LARGEST_DIGITS}")
     if t == 0:
         return B1_LADDER[0], DEFAULT_B2, PRIOR_PARAMETRIZATION, 0
-    nothing = no_effort()
+    return _nearest_usual(t)[0]
+
+
+def suggested_curves(vector: Array, target_t: float, at_most: int) -> list[Run]:
+    """Ways to bring the vector to `target_t`, any one of them enough: for some B1 of the ladder the curves it takes.
+
+    The B1 are those at which the whole way from nothing takes nearest to 10,000 curves; smallest B1 first. Empty if
+    the target is reached.
+    """
+    if t_level(vector) >= target_t:
+        return []
+    sensible = sorted(b1 for b1, _, _, _ in _nearest_usual(target_t)[:at_most])
+    settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in sensible]
+    return [(*setting, curves_to_reach(vector, target_t, *setting)) for setting in settings]
+
+
+def _nearest_usual(t: float) -> list[Run]:
+    """For each B1 of the ladder that can find such factors the run that reaches t, the usual curve counts first."""
     digits = max(0, math.ceil(t) - SMALLEST_DIGITS)
-    able = [b1 for b1 in B1_LADDER if curve_effort(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION)[digits] > 0]
-    counts = {b1: curves_to_reach(nothing, t, b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in able}
-    b1 = min(counts, key=lambda b1: abs(math.log(counts[b1] / USUAL_CURVES)))
-    return b1, DEFAULT_B2, PRIOR_PARAMETRIZATION, counts[b1]
+    settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in B1_LADDER]
+    able = [setting for setting in settings if curve_effort(*setting)[digits] > 0]
+    runs = [(*setting, curves_to_reach(no_effort(), t, *setting)) for setting in able]
+    return sorted(runs, key=lambda run: abs(math.log(run[3] / USUAL_CURVES)))
 
 
 def target_t_level(digits: int, snfs_difficulty: float | None = None) -> float:

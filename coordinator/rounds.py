@@ -1,0 +1,250 @@
+"""Applying many plain results in one database round.
+
+Nearly every result is plain: some curves on a known number, no factor. Worker and database spend more on the round
+trips and the commit of such a result than on the result, so a worker that is asked to apply one applies others that
+wait with it, and when their own tasks come they find them settled. Everything else (factors, unknown numbers, leases,
+projects, repeated curves, second tries) takes the way of coordinator/results.py, one by one.
+
+A round is one transaction: all its results become true together, or none does and each is tried by itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+from sqlalchemy import Connection, Engine, Row, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from config.settings import Settings
+from coordinator import effort, registry, results
+from coordinator.results import Applied
+from coordinator.unit_of_work import is_transient, unit_of_work
+from models.tables import Composite, CompositeAlias, CompositeEffort, EcmAttempt, Submission
+from models.wire import SubmitResult
+
+log = structlog.get_logger("rounds")
+
+# Large enough to make a round's fixed costs small, small enough to be over in a few hundredths of a second.
+MOST_IN_A_ROUND = 50
+
+submissions = Submission.__table__.c
+composites = Composite.__table__.c
+aliases = CompositeAlias.__table__.c
+
+# Built once: building a statement costs more than running it.
+_STATE = select(submissions.state).where(submissions.id == bindparam("submission_id"))
+_waiting = (
+    select(submissions.id)
+    .where(submissions.state == "received", submissions.tries == 0, submissions.id >= bindparam("first_id"))
+    .order_by(submissions.id)
+    .limit(MOST_IN_A_ROUND)
+    .with_for_update(skip_locked=True)
+)
+# Counted before anything else, and durable against this process's death, as for every submission: one that was in a
+# round which ended badly is never in another. Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
+_TAKE = (
+    update(Submission.__table__)
+    .where(submissions.id.in_(_waiting.scalar_subquery()))
+    .values(tries=submissions.tries + 1)
+    .returning(submissions.id, func.set_config("synchronous_commit", "off", True))
+)
+_GIVE_BACK = (
+    update(Submission.__table__)
+    .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
+    .values(tries=func.greatest(submissions.tries - 1, 0))
+)
+_LOCK_SUBMISSIONS = (
+    select(submissions.id, submissions.payload, submissions.attempt_id)
+    .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
+    .order_by(submissions.id)
+    .with_for_update(skip_locked=True)
+)
+_FIND = select(aliases.value_sha256, aliases.composite_id, aliases.kind).where(
+    aliases.value_sha256.in_(bindparam("hashes", expanding=True))
+)
+_LOCK_COMPOSITES = (
+    select(
+        composites.id,
+        composites.is_prime,
+        composites.effort,
+        composites.target_t_level,
+    )
+    .where(composites.id.in_(bindparam("ids", expanding=True)))
+    .order_by(composites.parent_id.is_not(None), composites.id)
+    .with_for_update(key_share=True)
+)
+_RECORD = (
+    insert(EcmAttempt.__table__)
+    .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
+    .returning(EcmAttempt.__table__.c.id)
+)
+_sums = insert(CompositeEffort.__table__)
+_ADD_SUMS = _sums.on_conflict_do_update(
+    index_elements=["composite_id", "b1", "b2", "parametrization"],
+    set_={"curves": CompositeEffort.__table__.c.curves + _sums.excluded.curves},
+)
+_ADD_EFFORT = (
+    update(Composite.__table__)
+    .where(composites.id == bindparam("composite"))
+    .values(
+        effort=bindparam("vector"),
+        current_t_level=bindparam("t_level"),
+        attempt_count=composites.attempt_count + bindparam("attempts"),
+        last_attempt_at=func.now(),
+    )
+)
+_SETTLE = (
+    update(Submission.__table__)
+    .where(submissions.id == bindparam("submission_id"))
+    .values(
+        state="applied",
+        composite_id=bindparam("composite"),
+        outcome=bindparam("answer"),
+        detail=None,
+        settled_at=func.clock_timestamp(),
+    )
+)
+
+
+@dataclass
+class _Plain:
+    """A plain result that found its composite."""
+
+    submission_id: int
+    attempt_id: int
+    result: SubmitResult
+    composite_id: int
+
+
+def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
+    """Apply a submission, in a round with others if it is plain; the rest as `results.apply_result`."""
+    with engine.connect() as connection:
+        state = connection.execute(_STATE, {"submission_id": submission_id}).scalar_one_or_none()
+    if state is None:
+        return None
+    if state != "received":
+        return Applied(state)
+    if submission_id in _apply_round(engine, submission_id):
+        return Applied("applied", "no_factor")
+    return results.apply_result(engine, submission_id, settings)
+
+
+def _apply_round(engine: Engine, first_id: int) -> set[int]:
+    """Apply the plain ones among the untried submissions from `first_id` on; the ids of those it applied."""
+    with unit_of_work(engine, "take_round", first=first_id) as connection:
+        taken = [row.id for row in connection.execute(_TAKE, {"first_id": first_id})]
+    if not taken:
+        return set()
+    applied: set[int] = set()
+    try:
+        with unit_of_work(engine, "apply_round", first=first_id, taken=len(taken)) as connection:
+            applied = _apply(connection, taken)
+    except Exception as error:
+        if is_transient(error):
+            _give_back(engine, taken)
+            raise
+        # Whichever it was, each is tried by itself now, and counts its own tries.
+        log.exception("A round failed; its results are applied one by one", first=first_id)
+    _give_back(engine, [one for one in taken if one not in applied])
+    return applied
+
+
+def _give_back(engine: Engine, ids: list[int]) -> None:
+    """Uncount a try that said nothing about these submissions."""
+    if not ids:
+        return
+    try:
+        with unit_of_work(engine, "give_back", count=len(ids)) as connection:
+            connection.execute(_GIVE_BACK, {"ids": sorted(ids)})
+    except Exception as error:
+        log.warning("Could not uncount a try", error=str(error)[:200])
+
+
+def _apply(connection: Connection, taken: list[int]) -> set[int]:
+    rows = connection.execute(_LOCK_SUBMISSIONS, {"ids": taken}).all()
+    plain = _find_composites(connection, rows)
+    if not plain:
+        return set()
+    ids = sorted({one.composite_id for one in plain})
+    locked = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": ids})}
+    # A prime takes no more work: its results are refused, one by one.
+    plain = [one for one in plain if not locked[one.composite_id].is_prime]
+    if not plain:
+        return set()
+    recorded = set(
+        connection.execute(
+            _RECORD,
+            [results.attempt_values(one.submission_id, one.attempt_id, one.composite_id, one.result) for one in plain],
+        ).scalars()
+    )
+    # What was not recorded repeats curves that were: that is for the single way to find out.
+    plain = [one for one in plain if one.attempt_id in recorded]
+    _add_effort(connection, plain, locked)
+    return {one.submission_id for one in plain}
+
+
+def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_Plain]:
+    """The plain results among the rows whose number is known in the very words they use."""
+    candidates = []
+    for row in rows:
+        result = SubmitResult.model_validate(row.payload)
+        if not (result.claims or result.project or result.work_id or result.residue_id or result.residue_checksum):
+            candidates.append((row, result, registry.sha256(result.composite)))
+    if not candidates:
+        return []
+    found: dict[bytes, list[Row[Any]]] = {}
+    for alias in connection.execute(_FIND, {"hashes": sorted({value for _, _, value in candidates})}):
+        found.setdefault(bytes(alias.value_sha256), []).append(alias)
+    plain = []
+    for row, result, value in candidates:
+        # A value that several composites share is for the single way to decide.
+        match found.get(value, []):
+            case [alias]:
+                plain.append(_Plain(row.id, row.attempt_id, result, alias.composite_id))
+            case _:
+                continue
+    return plain
+
+
+def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, Row[Any]]) -> None:
+    """Add the runs, in the order they came in, to their composites' sums and vectors, and settle them."""
+    vectors: dict[int, np.ndarray] = {}
+    attempts: dict[int, int] = {}
+    sums: dict[tuple[int, int, int, int], int] = {}
+    settled = []
+    for one in plain:
+        composite, result = locked[one.composite_id], one.result
+        vector = vectors.get(composite.id, composite.effort)
+        if result.method == "ecm" and result.curves > 0:
+            run = (result.parameters.b1 or 0, result.b2, result.parametrization)
+            vector = effort.add_curves(vector, result.curves, *run)
+            key = (composite.id, *run)
+            sums[key] = sums.get(key, 0) + result.curves
+        vectors[composite.id] = vector
+        attempts[composite.id] = attempts.get(composite.id, 0) + 1
+        outcome = results.Outcome(
+            "applied",
+            one.attempt_id,
+            composite.id,
+            "no_factor",
+            results.summary("no_factor", result, []),
+            effort.t_level(vector),
+            composite.target_t_level,
+        )
+        settled.append(
+            {"submission_id": one.submission_id, "composite": composite.id, "answer": outcome.answer()}
+        )
+    if sums:
+        names = ("composite_id", "b1", "b2", "parametrization", "curves")
+        rows = [dict(zip(names, (*key, curves), strict=True)) for key, curves in sorted(sums.items())]
+        connection.execute(_ADD_SUMS, rows)
+    connection.execute(
+        _ADD_EFFORT,
+        [
+            {"composite": key, "vector": vector, "t_level": effort.t_level(vector), "attempts": attempts[key]}
+            for key, vector in vectors.items()
+        ],
+    )
+    connection.execute(_SETTLE, settled)
