@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from config.settings import settings
 
@@ -60,7 +60,10 @@ task_publish_retry_policy = {"max_retries": 0, "interval_start": 0}
 
 # Results never wait behind a split of 75 digits, nor the watch over both behind either.
 task_default_queue = "upkeep"
-task_queues = [Queue("results"), Queue("analysis"), Queue("upkeep")]
+_exchange = Exchange("ecm")
+task_queues = [Queue(name, _exchange, routing_key=name) for name in ("results", "analysis", "upkeep")]
+task_default_exchange = "ecm"
+task_default_routing_key = "upkeep"
 task_routes = {
     "tasks.results.*": {"queue": "results"},
     "tasks.analysis.*": {"queue": "analysis"},

@@ -4,13 +4,6 @@ A coordinator of its own is started on free ports with its data in a temporary d
 demo_composites.txt; each result is posted and followed until it is applied; then everything is stopped and removed.
 """
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +22,13 @@ from agent import client, gmp_ecm, spool
 from agent.cli import curve_progress, report_wait, shorten
 from agent.gmp_ecm import Factor
 from agent.run import Order, run_curves
+from bench.stack import StackError, private_stack
 
 B1 = 11_000  # finds 20 digits in 107 curves on average, at some 20 ms a curve
 CURVES = 1_000
-START_PATIENCE = 120.0  # seconds; a cold machine unpacks and initializes PostgreSQL
-STOP_PATIENCE = 30.0
-APPLY_PATIENCE = 60.0
+APPLY_PATIENCE = 60.0  # seconds
 FINISH_PATIENCE = 20.0  # a small cofactor is finished in the background, which takes FLINT a moment
 FINISHED_BY_SERVER = 45  # digits: a cofactor this small is the server's own job
-# Settings that would make the private stack use somebody's servers or data.
-OUTSIDE = ("DATABASE_URL", "REDIS_URL", "ADMIN_API_KEY", "ECM_HOME", "HOST", "PORT", "FLOWER_PORT")
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -66,7 +56,7 @@ def demo() -> None:
     rows = []
     console.print("starting a private coordinator ...")
     started = time.monotonic()
-    with private_stack() as (server, home):
+    with started_stack() as (server, home):
         console.print(f"{server} is ready after {time.monotonic() - started:.1f} s")
         for position, (number, source) in enumerate(composites, 1):
             row = factor_and_post(number, source, ecm, server, home / "spool")
@@ -86,6 +76,16 @@ def demo() -> None:
     )
     if applied != len(rows):
         raise click.ClickException(f"{len(rows) - applied} of {len(rows)} results were not applied")
+
+
+@contextmanager
+def started_stack() -> Iterator[tuple[str, Path]]:
+    """A private stack, whose failures are told in a line."""
+    try:
+        with private_stack("--no-flower") as stack:
+            yield stack
+    except StackError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def read_composites() -> list[tuple[str, str]]:
@@ -147,66 +147,3 @@ def cofactor_state(stats: dict[str, Any]) -> str:
     if left := stats.get("current_composite"):
         return f"C{len(left)}"
     return "unknown"
-
-
-@contextmanager
-def private_stack() -> Iterator[tuple[str, Path]]:
-    """A coordinator of our own, (address, home), stopped and removed at the end.
-
-    After a failure its directory stays, for its logs. Raises ClickException if it does not get ready.
-    """
-    home = Path(tempfile.mkdtemp(prefix="ecm-demo-"))
-    log = home / "up.log"
-    environment = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
-    main = "from ingest.cli import main; main()"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", main, "up", "--home", str(home), "--port", str(free_port()), "--no-flower"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Ctrl-C is for the demo, which then stops the stack in its own order.
-            start_new_session=True,
-        )
-    try:
-        yield wait_ready(process, log), home
-    except BaseException:
-        console.print(f"the coordinator's logs are in {home}")
-        stop_stack(process)
-        raise
-    stop_stack(process)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-def wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The address that `up` announces. Raises ClickException with the log's end if it ends or takes too long."""
-    until = time.monotonic() + START_PATIENCE
-    while time.monotonic() < until:
-        lines = log.read_text(errors="replace").splitlines()
-        for line in lines:
-            if line.startswith("ready: "):
-                return line.removeprefix("ready: ").strip()
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    said = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise click.ClickException(f"the coordinator did not get ready:\n{said}")
-
-
-def stop_stack(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        console.print(f"the coordinator did not stop within {STOP_PATIENCE:.0f} s and was killed")
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -81,7 +81,7 @@ def note_clients(engine: Engine) -> None:
         newest = select(func.coalesce(func.max(Client.last_seen), func.to_timestamp(0))).scalar_subquery()
         seen = (
             select(Submission.client_id, func.min(Submission.created_at), func.max(Submission.created_at))
-            .where(Submission.created_at > newest - timedelta(minutes=5))
+            .where(Submission.created_at > newest - func.make_interval(0, 0, 0, 0, 0, 5))
             .group_by(Submission.client_id)
             .order_by(Submission.client_id)
         )
