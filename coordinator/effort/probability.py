@@ -155,12 +155,14 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
         return chance
     beta = math.log(plan.b2) / log_b1
     pairs = float(plan.dF) ** 2 * plan.k
-    interval = _interval(np.zeros_like(alpha), alpha - beta)
+    largest, _ = multipliers[-1]
+    # Primes beyond B1^furthest are met with a chance below 2^-53, which is nothing to GMP-ECM either.
+    furthest = (math.log(largest * pairs) + 53 * math.log(2)) / log_b1
+    interval = _interval(np.zeros_like(alpha), np.where(alpha - LARGEST_U < furthest, alpha - beta, 0.0))
     if not interval.sizes.size:
         return chance
     # From the end down the integrand falls like B1^-s / rho(t), after a stretch where every prime is met: what lies
     # further below than this is lost in rounding.
-    largest, _ = multipliers[-1]
     depth = (NEGLIGIBLE + math.log1p(largest * pairs / plan.b2)) / max(log_b1 - RHO_DECAY, 0.1)
     interval = interval._replace(first=np.maximum(interval.last - math.ceil(depth * GRID), 0))
     interval = interval._replace(begin=interval.first / GRID)
