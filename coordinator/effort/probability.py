@@ -56,11 +56,14 @@ class Interval(NamedTuple):
     last: IndexArray
 
 
-@lru_cache(maxsize=8)
 def _orders(torsion_factor: float) -> Orders:
     log_n = np.asarray((DIGITS - 0.5) * math.log(10) - math.log(torsion_factor) - SUYAMA_SMOOTHNESS)
     downward = refined_share(log_n)[:, ::-1]
     return Orders(read_only(log_n), read_only(np.append(downward.ravel(), np.zeros(ROW))))
+
+
+# By torsion factor, 2 MB each: made at import, so that no result waits for them.
+_ORDERS = {factor: _orders(factor) for factor in set(TORSION_FACTORS)}
 
 
 def _small_primes() -> Array:
@@ -82,7 +85,7 @@ def success_probability(b1: float, b2: float | None, parametrization: int) -> Ar
     `b2`: None or -1 for GMP-ECM's default, 0 or anything up to B1 for stage 1 only. ValueError outside `models.limits`.
     """
     b1, b2 = checked_bounds(b1, b2)
-    orders = _orders(TORSION_FACTORS[checked_parametrization(parametrization)])
+    orders = _ORDERS[TORSION_FACTORS[checked_parametrization(parametrization)]]
     plan = stage2_plan(b1, b2)
     log_b1 = math.log(b1)
     alpha = orders.log_n / log_b1

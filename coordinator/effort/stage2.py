@@ -137,7 +137,7 @@ def effective_b2(b1: float, b2: float | None) -> int:
 def brent_suyama_multipliers(polynomial: int) -> tuple[tuple[int, float], ...]:
     """(m, share) for the polynomial S: in that share of its residues the extension meets primes m times over.
 
-    Kruppa 2010, section 5.3: f(X) - f(Y) splits over the S-th roots of unity, and a prime gains one chance for each
+    Kruppa 2010, chapter 5: f(X) - f(Y) splits over the S-th roots of unity, and a prime gains one chance for each
     factor beyond the linear ones that stage 2 has covered anyway.
     """
     degree = abs(polynomial)

@@ -78,7 +78,7 @@ def test_customary_t_levels(curves: int, b1: int, level: int):
 
 
 def test_random_work_agrees_with_the_t_level_tool():
-    """The tool knows 20 to 85 digits and approximates p, more coarsely where B1 is far from what a size asks for."""
+    """From B1 = 10,000 on, where the tool has GMP-ECM's values; below, its own formula is off (docs/effort.md)."""
     chance = random.Random(20)
     for _ in range(60):
         runs = []
