@@ -1,0 +1,63 @@
+# `make run` starts a coordinator on this machine, `make test` proves it; both do all of the set-up they need.
+# Arguments go through ARGS: make run ARGS="--port 8001", make test ARGS="tests/unit -k spool".
+
+PYTHON ?= python3
+ARGS ?=
+# A checkout that others may only read needs its environment elsewhere: make VENV=~/ecm-venv test
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := embedded,agent,plot,test
+# Written when an installation is complete. It holds the checkout's path: an environment does not survive a move.
+INSTALLED := $(VENV)/installed-for
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
+.PHONY: install run test demo bench lint lint-rules lint-format lint-types lint-floors constraints
+.DEFAULT_GOAL := install
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python 3.11 or later is needed as "$(PYTHON)"; choose another with: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(CURDIR)" ]; then \
+		echo 'making the environment in $(VENV) ...'; \
+		$(PYTHON) -m venv --clear $(VENV) \
+			|| { rm -rf $(VENV); echo '"$(PYTHON)" cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 1; }; \
+	fi
+	@echo 'installing what constraints.txt lists (a minute or two the first time) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo '$(CURDIR)' > $@
+
+run: install
+	@exec $(BIN)/ecm-coordinator up $(ARGS)
+
+demo: install
+	@exec $(BIN)/ecm-coordinator demo $(ARGS)
+
+bench: install
+	@exec $(BIN)/python -m bench.pipeline $(ARGS)
+
+# The tests of one file share servers, so a file stays with one of the processes.
+test: install
+	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+# Separate targets, so that `make -k lint` reports all that is wrong at once.
+lint: lint-rules lint-format lint-types lint-floors
+lint-rules: install
+	$(BIN)/ruff check .
+lint-format: install
+	$(BIN)/ruff format --check .
+lint-types: install
+	$(BIN)/mypy
+lint-floors: install
+	$(BIN)/lint-imports --config setup.cfg --no-cache --no-logo
+
+# The newest versions that setup.cfg allows; run the tests before you commit them.
+constraints:
+	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT \
+		&& $(PYTHON) -m venv "$$new/venv" \
+		&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' \
+		&& { sed '/^#/!d' constraints.txt; "$$new/venv/bin/python" -m pip freeze --exclude-editable; } > "$$new/constraints.txt" \
+		&& cp "$$new/constraints.txt" constraints.txt
