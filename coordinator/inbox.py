@@ -6,9 +6,9 @@ Nothing is decided here but whether it is readable and whether it was sent befor
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, literal, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator.expressions import ExpressionError, parse, parse_number
@@ -31,11 +31,12 @@ STATE_COLUMNS = (
     Submission.created_at,
     Submission.settled_at,
 )
-# Built once: building a statement costs more than running it.
+# Built once, on the plain table: building a statement costs more than running it.
+SUBMISSIONS = cast(Table, Submission.__table__)
 _STORE = (
-    insert(Submission.__table__)
+    insert(SUBMISSIONS)
     .on_conflict_do_nothing(constraint="submissions_key")
-    .returning(Submission.__table__.c.id, Submission.__table__.c.attempt_id)
+    .returning(SUBMISSIONS.c.id, SUBMISSIONS.c.attempt_id)
 )
 _SETTLED = select(*STATE_COLUMNS).where(
     Submission.id.in_(bindparam("ids", expanding=True)), Submission.state != "received"
@@ -97,8 +98,12 @@ def receive(
     """
     row = submission_values(result, key=key, max_raw_output=max_raw_output, request_id=request_id)
     with unit_of_work(engine, "receive_result", client=result.client_id) as connection:
-        return _receive(connection, row, speaks_for_ever=key is not None or bool(result.sigmas),
-                        window=timedelta(seconds=implicit_key_window))
+        return _receive(
+            connection,
+            row,
+            speaks_for_ever=key is not None or bool(result.sigmas),
+            window=timedelta(seconds=implicit_key_window),
+        )
 
 
 def submission_values(

@@ -59,9 +59,7 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
             .order_by(Factor.id)
         ).all()
         levels = connection.execute(
-            select(
-                CompositeEffort.b1, func.sum(CompositeEffort.curves + CompositeEffort.prior_curves).label("curves")
-            )
+            select(CompositeEffort.b1, func.sum(CompositeEffort.curves + CompositeEffort.prior_curves).label("curves"))
             .where(CompositeEffort.composite_id == found.id)
             .group_by(CompositeEffort.b1)
             .order_by(CompositeEffort.b1)
@@ -73,10 +71,7 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
             .order_by(Project.name)
         ).scalars()
         project_names = list(projects)
-    if row.is_fully_factored:
-        status = "prime" if row.is_prime else "fully_factored"
-    else:
-        status = "composite"
+    finished = "prime" if row.is_prime else "fully_factored"
     return {
         "composite": row.number,
         "current_composite": row.current_composite,
@@ -86,7 +81,7 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
         "target_t_level": row.target_t_level,
         "current_t_level": row.current_t_level,
         "priority": row.priority,
-        "status": status,
+        "status": finished if row.is_fully_factored else "composite",
         "factors_found": _leaves(factors),
         "ecm_work": {
             "total_attempts": row.attempt_count,

@@ -10,11 +10,11 @@ A round is one transaction: all its results become true together, or none does a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from config.settings import Settings
@@ -29,9 +29,11 @@ log = structlog.get_logger("rounds")
 # Large enough to make a round's fixed costs small, small enough to be over in a few hundredths of a second.
 MOST_IN_A_ROUND = 50
 
-submissions = Submission.__table__.c
-composites = Composite.__table__.c
-aliases = CompositeAlias.__table__.c
+# Plain tables: the ORM's own way of building statements costs more than these statements do.
+SUBMISSIONS, COMPOSITES, ATTEMPTS, EFFORT = (
+    cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt, CompositeEffort)
+)
+submissions, composites, aliases = SUBMISSIONS.c, COMPOSITES.c, CompositeAlias.__table__.c
 
 # Built once: building a statement costs more than running it.
 _STATE = select(submissions.state).where(submissions.id == bindparam("submission_id"))
@@ -45,13 +47,13 @@ _waiting = (
 # Counted before anything else, and durable against this process's death, as for every submission: one that was in a
 # round which ended badly is never in another. Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
 _TAKE = (
-    update(Submission.__table__)
+    update(SUBMISSIONS)
     .where(submissions.id.in_(_waiting.scalar_subquery()))
     .values(tries=submissions.tries + 1)
     .returning(submissions.id, func.set_config("synchronous_commit", "off", True))
 )
 _GIVE_BACK = (
-    update(Submission.__table__)
+    update(SUBMISSIONS)
     .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
     .values(tries=func.greatest(submissions.tries - 1, 0))
 )
@@ -75,18 +77,14 @@ _LOCK_COMPOSITES = (
     .order_by(composites.parent_id.is_not(None), composites.id)
     .with_for_update(key_share=True)
 )
-_RECORD = (
-    insert(EcmAttempt.__table__)
-    .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
-    .returning(EcmAttempt.__table__.c.id)
-)
-_sums = insert(CompositeEffort.__table__)
+_RECORD = insert(ATTEMPTS).on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256]).returning(ATTEMPTS.c.id)
+_sums = insert(EFFORT)
 _ADD_SUMS = _sums.on_conflict_do_update(
     index_elements=["composite_id", "b1", "b2", "parametrization"],
-    set_={"curves": CompositeEffort.__table__.c.curves + _sums.excluded.curves},
+    set_={"curves": EFFORT.c.curves + _sums.excluded.curves},
 )
 _ADD_EFFORT = (
-    update(Composite.__table__)
+    update(COMPOSITES)
     .where(composites.id == bindparam("composite"))
     .values(
         effort=bindparam("vector"),
@@ -96,7 +94,7 @@ _ADD_EFFORT = (
     )
 )
 _SETTLE = (
-    update(Submission.__table__)
+    update(SUBMISSIONS)
     .where(submissions.id == bindparam("submission_id"))
     .values(
         state="applied",
@@ -185,7 +183,7 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
     return {one.submission_id for one in plain}
 
 
-def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_Plain]:
+def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_Plain]:
     """The plain results among the rows whose number is known in the very words they use."""
     candidates = []
     for row in rows:
@@ -194,7 +192,7 @@ def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_
             candidates.append((row, result, registry.sha256(result.composite)))
     if not candidates:
         return []
-    found: dict[bytes, list[Row[Any]]] = {}
+    found: dict[bytes, list[Row]] = {}
     for alias in connection.execute(_FIND, {"hashes": sorted({value for _, _, value in candidates})}):
         found.setdefault(bytes(alias.value_sha256), []).append(alias)
     plain = []
@@ -208,7 +206,7 @@ def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_
     return plain
 
 
-def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, Row[Any]]) -> None:
+def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, Row]) -> None:
     """Add the runs, in the order they came in, to their composites' sums and vectors, and settle them."""
     vectors: dict[int, np.ndarray] = {}
     attempts: dict[int, int] = {}
@@ -233,9 +231,7 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
             effort.t_level(vector),
             composite.target_t_level,
         )
-        settled.append(
-            {"submission_id": one.submission_id, "composite": composite.id, "answer": outcome.answer()}
-        )
+        settled.append({"submission_id": one.submission_id, "composite": composite.id, "answer": outcome.answer()})
     if sums:
         names = ("composite_id", "b1", "b2", "parametrization", "curves")
         rows = [dict(zip(names, (*key, curves), strict=True)) for key, curves in sorted(sums.items())]

@@ -94,9 +94,7 @@ def note_clients(engine: Engine) -> None:
         )
 
 
-def prune(
-    engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None
-) -> dict[str, int]:
+def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None) -> dict[str, int]:
     """Drop what its retention setting (days; None: keep) says may go; how much went. Submissions' rows never go."""
     gone = {"raw_output": 0, "jobs": 0}
     if raw_output_days is not None:
@@ -114,7 +112,9 @@ def prune(
             gone["raw_output"] = connection.execute(drop).rowcount
     if jobs_days is not None:
         finished = (
-            select(Job.id).where(Job.state == "done", Job.finished_at < now - timedelta(days=jobs_days)).limit(PRUNE_BATCH)
+            select(Job.id)
+            .where(Job.state == "done", Job.finished_at < now - timedelta(days=jobs_days))
+            .limit(PRUNE_BATCH)
         )
         with unit_of_work(engine, "prune_jobs") as connection:
             gone["jobs"] = connection.execute(delete(Job).where(Job.id.in_(finished.scalar_subquery()))).rowcount

@@ -19,15 +19,13 @@ from models.engine import process_engine
 from models.wire import PRINTABLE
 from tasks import doorbell, heartbeats
 
-API = "/api/v1"
-
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The intake, with an engine and a poller of its own."""
     settings = settings or process_settings()
     configure_logging(settings.log_format, settings.log_level)
     doorbell.make_impatient()
-    app = Flask("ingest", static_folder=None)
+    app = openapi.make_app()
     app.config.update(
         SETTINGS=settings,
         ENGINE=process_engine(settings.database_url, settings.web_pool_size),
@@ -35,11 +33,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_CONTENT_LENGTH=settings.max_body,
     )
     app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.max_waiters)
-    app.register_blueprint(results, url_prefix=API)
-    app.register_blueprint(stats, url_prefix=API)
-    app.register_blueprint(operations)
-    app.add_url_rule(f"{API}/health", "api_health", health)
-    openapi.serve(app, API)
+    app.register_api(results)
+    app.register_api(stats)
+    app.register_api(operations)
+    app.add_url_rule(f"{openapi.API}/health", "api_health", health)
+    openapi.serve(app)
     answer_with_problems(app)
     app.before_request(_begin)
     app.after_request(_end)
@@ -57,7 +55,7 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = request.environ.get("ecm.request_id", "")
-    if request.path.startswith(API) and not request.path.startswith(f"{API}/admin"):
+    if request.path.startswith(openapi.API) and not request.path.startswith(f"{openapi.API}/admin"):
         # Anyone may read from anywhere; without credentials, so nothing is given away that curl would not get.
         response.headers["Access-Control-Allow-Origin"] = "*"
     endpoint = request.endpoint or "none"

@@ -4,9 +4,9 @@ from typing import Any, TypeVar
 
 import jiter
 from flask import request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from ingest.problems import Problem
+from ingest.problems import Problem, invalid
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,4 +41,8 @@ def read_body(model: type[Model]) -> Model:
     body = request.get_data(cache=False)
     if not body:
         raise Problem(422, "malformed", "The body is empty; send a JSON object.", errors=[])
-    return model.model_validate(parse_json(body))
+    value = parse_json(body)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error) from error

@@ -30,10 +30,13 @@ loglevel = "warning"
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="ecm-metrics-")
     _owner = os.getpid()
-    atexit.register(
-        lambda directory: os.getpid() == _owner and shutil.rmtree(directory, ignore_errors=True),
-        os.environ["PROMETHEUS_MULTIPROC_DIR"],
-    )
+
+    def _remove_metrics(directory: str = os.environ["PROMETHEUS_MULTIPROC_DIR"]) -> None:
+        # Forked children inherit the registration, not the directory.
+        if os.getpid() == _owner:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(_remove_metrics)
 
 
 def child_exit(server: Any, worker: Any) -> None:

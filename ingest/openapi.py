@@ -1,1 +1,86 @@
-def serve(app, api): pass
+"""The specification at /openapi.json and its viewer at /docs, generated from the models that validate.
+
+Views read raw bytes themselves (ingest/bodies.py), so bodies are documented here without the library parsing them.
+"""
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+from flask import Response, redirect
+from flask_openapi import APIBlueprint, Info, OpenAPI, Tag
+from flask_openapi.models import Schema
+from flask_openapi_swagger.plugins import RegisterPlugin
+from pydantic import BaseModel
+from werkzeug.wrappers import Response as AnyResponse
+
+from models.wire import Problem
+
+API = "/api/v1"
+
+RESULTS = Tag(name="Results", description="Sending results in and asking what became of them")
+READING = Tag(name="Reading", description="What is known about numbers")
+OPERATIONS = Tag(name="Operations", description="For load balancers, operators and Prometheus")
+
+_bodies: dict[str, Any] = {}
+
+
+def problem(description: str) -> dict[str, Any]:
+    """A documented error answer."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def takes(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
+    """A documented JSON body that the view reads itself; `many`: an array or NDJSON of such objects."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    _bodies.update(schema.pop("$defs", {}) | {model.__name__: schema})
+    one = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    if not many:
+        return {"required": True, "content": {"application/json": one}}
+    array = {"schema": {"type": "array", "items": one["schema"]}}
+    return {"required": True, "content": {"application/json": array, "application/x-ndjson": one}}
+
+
+def blueprint(name: str, tag: Tag, url_prefix: str = API) -> APIBlueprint:
+    """A blueprint whose views are documented under `tag`, with the errors that any of them can give."""
+    errors: dict[Any, Any] = {
+        429: problem("Too many requests"),
+        503: problem("The database is away; send the same again later"),
+    }
+    return APIBlueprint(name, name, abp_tags=[tag], abp_responses=errors, url_prefix=url_prefix)
+
+
+def make_app() -> OpenAPI:
+    """A Flask application that knows its own specification."""
+    app = OpenAPI(
+        "ingest",
+        info=Info(
+            title="ECM Coordinator",
+            version=version("ecm-coordinator"),
+            description="The coordination server for distributed integer factorization by ECM, P-1 and P+1.",
+        ),
+        doc_ui=False,
+        validation_error_model=Problem,
+        static_folder=None,
+    )
+    app.openapi_version = "3.1.0"
+    return app
+
+
+def serve(app: OpenAPI) -> None:
+    """Serve the specification and its viewer, all of it from here; after every view is registered."""
+    app.components_schemas.update({name: Schema(**schema) for name, schema in _bodies.items()})
+    specification: list[bytes] = []
+
+    def openapi() -> Response:
+        if not specification:
+            specification.append(json.dumps(app.api_doc).encode())
+        return Response(specification[0], 200, content_type="application/json")
+
+    def docs() -> AnyResponse:
+        return redirect("/docs/swagger")
+
+    app.add_url_rule("/openapi.json", "openapi_json", openapi)
+    app.add_url_rule("/docs", "docs", docs)
+    app.register_blueprint(RegisterPlugin.register(doc_url="../openapi.json"), url_prefix="/docs")

@@ -5,30 +5,29 @@ from typing import Any
 
 import orjson
 import redis
-from flask import Blueprint, Response, current_app
+from flask import Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.core import REGISTRY, GaugeMetricFamily
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import queries
+from ingest import openapi
 from models.migrate import newest_revision
 from tasks import heartbeats
 
-operations = Blueprint("operations", __name__)
+operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
 
 # Longer than upkeep needs to ring for what was left behind.
 LAG_LIMIT = 120.0
 
 
+@operations.get("/health", operation_id="health")
 def health() -> Response:
     """The process is up."""
     return _json({"status": "ok"}, 200)
 
 
-operations.add_url_rule("/health", view_func=health)
-
-
-@operations.get("/ready")
+@operations.get("/ready", operation_id="ready")
 def ready() -> Response:
     """Whether results can be taken: the database answers and its schema is the one this version needs."""
     try:
@@ -41,7 +40,7 @@ def ready() -> Response:
     return _json({"status": "ready"}, 200)
 
 
-@operations.get("/status")
+@operations.get("/status", operation_id="status")
 def status() -> Response:
     """Every part of the installation, and whether it does its work; 503 when one does not."""
     parts: dict[str, dict[str, Any]] = {"database": _database(), **_broker_and_processes()}
@@ -49,7 +48,7 @@ def status() -> Response:
     return _json({"status": "ok" if ok else "degraded", **parts}, 200 if ok else 503)
 
 
-@operations.get("/metrics")
+@operations.get("/metrics", operation_id="metrics")
 def prometheus() -> Response:
     """Counters of all web processes, and gauges read from the database now."""
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):

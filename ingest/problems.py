@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: never HTML, never a stack trace, always a word for programs and a sentence for people."""
+"""Errors as RFC 9457 problems: never HTML or a stack trace, always a word for programs and a sentence for people."""
 
 from http import HTTPStatus
 from typing import Any
@@ -82,10 +82,6 @@ def answer_with_problems(app: Flask) -> None:
     @app.errorhandler(Problem)
     def _problem(error: Problem) -> Response:
         return error.response()
-
-    @app.errorhandler(ValidationError)
-    def _invalid(error: ValidationError) -> Response:
-        return invalid(error).response()
 
     @app.errorhandler(ExpressionError)
     def _unreadable(error: ExpressionError) -> Response:

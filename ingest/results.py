@@ -5,21 +5,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import orjson
-from flask import Blueprint, Response, current_app, request
-from pydantic import ValidationError
+from flask import Response, current_app, request
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import Row
 
 from config.settings import Settings
 from coordinator import inbox
 from coordinator.expressions import ExpressionError
 from coordinator.unit_of_work import is_transient
-from ingest import metrics
+from ingest import metrics, openapi
 from ingest.bodies import parse_json, read_body
 from ingest.problems import Problem, database_away, invalid, unreadable_number
-from models.wire import PRINTABLE, SubmitResult
+from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
 from tasks import doorbell
 
-results = Blueprint("results", __name__)
+results = openapi.blueprint("results", openapi.RESULTS)
 
 MOST_IN_A_BATCH = 1000
 LONGEST_KEY = 200
@@ -28,7 +28,19 @@ LONGEST_WAIT = 20.0
 Answer = TypeVar("Answer")
 
 
-@results.post("/submit_result")
+@results.post(
+    "/submit_result",
+    operation_id="submit_result",
+    request_body=openapi.takes(SubmitResult),
+    responses={
+        200: ResultAnswer,
+        202: ResultAnswer,
+        400: openapi.problem("Refused: a factor that does not divide, a prime, ...; nothing was recorded"),
+        404: openapi.problem("`unknown_composite`: this server takes results for its own numbers only"),
+        413: openapi.problem("The body is too large"),
+        422: openapi.problem("Malformed; nothing was stored"),
+    },
+)
 def submit_result() -> Response:
     """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
     result = read_body(SubmitResult)
@@ -57,7 +69,12 @@ def submit_result() -> Response:
     return _settled(settled, receipt.replay)
 
 
-@results.post("/submit_results")
+@results.post(
+    "/submit_results",
+    operation_id="submit_results",
+    request_body=openapi.takes(SubmitResult, many=True),
+    responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one")},
+)
 def submit_results() -> Response:
     """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other."""
     settings: Settings = current_app.config["SETTINGS"]
@@ -103,14 +120,22 @@ def submit_results() -> Response:
     return _json({"accepted": len(valid), "refused": len(items) - len(valid), "results": verdicts}, 200)
 
 
-@results.get("/submissions/<int:submission_id>")
-def submission_state(submission_id: int) -> Response:
+class SubmissionPath(BaseModel):
+    submission_id: int = Field(description="the `submission_id` of an answer")
+
+
+@results.get(
+    "/submissions/<int:submission_id>",
+    operation_id="submission_state",
+    responses={200: SubmissionState, 404: openapi.problem("`unknown_submission`")},
+)
+def submission_state(path: SubmissionPath) -> Response:
     """What became of a submission."""
     row = None
-    if submission_id < 2**63:
-        row = inbox.state(current_app.config["ENGINE"], submission_id)
+    if path.submission_id < 2**63:
+        row = inbox.state(current_app.config["ENGINE"], path.submission_id)
     if row is None:
-        raise Problem(404, "unknown_submission", f"There is no submission {submission_id}.")
+        raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
     return _json(
         {
             "submission_id": row.id,
@@ -131,10 +156,8 @@ def submission_state(submission_id: int) -> Response:
 
 def _batch_items() -> list[Any]:
     body = request.get_data(cache=False)
-    if body.lstrip()[:1] == b"[":
-        items = parse_json(body)
-    else:
-        items = [line for line in body.splitlines() if line.strip()]
+    is_array = body.lstrip()[:1] == b"["
+    items = parse_json(body) if is_array else [line for line in body.splitlines() if line.strip()]
     if not items:
         raise Problem(422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[])
     if len(items) > MOST_IN_A_BATCH:

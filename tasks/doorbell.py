@@ -40,9 +40,8 @@ def ring_submission(submission_id: int, client: str, composite: str) -> bool:
 
 def ring_jobs(rings: Iterable[Ring]) -> bool:
     """Ask a worker to do these jobs; whether the bell could be rung for all of them."""
-    return all(
-        [_ring("tasks.analysis.run_job", "analysis", {"job_id": ring.job_id, "kind": ring.kind}) for ring in rings]
-    )
+    rung = [_ring("tasks.analysis.run_job", "analysis", {"job_id": ring.job_id, "kind": ring.kind}) for ring in rings]
+    return all(rung)
 
 
 def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
