@@ -37,6 +37,7 @@ RHO_DECAY = 3.7  # nats that rho falls by at most from t to t + 1, for t up to 1
 ROW = LARGEST_U * GRID + 1  # grid points from 0 to 10
 
 IndexArray = npt.NDArray[np.signedinteger]
+Multipliers = tuple[tuple[int, float], ...]  # as brent_suyama_multipliers gives them
 
 
 class Orders(NamedTuple):
@@ -164,24 +165,34 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
     interval = _interval(np.zeros_like(alpha), np.where(alpha - LARGEST_U < furthest, alpha - beta, 0.0))
     if not interval.sizes.size:
         return chance
-    # From the end down the integrand falls like B1^-s / rho(t), after a stretch where every prime is met: what lies
-    # further below than this is lost in rounding.
+    # One unit of t below the end the integrand has lost log B1 nats and rho has given back 3.7 at most (after a
+    # stretch where every prime is met): what lies further below than this is lost in rounding.
     depth = (NEGLIGIBLE + math.log1p(largest * pairs / plan.b2)) / max(log_b1 - RHO_DECAY, 0.1)
     interval = interval._replace(first=np.maximum(interval.last - math.ceil(depth * GRID), 0))
     interval = interval._replace(begin=interval.first / GRID)
     alpha = alpha[interval.sizes]
-    shares = _weighted_shares(orders, interval)
+    inside = _met(_weighted_shares(orders, interval), alpha - interval.last / GRID, log_b1, pairs, multipliers)
+    # GMP-ECM counts the piece between the grid and alpha - beta as if the polynomial met every prime there. It is
+    # worth up to 1.5 % of p, and without it GMP-ECM's table is missed by as much.
+    chance[interval.sizes] = inside / GRID + _ends(orders, alpha, interval)
+    return chance
 
-    # The kernel depends on s alone, so one table in steps of 1/256 serves every size. The sizes' own s lie between
-    # its points; the cubic through four of them is exact to 1e-5 even at B1 = 1e14.
-    nearest = (alpha - interval.last / GRID) * GRID
+
+def _met(shares: Array, s: Array, log_b1: float, pairs: float, multipliers: Multipliers) -> Array:
+    """For each row the sum of its shares times (the chance that the polynomial meets a prime of size B1^s) / s.
+
+    `s` belongs to a row's first share and grows by 1/256 from share to share. The factor depends on s alone, so one
+    table in steps of 1/256 serves every row; the rows' own s lie between its points, and the cubic through four of
+    them is exact to 1e-5 even at B1 = 1e14.
+    """
+    nearest = s * GRID
     left = np.floor(nearest).astype(np.intp)
     base = int(left.min()) - 1
     columns = shares.shape[1]
     steps = np.arange(base, int(left.max()) + columns + 2)
     expected = pairs * np.exp(-steps / GRID * log_b1)
-    met = sum(share * -np.expm1(-m * expected) for m, share in multipliers) / (steps / GRID)
-    kernels = sliding_window_view(met, columns + 3)[left - base - 1]
+    table = sum(share * -np.expm1(-m * expected) for m, share in multipliers) / (steps / GRID)
+    rows = sliding_window_view(table, columns + 3)[left - base - 1]
     x = nearest - left
     cubic = (
         -x * (x - 1) * (x - 2) / 6,
@@ -189,13 +200,10 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
         -(x + 1) * x * (x - 2) / 2,
         (x + 1) * x * (x - 1) / 6,
     )
-    inside = np.zeros_like(alpha)
+    sums = np.zeros_like(s)
     for point, weight in enumerate(cubic):
-        inside += weight * np.einsum("ij,ij->i", shares, kernels[:, point : point + columns])
-    # GMP-ECM counts the piece between the grid and alpha - beta as if the polynomial met every prime there. It is
-    # worth up to 1.5 % of p, and without it GMP-ECM's table is missed by as much.
-    chance[interval.sizes] = inside / GRID + _ends(orders, alpha, interval)
-    return chance
+        sums += weight * np.einsum("ij,ij->i", shares, rows[:, point : point + columns])
+    return sums
 
 
 def _interval(begin: Array, end: Array) -> Interval:
