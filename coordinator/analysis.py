@@ -5,6 +5,7 @@ from dataclasses import replace
 import structlog
 from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
+from sqlalchemy.exc import IntegrityError
 
 from coordinator import families, jobs, registry
 from coordinator.arithmetic import factorize, is_probable_prime
@@ -28,7 +29,8 @@ def run(engine: Engine, job_id: int, *, max_tries: int, max_digits: int) -> list
     try:
         return RUNNERS[job.kind](engine, job, max_digits)
     except Exception as error:
-        transient = is_transient(error)
+        # As for results: a race counts as a try, lest it be lost for ever.
+        transient = is_transient(error) and not isinstance(error, IntegrityError)
         with unit_of_work(engine, "job_fault", job=job_id) as connection:
             change = {"tries": Job.tries - 1} if transient else {"error": f"{type(error).__name__}: {error}"[:2000]}
             connection.execute(update(Job).where(Job.id == job_id, Job.asked == job.asked).values(change))

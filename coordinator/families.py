@@ -128,29 +128,29 @@ def resolve_new(connection: Connection, members: list[Member]) -> Change:
 
 
 def settle_cofactor(connection: Connection, members: list[Member], member: Member, prime: bool) -> Change:
-    """Record what a primality test said about one member's cofactor."""
-    change = Change()
-    new = cofactor_is_prime(member.tree, prime)
-    write_back(connection, members, change)
-    # The other members learn the prime too: it may divide what they have left.
-    later = use_divisors(connection, members, [Divisor(value) for value in new])
-    change.rings += later.rings
-    return change
+    """Record what a primality test said about one member's cofactor, wherever in the family the same value stands."""
+    return _settle(connection, members, member.tree.cofactor, prime)
 
 
 def settle_factor(connection: Connection, members: list[Member], factor_id: int, prime: bool) -> Change:
-    """Record what a primality test said about a factor, in every tree of the family that has it."""
-    value = next(
-        (piece.value for member in members for piece, _ in member.tree.all_pieces() if piece.row_id == factor_id), None
-    )
+    """Record what a primality test said about a factor, wherever in the family the same value stands."""
+    pieces = (piece for member in members for piece, _ in member.tree.all_pieces())
+    value = next((piece.value for piece in pieces if piece.row_id == factor_id), None)
+    return Change() if value is None else _settle(connection, members, value, prime)
+
+
+def _settle(connection: Connection, members: list[Member], value: mpz, prime: bool) -> Change:
+    new: list[mpz] = []
     for member in members:
-        for leaf in list(member.tree.leaves()):
+        tree = member.tree
+        for leaf in tree.leaves():
             if leaf.value == value and leaf.is_prime is None:
                 leaf.is_prime, leaf.tested = prime, False
-        resolve(member.tree)
-    change = Change()
-    write_back(connection, members, change)
-    return change
+        if tree.cofactor == value and tree.cofactor_is_prime is None:
+            new += cofactor_is_prime(tree, prime)
+        new += resolve(tree)
+    # What came of it (a power's base, the last prime) may divide what other members have left.
+    return use_divisors(connection, members, [Divisor(found) for found in new])
 
 
 def _credit(member: Member, divisor: Divisor) -> None:
@@ -227,9 +227,7 @@ def _provide_for_leaves(connection: Connection, members: list[Member], root: Mem
             change.rings += jobs.ask_once(connection, jobs.SPLIT_FACTOR, leaf.row_id)
         elif digits > SPLIT_AS_JOB_DIGITS and leaf.child_id is None:
             leaf.child_id = _child_for(connection, members, root, leaf)
-            connection.execute(
-                update(Factor).where(Factor.id == leaf.row_id).values(child_composite_id=leaf.child_id)
-            )
+            connection.execute(update(Factor).where(Factor.id == leaf.row_id).values(child_composite_id=leaf.child_id))
 
 
 def _child_for(connection: Connection, members: list[Member], root: Member, leaf: Piece) -> int:
@@ -237,6 +235,10 @@ def _child_for(connection: Connection, members: list[Member], root: Member, leaf
 
     A new one inherits the effort of the member it was split from: all those curves would have found its factors too.
     """
+    for member in members:
+        # Of a child that was just divided, what is left is this leaf, though no alias says so yet.
+        if member is not root and member.tree.cofactor == leaf.value:
+            return member.id
     text = decimal(leaf.value)
     known = registry.find(connection, text, digit_count(leaf.value))
     if known is not None:
@@ -245,9 +247,11 @@ def _child_for(connection: Connection, members: list[Member], root: Member, leaf
         (member for member in members if gmpy2.is_divisible(member.tree.number, leaf.value)),
         key=lambda member: effort.t_level(member.vector),
     )
-    child_id = registry.register(
+    child_id = registry.register_new(
         connection, text, leaf.value, is_prime=False, parent_id=root.id, vector=origin.vector
     )
+    if child_id is None:  # another family has just made one, with its own effort
+        return registry.register(connection, text, leaf.value, is_prime=False)
     inherited = select(
         literal(child_id),
         CompositeEffort.b1,
@@ -317,4 +321,3 @@ def leaf_values(connection: Connection, root_id: int) -> list[mpz]:
     family = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
     rows = connection.execute(select(func.distinct(Factor.factor)).where(Factor.composite_id.in_(family)))
     return [mpz(text) for text in rows.scalars()]
-

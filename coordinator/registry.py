@@ -57,7 +57,25 @@ def register(
     parent_id: int | None = None,
     vector: np.ndarray | None = None,
 ) -> int:
-    """Make `value` known as written, or find it if somebody else just did; returns its id.
+    """Make `value` known as written, or find it if somebody else just did; returns its id. As `register_new`."""
+    new_id = register_new(connection, written, value, is_prime=is_prime, parent_id=parent_id, vector=vector)
+    if new_id is not None:
+        return new_id
+    # The race was won by another unit of work that has committed by now.
+    winner = select(Composite.id).where(Composite.value_sha256 == sha256(decimal(value)))
+    return connection.execute(winner).scalar_one()
+
+
+def register_new(
+    connection: Connection,
+    written: str,
+    value: mpz,
+    *,
+    is_prime: bool | None,
+    parent_id: int | None = None,
+    vector: np.ndarray | None = None,
+) -> int | None:
+    """Make `value` known as written; its id, or None if there is a composite of that number already.
 
     `is_prime` is None while unknown. The new row is its own cofactor until factors are recorded.
     """
@@ -81,9 +99,8 @@ def register(
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
         .returning(Composite.id)
     ).scalar_one_or_none()
-    if new_id is None:  # a race, won by another unit of work that has committed by now
-        return connection.execute(select(Composite.id).where(Composite.value_sha256 == sha256(text))).scalar_one()
-    add_aliases(connection, new_id, {sha256(written), sha256(text)}, NUMBER)
+    if new_id is not None:
+        add_aliases(connection, new_id, {sha256(written), sha256(text)}, NUMBER)
     return new_id
 
 
@@ -109,16 +126,14 @@ STATE_COLUMNS = (
 def lock_family(connection: Connection, root_id: int) -> list[Row]:
     """Lock a composite and those split from it, root first, then by id; their STATE_COLUMNS.
 
-    `FOR NO KEY UPDATE` leaves inserts that refer to a composite free.
+    `FOR NO KEY UPDATE` leaves inserts that refer to a composite free. The root has a statement of its own: one
+    statement for all would not see a child that was committed while it waited for the root.
     """
-    return list(
-        connection.execute(
-            select(*STATE_COLUMNS)
-            .where(or_(Composite.id == root_id, Composite.parent_id == root_id))
-            .order_by(Composite.parent_id.is_not(None), Composite.id)
-            .with_for_update(key_share=True)
-        )
-    )
+    members: list[Row] = []
+    for chosen in (Composite.id == root_id, Composite.parent_id == root_id):
+        lock = select(*STATE_COLUMNS).where(chosen).order_by(Composite.id).with_for_update(key_share=True)
+        members += connection.execute(lock).all()
+    return members
 
 
 def family_ids(connection: Connection, root_id: int) -> list[int]:
@@ -145,7 +160,5 @@ def join_project(connection: Connection, composite_id: int, name: str) -> None:
     )
     if connection.execute(member).first() is None:
         connection.execute(
-            insert(ProjectComposite)
-            .values(project_id=project_id, composite_id=composite_id)
-            .on_conflict_do_nothing()
+            insert(ProjectComposite).values(project_id=project_id, composite_id=composite_id).on_conflict_do_nothing()
         )

@@ -6,8 +6,8 @@ In order, and why in this order:
  2. find or register the composite and lock its family (root first), so that nobody else changes it meanwhile;
  3. verify every claimed factor against the registered number, before anything is written;
  4. record the attempt, unless the same curves stand there already;
- 5. use the factors on every unfinished part of the family;
- 6. add the curves to the composite's effort and derive its t-level;
+ 5. add the curves to the composite's effort and derive its t-level;
+ 6. use the factors on every unfinished part of the family (a part that becomes a composite inherits these curves too);
  7. count the curves on their lease;
  8. settle the submission with its outcome.
 
@@ -16,12 +16,15 @@ In order, and why in this order:
 
 import hashlib
 from dataclasses import dataclass, field
+from time import sleep
 from typing import Any
+from uuid import UUID
 
 import structlog
 from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 
 from config.settings import Settings
 from coordinator import effort, families, jobs, registry, work
@@ -35,6 +38,8 @@ from models.wire import FoundFactor, SubmitResult, split_sigma
 log = structlog.get_logger("results")
 
 WORKER_DIED = "worker_died"
+# Seconds from counting a try to holding its submission's lock, at the very most.
+MOMENT = 1.0
 
 
 class Rejected(Exception):
@@ -85,8 +90,12 @@ def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Appl
     Its tries are counted, durably against the death of this process, before the unit of work starts. A transient fault
     is raised for the caller to try again and does not count; any other fault is raised and does.
     """
-    if not _count_try(engine, submission_id, settings.max_tries):
-        return _settled_already(engine, submission_id)
+    tries = _count_try(engine, submission_id)
+    if tries is None:
+        return _state(engine, submission_id)
+    if tries > settings.max_tries:
+        _give_up(engine, submission_id, settings.max_tries)
+        return _state(engine, submission_id)
     try:
         return _apply(engine, submission_id, settings)
     except Exception as error:
@@ -94,49 +103,57 @@ def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Appl
         raise
 
 
-def _count_try(engine: Engine, submission_id: int, max_tries: int) -> bool:
-    """Count a try of a submission that waits; False if it is settled, or is settled as failed for having had too many.
+def _count_try(engine: Engine, submission_id: int) -> int | None:
+    """Count a try of a submission that waits, and say which it is; None if it is settled.
 
     This commit need not survive PostgreSQL, only this process: it does not wait for the disk.
     """
     with unit_of_work(engine, "count_try", submission=submission_id) as connection:
-        row = connection.execute(
+        return connection.execute(
             update(Submission)
             .where(Submission.id == submission_id, Submission.state == "received")
             .values(tries=Submission.tries + 1)
-            .returning(Submission.tries, Submission.detail, func.set_config("synchronous_commit", "off", True))
-        ).one_or_none()
-        if row is None:
-            return False
-        if row.tries <= max_tries:
-            return True
-        why = row.detail or f"its worker died or ran out of time at each of {max_tries} tries"
-        connection.execute(
+            .returning(Submission.tries, func.set_config("synchronous_commit", "off", True))
+        ).scalar_one_or_none()
+
+
+def _give_up(engine: Engine, submission_id: int, max_tries: int) -> None:
+    """Settle a submission as failed after too many tries, unless one of them is still under way and settles it.
+
+    The same task delivered many times at once counts as many tries at once. Whoever counted one has the submission's
+    lock a moment later, and this waits its turn behind them.
+    """
+    sleep(MOMENT)
+    why = func.coalesce(Submission.detail, f"its worker died or ran out of time at each of {max_tries} tries")
+    with unit_of_work(engine, "give_up", submission=submission_id) as connection:
+        failed = connection.execute(
             update(Submission)
-            .where(Submission.id == submission_id)
+            .where(Submission.id == submission_id, Submission.state == "received", Submission.tries > max_tries)
             .values(state="failed", reason=WORKER_DIED, detail=why, tries=max_tries, settled_at=func.clock_timestamp())
-        )
-    log.error("Submission failed", submission=submission_id, why=why)
-    return False
+            .returning(Submission.detail)
+        ).scalar_one_or_none()
+    if failed is not None:
+        log.error("Submission failed", submission=submission_id, why=failed)
 
 
-def _settled_already(engine: Engine, submission_id: int) -> Applied | None:
+def _state(engine: Engine, submission_id: int) -> Applied | None:
     with engine.connect() as connection:
         state = connection.execute(select(Submission.state).where(Submission.id == submission_id)).scalar_one_or_none()
     return None if state is None else Applied(state)
 
 
 def _note_fault(engine: Engine, submission_id: int, error: Exception) -> None:
-    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it."""
+    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it.
+
+    A unique value that was taken is mostly a race, which the next try wins; but it counts, lest it be lost for ever.
+    """
     change: dict[str, Any] = {"detail": f"{type(error).__name__}: {error}"[:1000]}
-    if is_transient(error):
+    if is_transient(error) and not isinstance(error, IntegrityError):
         change = {"tries": func.greatest(Submission.tries - 1, 0)}
     try:
         with unit_of_work(engine, "note_fault", submission=submission_id) as connection:
             connection.execute(
-                update(Submission)
-                .where(Submission.id == submission_id, Submission.state == "received")
-                .values(change)
+                update(Submission).where(Submission.id == submission_id, Submission.state == "received").values(change)
             )
     except Exception as second:
         # The database is away: the fault itself is on its way up, and this one says nothing more.
@@ -176,7 +193,15 @@ def _apply_verified(
         raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
     divisors = _verify_claims(connection, composite_id, result, settings, notes)
 
-    attempt_id, repeated = _record_attempt(connection, submission, composite_id, result)
+    lease_id = None
+    if result.work_id:
+        lease_id, note = work.find_lease(connection, result.work_id, result.client_id, {row.id for row in family})
+        notes += [note] if note else []
+    attempt_id, repeated = _record_attempt(connection, submission, composite_id, result, lease_id)
+
+    t_level, target = composite.current_t_level, composite.target_t_level
+    if not repeated:
+        t_level = _add_effort(connection, composite, result)
 
     new_factors = False
     if divisors or is_new:
@@ -187,26 +212,12 @@ def _apply_verified(
         rings += change.rings
         if is_new:
             rings += families.resolve_new(connection, members).rings
+        target = connection.execute(select(Composite.target_t_level).where(Composite.id == composite_id)).scalar_one()
 
-    t_level, target = composite.current_t_level, composite.target_t_level
-    if not repeated:
-        t_level = _add_effort(connection, composite, result)
-    if divisors or is_new:
-        target = connection.execute(
-            select(Composite.target_t_level).where(Composite.id == composite_id)
-        ).scalar_one()
+    if lease_id and not repeated:
+        work.count_curves(connection, lease_id, result.curves)
     if result.project:
         registry.join_project(connection, composite_id, result.project)
-
-    if result.work_id:
-        _, note = work.count_result(
-            connection,
-            result.work_id,
-            result.client_id,
-            {row.id for row in family},
-            0 if repeated else result.curves,
-        )
-        notes += [note] if note else []
 
     if new_factors:
         status = "new_factor"
@@ -284,10 +295,10 @@ def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
 
 
 def _record_attempt(
-    connection: Connection, submission: Row, composite_id: int, result: SubmitResult
+    connection: Connection, submission: Row, composite_id: int, result: SubmitResult, lease_id: UUID | None
 ) -> tuple[int, bool]:
     """(the attempt's id, whether these very curves were recorded before, under that id)."""
-    values = attempt_values(submission.id, submission.attempt_id, composite_id, result)
+    values = attempt_values(submission.id, submission.attempt_id, composite_id, result) | {"work_id": lease_id}
     recorded = connection.execute(
         insert(EcmAttempt)
         .values(values)
@@ -322,9 +333,13 @@ def attempt_values(submission_id: int, attempt_id: int, composite_id: int, resul
 
 def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
     """What tells these curves from all others: number, method, bounds, parametrization, sigmas and count."""
-    sigmas = [f"{result.parametrization if prefix is None else prefix}:{value}" for prefix, value in result.sigmas]
-    if not sigmas:
+    if not result.sigmas:
         return None
+    stated = result.parameters.parametrization
+    sigmas = []
+    for prefix, value in result.sigmas:
+        own = result.parametrization if stated is not None or prefix is None else prefix
+        sigmas.append(f"{own}:{int(value)}")
     parts = [composite_id, result.method, result.parameters.b1, result.b2, result.curves, *sorted(sigmas)]
     return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
 
@@ -334,7 +349,7 @@ def _add_effort(connection: Connection, composite: Row, result: SubmitResult) ->
     changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
     t_level = composite.current_t_level
     if result.method == "ecm" and result.curves > 0:
-        run = (result.parameters.b1, result.b2, result.parametrization)
+        run = (result.parameters.b1 or 0, result.b2, result.parametrization)
         vector = effort.add_curves(composite.effort, result.curves, *run)
         t_level = effort.t_level(vector)
         changes |= {"effort": vector, "current_t_level": t_level}

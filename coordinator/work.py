@@ -3,35 +3,26 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Select, case, func, select, update
 
 from models.tables import WorkAssignment
 
 EXPIRY_BATCH = 500
 
 
-def count_result(
-    connection: Connection, work_id: str, client_id: str, composite_ids: set[int], curves: int
+def find_lease(
+    connection: Connection, work_id: str, client_id: str, composite_ids: set[int]
 ) -> tuple[uuid.UUID | None, str | None]:
-    """Count a result's curves on the lease it names: (the lease's id, None), or (None, why the lease is left alone).
+    """(The lease that a result names, None), or (None, why it is left alone).
 
-    A lease of curves is completed when all of them are done, also when it ran out before; a lease of a whole number
-    stays open until its client completes it or the number is finished.
+    Nothing is locked: whose a lease is, and of which composite, never changes.
     """
     try:
         lease_id = uuid.UUID(work_id)
     except ValueError:
         return None, f"work_id {work_id[:60]!r} is no lease of this server; the result counts without it"
     lease = connection.execute(
-        select(
-            WorkAssignment.client_id,
-            WorkAssignment.composite_id,
-            WorkAssignment.curves,
-            WorkAssignment.curves_completed,
-            WorkAssignment.status,
-        )
-        .where(WorkAssignment.id == lease_id)
-        .with_for_update(key_share=True)
+        select(WorkAssignment.client_id, WorkAssignment.composite_id).where(WorkAssignment.id == lease_id)
     ).one_or_none()
     if lease is None:
         return None, f"work_id {lease_id} is unknown; the result counts without it"
@@ -39,12 +30,26 @@ def count_result(
         return None, f"work_id {lease_id} is another client's lease; the result counts without it"
     if lease.composite_id not in composite_ids:
         return None, f"work_id {lease_id} leases another number; the result counts without it"
-    done = lease.curves_completed + curves
-    changes: dict = {"curves_completed": done}
-    if lease.curves is not None and done >= lease.curves and lease.status not in ("completed", "failed"):
-        changes |= {"status": "completed", "closed_at": func.now()}
-    connection.execute(update(WorkAssignment).where(WorkAssignment.id == lease_id).values(changes))
     return lease_id, None
+
+
+def count_curves(connection: Connection, lease_id: uuid.UUID, curves: int) -> None:
+    """Count curves on a lease.
+
+    A lease of curves is completed when all of them are done, also when it ran out before; a lease of a whole number
+    stays open until its client completes it or the number is finished.
+    """
+    done = WorkAssignment.curves_completed + curves
+    all_done = (WorkAssignment.curves <= done) & WorkAssignment.status.not_in(("completed", "failed"))
+    connection.execute(
+        update(WorkAssignment)
+        .where(WorkAssignment.id == lease_id)
+        .values(
+            curves_completed=done,
+            status=case((all_done, "completed"), else_=WorkAssignment.status),
+            closed_at=case((all_done, func.now()), else_=WorkAssignment.closed_at),
+        )
+    )
 
 
 def close_all(connection: Connection, composite_id: int, why: str) -> None:
@@ -83,7 +88,7 @@ def expire(connection: Connection, lease_ids: list[uuid.UUID], now: datetime) ->
     )
 
 
-def _close(connection: Connection, chosen: select, status: str, why: str | None) -> int:
+def _close(connection: Connection, chosen: Select, status: str, why: str | None) -> int:
     # Locked one by one in id order before any is changed: the order everybody locks leases in.
     locked = list(connection.execute(chosen.order_by(WorkAssignment.id).with_for_update(key_share=True)).scalars())
     if not locked:

@@ -1,0 +1,72 @@
+"""What tests of more than one level share: a PostgreSQL of their own, and a fresh migrated database for each test."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import psycopg2
+import pytest
+from sqlalchemy import Engine, make_url
+
+from config.embedded import start_postgres
+from config.embedded.postgres import libpq_url
+from models.engine import make_engine
+from models.migrate import upgrade
+
+# Eight threads at once, each with its connection, and some to look on.
+CONNECTIONS = 12
+
+
+def administer(url: str, *statements: str) -> None:
+    """Run statements that no transaction may hold, such as CREATE DATABASE."""
+    connection = psycopg2.connect(libpq_url(url))
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def sibling(url: str, name: str) -> str:
+    """The URL of the database `name` on the same server."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """The embedded PostgreSQL, one for each pytest process."""
+    server = start_postgres(tmp_path_factory.mktemp("home"), durable=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres):
+    """Makes a fresh migrated database: a copy of one that was migrated once. Called, it gives the new one's URL."""
+    administer(postgres.url, "CREATE DATABASE migrated")
+    upgrade(sibling(postgres.url, "migrated"))
+    numbers = count()
+
+    def make() -> str:
+        name = f"test_{next(numbers)}"
+        administer(postgres.url, f"CREATE DATABASE {name} TEMPLATE migrated")
+        return sibling(postgres.url, name)
+
+    return make
+
+
+@pytest.fixture
+def database_url(postgres, make_database) -> Iterator[str]:
+    """A migrated database with nothing in it."""
+    url = make_database()
+    yield url
+    administer(postgres.url, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database_url) -> Iterator[Engine]:
+    """An engine for this test's database."""
+    engine = make_engine(database_url, pool_size=CONNECTIONS, pool_timeout=30)
+    yield engine
+    engine.dispose()

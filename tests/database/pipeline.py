@@ -1,0 +1,145 @@
+"""The pipeline without its HTTP and its broker: send a result, apply it, run the jobs that follow."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Engine, func, select, text
+
+from config.settings import Settings
+from coordinator import analysis, inbox, invariants, results
+from coordinator.inbox import Receipt
+from coordinator.results import Applied
+from models.tables import Base, Job
+from models.wire import SubmitResult
+
+SETTINGS = Settings(max_digits=20_000)
+Apply = Callable[[Engine, int, Settings], Applied | None]
+
+
+def result(
+    composite: str,
+    *factors: Any,
+    client: str = "alice",
+    b1: int | None = 50_000,
+    b2: int | None = None,
+    curves: int = 100,
+    sigma: Any = None,
+    parametrization: int | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """A body as a client would send it; factors are strings, or (factor, sigma)."""
+    found = [{"factor": one} if isinstance(one, str) else {"factor": one[0], "sigma": one[1]} for one in factors]
+    return {
+        "client_id": client,
+        "composite": composite,
+        "parameters": {"b1": b1, "b2": b2, "curves": curves, "sigma": sigma, "parametrization": parametrization},
+        "results": {"factors_found": found},
+        **fields,
+    }
+
+
+def receive(
+    engine: Engine, body: dict[str, Any], key: str | None = None, window: float = SETTINGS.implicit_key_window
+) -> Receipt:
+    """Put a body into the inbox."""
+    return inbox.receive(
+        engine,
+        SubmitResult.model_validate(body),
+        key=key,
+        max_raw_output=SETTINGS.max_raw_output,
+        implicit_key_window=window,
+    )
+
+
+def submit(engine: Engine, body: dict[str, Any], key: str | None = None, apply: Apply = results.apply_result) -> Any:
+    """Receive and apply; the submission's row afterwards."""
+    receipt = receive(engine, body, key)
+    apply(engine, receipt.submission_id, SETTINGS)
+    return inbox.state(engine, receipt.submission_id)
+
+
+def run_jobs(engine: Engine) -> int:
+    """Do every waiting job until none is left; how many were done."""
+    done = 0
+    while waiting := rows(engine, select(Job.id).where(Job.state == "waiting").order_by(Job.id)):
+        for job in waiting:
+            analysis.run(engine, job.id, max_tries=SETTINGS.max_tries, max_digits=SETTINGS.max_digits)
+            done += 1
+    return done
+
+
+def rows(engine: Engine, statement: Any, **parameters: Any) -> list[Any]:
+    """What a statement (or SQL text) selects."""
+    if isinstance(statement, str):
+        statement = text(statement)
+    with engine.connect() as connection:
+        return list(connection.execute(statement, parameters))
+
+
+def scalar(engine: Engine, statement: Any, **parameters: Any) -> Any:
+    """The one value of the one row that a statement (or SQL text) selects."""
+    ((value,),) = rows(engine, statement, **parameters)
+    return value
+
+
+def run_sql(engine: Engine, statement: str, **parameters: Any) -> None:
+    """Run a statement that changes something: what tests arrange behind the pipeline's back."""
+    with engine.begin() as connection:
+        connection.execute(text(statement), parameters)
+
+
+def counts(engine: Engine, names: Iterable[str]) -> dict[str, int]:
+    """How many rows each of these tables holds."""
+    return {name: scalar(engine, select(func.count()).select_from(Base.metadata.tables[name])) for name in names}
+
+
+def leaves(engine: Engine, number: str) -> list[tuple[str, bool | None]]:
+    """(factor, is prime) of the leaves of a number's tree, each as often as it divides, smallest first."""
+    found = rows(
+        engine,
+        "SELECT f.id, f.factor, f.multiplicity, f.is_prime, f.split_from_id FROM factors f"
+        " JOIN composites c ON c.id = f.composite_id WHERE c.number = :number ORDER BY f.id",
+        number=number,
+    )
+    split = {row.split_from_id for row in found}
+    times: dict[Any, int] = {None: 1}
+    standing: list[tuple[str, bool | None]] = []
+    for row in found:
+        times[row.id] = row.multiplicity * times[row.split_from_id]
+        if row.id not in split:
+            standing += [(row.factor, row.is_prime)] * times[row.id]
+    return sorted(standing, key=lambda leaf: (len(leaf[0]), leaf[0]))
+
+
+def composite(engine: Engine, number: str) -> Any:
+    """The row of the composite that was registered in these words."""
+    (row,) = rows(engine, "SELECT * FROM composites WHERE number = :number", number=number)
+    return row
+
+
+def lease(
+    engine: Engine,
+    composite_id: int,
+    client: str = "alice",
+    curves: int | None = None,
+    expires: str = "now() + interval '1 day'",
+) -> Any:
+    """An open lease, as handing out work makes it; its id."""
+    insert = (
+        "INSERT INTO work_assignments"
+        " (id, composite_id, client_id, method, b1, b2, parametrization, curves, expires_at)"
+        f" VALUES (gen_random_uuid(), :composite, :client, 'ecm', 50000, -1, 1, :curves, {expires}) RETURNING id"
+    )
+    with engine.begin() as connection:
+        values = {"composite": composite_id, "client": client, "curves": curves}
+        return connection.execute(text(insert), values).scalar_one()
+
+
+def empty(engine: Engine) -> None:
+    """Forget everything: a fresh database for the next example of a property test."""
+    run_sql(engine, f"TRUNCATE {', '.join(Base.metadata.tables)} RESTART IDENTITY CASCADE")
+
+
+def assert_sound(engine: Engine) -> None:
+    """Every invariant holds."""
+    assert invariants.violations(engine, max_digits=SETTINGS.max_digits) == []

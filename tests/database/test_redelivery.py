@@ -1,0 +1,192 @@
+"""A submission is settled once: delivered twice, eight times at once, or killing whoever applies it."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from pipeline import SETTINGS, assert_sound, counts, receive, result, rows, run_sql, scalar, submit
+from primes import prime, product
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from coordinator import inbox, results, rounds
+from coordinator.unit_of_work import unit_of_work
+
+NUMBER = str(product(prime(20), prime(40), prime(80)))
+THREE = SETTINGS.model_copy(update={"max_tries": 3})
+APPLIERS = [results.apply_result, rounds.apply_result]
+
+
+def at_once(times, call):
+    """Call it `times` times at once; what was raised, if anything."""
+    start, raised = threading.Barrier(times), []
+
+    def one():
+        start.wait()
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+@pytest.mark.parametrize("apply", APPLIERS)
+def test_delivered_twice(engine, apply):
+    receipt = receive(engine, result(NUMBER, str(prime(20))))
+    first = apply(engine, receipt.submission_id, SETTINGS)
+    before = rows(engine, "SELECT * FROM submissions")
+    second = apply(engine, receipt.submission_id, SETTINGS)
+    assert (first.state, second.state, second.rings) == ("applied", "applied", [])
+    assert rows(engine, "SELECT * FROM submissions") == before
+    assert counts(engine, ("ecm_attempts", "factors")) == {"ecm_attempts": 1, "factors": 1}
+    assert_sound(engine)
+
+
+@pytest.mark.parametrize("apply", APPLIERS)
+def test_delivered_eight_times_at_once(engine, apply):
+    """More than MAX_TRIES at once, and yet it is no fault of the submission."""
+    submit(engine, result(NUMBER, client="first"))
+    for n in range(3):
+        receipt = receive(engine, result(NUMBER, curves=10 + n))
+        raised = at_once(8, lambda receipt=receipt: apply(engine, receipt.submission_id, THREE))
+        assert raised == []
+        assert inbox.state(engine, receipt.submission_id).state == "applied", f"round {n}"
+    assert counts(engine, ("ecm_attempts",)) == {"ecm_attempts": 4}
+    assert_sound(engine)
+
+
+def test_a_submission_that_does_not_exist(engine):
+    assert results.apply_result(engine, 17, SETTINGS) is None
+    assert rounds.apply_result(engine, 17, SETTINGS) is None
+
+
+@pytest.mark.parametrize("apply", APPLIERS)
+def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(engine, monkeypatch, apply):
+    receipt = receive(engine, result(NUMBER, str(prime(20))))
+
+    def broken(*_):
+        raise ZeroDivisionError("a bug in arithmetic")
+
+    monkeypatch.setattr(results, "_record_attempt", broken)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            apply(engine, receipt.submission_id, THREE)
+        assert inbox.state(engine, receipt.submission_id).state == "received"
+    assert apply(engine, receipt.submission_id, THREE).state == "failed"
+    row = inbox.state(engine, receipt.submission_id)
+    assert (row.state, row.tries) == ("failed", 3)
+    assert "a bug in arithmetic" in row.detail
+    assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
+    assert_sound(engine)
+    monkeypatch.undo()
+    # The client sends the same again, after the bug was mended: it is queued, not refused.
+    again = receive(engine, result(NUMBER, str(prime(20))))
+    assert (again.submission_id, again.replay) == (receipt.submission_id, False)
+    assert apply(engine, receipt.submission_id, THREE).state == "applied"
+    row = inbox.state(engine, receipt.submission_id)
+    assert (row.detail, row.reason, row.tries) == (None, None, 1)
+    assert_sound(engine)
+
+
+def test_a_transient_fault_does_not_count(engine, monkeypatch):
+    receipt = receive(engine, result(NUMBER))
+
+    def away(*_):
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(results, "_record_attempt", away)
+    for _ in range(5):
+        with pytest.raises(OperationalError):
+            results.apply_result(engine, receipt.submission_id, THREE)
+    assert (inbox.state(engine, receipt.submission_id).state, inbox.state(engine, receipt.submission_id).tries) == (
+        "received",
+        0,
+    )
+    monkeypatch.undo()
+    assert results.apply_result(engine, receipt.submission_id, THREE).state == "applied"
+
+
+def test_a_unique_value_that_is_taken_every_time_is_no_race(engine, monkeypatch):
+    """A race is tried again; but one that is lost at every try has to end too."""
+    receipt = receive(engine, result(NUMBER))
+
+    def taken(connection, *_):
+        connection.exec_driver_sql("INSERT INTO projects (name) VALUES ('x'), ('x')")
+
+    monkeypatch.setattr(results, "_record_attempt", taken)
+    for _ in range(3):
+        with pytest.raises(IntegrityError):
+            results.apply_result(engine, receipt.submission_id, THREE)
+    assert results.apply_result(engine, receipt.submission_id, THREE).state == "failed"
+    assert_sound(engine)
+
+
+DYING = """
+import os, sys
+from coordinator import results
+from config.settings import Settings
+from models.engine import make_engine
+results._record_attempt = lambda *_: os._exit(7)
+results.apply_result(make_engine(os.environ["TEST_URL"]), int(sys.argv[1]), Settings(max_tries=2))
+"""
+
+
+def test_a_result_that_kills_its_process_every_time_ends_as_failed(engine, database_url):
+    receipt = receive(engine, result(NUMBER, str(prime(20))))
+    unharmed = receive(engine, result(NUMBER, client="bob"))
+
+    def apply():
+        program = [sys.executable, "-c", DYING, str(receipt.submission_id)]
+        return subprocess.run(program, env=os.environ | {"TEST_URL": database_url}, check=False).returncode
+
+    assert [apply(), apply(), apply()] == [7, 7, 0]
+    row = inbox.state(engine, receipt.submission_id)
+    assert (row.state, row.reason, row.tries) == ("failed", "worker_died", 2)
+    assert "died" in row.detail
+    assert results.apply_result(engine, unharmed.submission_id, SETTINGS).state == "applied"
+    assert_sound(engine)
+    # By hand, as an operator would.
+    with unit_of_work(engine, "retry") as connection:
+        inbox.send_again(connection, receipt.submission_id)
+    assert results.apply_result(engine, receipt.submission_id, SETTINGS).state == "applied"
+    assert_sound(engine)
+
+
+def test_a_settled_submission_is_not_sent_again(engine):
+    row = submit(engine, result(NUMBER))
+    with unit_of_work(engine, "retry") as connection:
+        inbox.send_again(connection, row.id)
+    assert inbox.state(engine, row.id) == row
+
+
+def test_a_base_exception_leaves_nothing_and_counts(engine, monkeypatch):
+    receipt = receive(engine, result(NUMBER))
+
+    def stop(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(results, "_add_effort", stop)
+    with pytest.raises(SystemExit):
+        results.apply_result(engine, receipt.submission_id, THREE)
+    assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
+    assert inbox.state(engine, receipt.submission_id).tries == 1
+
+
+def test_a_submission_with_tries_left_over_is_taken_alone(engine):
+    """One that was in a round whose worker died is never in another round."""
+    submit(engine, result(NUMBER, client="first"))
+    dead = receive(engine, result(NUMBER, curves=1))
+    run_sql(engine, "UPDATE submissions SET tries = 1 WHERE id = :id", id=dead.submission_id)
+    other = receive(engine, result(NUMBER, curves=2))
+    assert rounds.apply_result(engine, other.submission_id, SETTINGS).state == "applied"
+    assert inbox.state(engine, dead.submission_id).state == "received"
+    assert rounds.apply_result(engine, dead.submission_id, SETTINGS).state == "applied"
+    assert scalar(engine, "SELECT attempt_count FROM composites") == 3
+    assert_sound(engine)
