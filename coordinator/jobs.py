@@ -59,7 +59,5 @@ def ask_once(connection: Connection, kind: str, target_id: int) -> list[Ring]:
 def finish(connection: Connection, job_id: int, asked: int) -> None:
     """Mark done what was asked `asked` times when it began; a request made meanwhile keeps it waiting."""
     connection.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.asked == asked)
-        .values(state="done", finished_at=func.now(), error=None)
+        update(Job).where(Job.id == job_id, Job.asked == asked).values(state="done", finished_at=func.now(), error=None)
     )

@@ -38,7 +38,7 @@ def make_engine(url: str, pool_size: int = 1, pool_timeout: float = 5.0) -> Engi
 
 def process_engine(url: str, pool_size: int = 1) -> Engine:
     """This process's engine; after a fork the child makes its own and leaves the parent's connections alone."""
-    global _engine, _engine_pid  # noqa: PLW0603 - one per process is the point
+    global _engine, _engine_pid
     if _engine is None or _engine_pid != os.getpid():
         if _engine is not None:
             _engine.dispose(close=False)
