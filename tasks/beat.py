@@ -10,7 +10,7 @@ import structlog
 from celery.beat import Scheduler
 
 from config.settings import settings
-from tasks import heartbeats
+from tasks import doorbell, heartbeats
 
 log = structlog.get_logger("beat")
 
@@ -19,6 +19,8 @@ class HeartbeatScheduler(Scheduler):
     """All schedules are short intervals and every task is idempotent, so nothing need be kept across restarts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # What is due is due again in seconds; waiting long for each message would leave beat itself unheard of.
+        doorbell.make_impatient()
         super().__init__(*args, **kwargs)
         self._client = heartbeats.connect(settings().redis_url)
         self._next_beat = 0.0

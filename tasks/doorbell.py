@@ -5,6 +5,7 @@ again for what has waited too long. After a failure this process leaves the bell
 dead broker does not slow down every request.
 """
 
+import threading
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any
@@ -21,11 +22,13 @@ log = structlog.get_logger("doorbell")
 SILENT_SECONDS = 3.0
 IMPATIENT = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}
 
+# As many as there are connections to ring over: one more would wait for a connection first and then for the broker.
+_turns = threading.BoundedSemaphore(app.conf.broker_pool_limit)
 _silent_until = 0.0
 
 
 def make_impatient() -> None:
-    """For processes that answer requests: give the broker half a second. To be called before the first ring."""
+    """For processes that must not stand still: give the broker half a second. To be called before the first ring."""
     app.conf.broker_transport_options = app.conf.broker_transport_options | IMPATIENT
 
 
@@ -48,15 +51,19 @@ def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
     global _silent_until
     if monotonic() < _silent_until:
         return False
-    try:
-        # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending them.
-        app.send_task(
-            task, kwargs=arguments, queue=queue, ignore_result=True, argsrepr="()", kwargsrepr=repr(arguments)
-        )
-    except (OperationalError, RedisError, OSError) as error:
-        _silent_until = monotonic() + SILENT_SECONDS
-        log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
-        return False
+    with _turns:
+        # Whoever had to wait for a turn may find that the broker has failed those before.
+        if monotonic() < _silent_until:
+            return False
+        try:
+            # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending.
+            app.send_task(
+                task, kwargs=arguments, queue=queue, ignore_result=True, argsrepr="()", kwargsrepr=repr(arguments)
+            )
+        except (OperationalError, RedisError, OSError) as error:
+            _silent_until = monotonic() + SILENT_SECONDS
+            log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
+            return False
     return True
 
 

@@ -1,22 +1,41 @@
 """Beat's tasks: each calls the coordinator, and rings for what it found."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import redis
+import structlog
 
 from config.settings import settings
 from coordinator import upkeep
+from coordinator.unit_of_work import is_transient
 from tasks import doorbell, heartbeats
 from tasks.app import app, engine
 
+log = structlog.get_logger("upkeep")
+
+
+@contextmanager
+def _another_time() -> Iterator[None]:
+    """A transient fault is no news and needs no retry: beat asks for the same again in a moment."""
+    try:
+        yield
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        log.warning("Left for the next time", error=str(error)[:200])
+
 
 @app.task
+@_another_time()
 def expire_work() -> int:
     """Time out overdue leases."""
     return upkeep.expire_work(engine(), datetime.now(UTC))
 
 
 @app.task
+@_another_time()
 def ring_again() -> int:
     """Ring for submissions and jobs that have waited too long, when the queues are short enough to take them."""
     current = settings()
@@ -36,12 +55,14 @@ def ring_again() -> int:
 
 
 @app.task
+@_another_time()
 def note_clients() -> None:
     """Derive the clients table from what came in."""
     upkeep.note_clients(engine())
 
 
 @app.task
+@_another_time()
 def prune() -> dict[str, int]:
     """Drop what its retention setting says may go."""
     current = settings()
