@@ -1,5 +1,6 @@
 """What tests of more than one level share: a PostgreSQL of their own, and a fresh migrated database for each test."""
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 
@@ -11,6 +12,10 @@ from config.embedded import start_postgres
 from config.embedded.postgres import libpq_url
 from models.engine import make_engine
 from models.migrate import upgrade
+
+# What is started in the background by a shell has SIGINT ignored, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Eight threads at once, each with its connection, and some to look on.
 CONNECTIONS = 12

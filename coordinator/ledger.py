@@ -1,0 +1,207 @@
+"""The ledger of curves: exact integer sums behind each composite's effort vector, and the vector rebuilt from them.
+
+Adding a run is one vector addition and one sum. Taking curves back never subtracts from a vector (floats would not come
+back to where they were): the integer sums change, and the vector is rebuilt from those few rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import structlog
+from sqlalchemy import Connection, Engine, Row, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from coordinator import effort
+from coordinator.unit_of_work import unit_of_work
+from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
+
+log = structlog.get_logger("ledger")
+
+RECOMPUTE_BATCH = 500
+# Vectors are sums of the same terms in another order.
+RELATIVE_ERROR = 1e-9
+# A submission whose attempt an operator deleted: sent again, it is refused again.
+ATTEMPT_DELETED = "attempt_deleted"
+
+_sums = insert(CompositeEffort)
+_ADD = _sums.on_conflict_do_update(
+    index_elements=["composite_id", "b1", "b2", "parametrization"],
+    set_={"curves": CompositeEffort.curves + _sums.excluded.curves},
+)
+
+
+class Account(NamedTuple):
+    """Where a run's curves are summed; `b2` is -1 for the default, 0 for stage 1 only."""
+
+    composite_id: int
+    b1: int
+    b2: int
+    parametrization: int
+
+
+class Difference(NamedTuple):
+    """A composite whose stored effort was not what its attempts and prior work give, and has been corrected."""
+
+    composite_id: int
+    what: str
+    stored_t_level: float
+    correct_t_level: float
+
+
+def add(connection: Connection, curves: Mapping[Account, int]) -> None:
+    """Add curves to their sums, in a fixed order so that no two units of work can deadlock."""
+    connection.execute(_ADD, [{**account._asdict(), "curves": count} for account, count in sorted(curves.items())])
+
+
+def rebuild(connection: Connection, composite_id: int) -> float:
+    """Rebuild the vector of a locked composite from its sums; its t-level then."""
+    vector = effort.effort_of(_all_sums(connection, [composite_id]).get(composite_id, []))
+    return _store(connection, composite_id, vector)
+
+
+def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
+    """Let `curves` more of an ECM attempt count no longer (a later run did them in full); its composite's t-level then.
+
+    The composite must be locked. Raises ValueError if the attempt does not exist or has not as many curves left.
+    """
+    attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id).with_for_update()).one_or_none()
+    if attempt is None or attempt.method != "ecm":
+        raise ValueError(f"attempt {attempt_id} is no ECM attempt; there is nothing to supersede")
+    left = attempt.curves - attempt.superseded_curves
+    if not 0 <= curves <= left:
+        raise ValueError(f"attempt {attempt_id} has {left} curves left; {curves} cannot be superseded")
+    connection.execute(
+        update(EcmAttempt)
+        .where(EcmAttempt.id == attempt_id)
+        .values(superseded_curves=EcmAttempt.superseded_curves + curves)
+    )
+    add(connection, {_account(attempt): -curves})
+    return rebuild(connection, attempt.composite_id)
+
+
+def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
+    """Delete an attempt with its effort; factors that it found stay. Its composite's t-level then.
+
+    The composite must be locked. Its submission is kept as refused, for `why`. Raises ValueError if there is none.
+    """
+    attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one_or_none()
+    if attempt is None:
+        raise ValueError(f"there is no attempt {attempt_id}")
+    connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
+    # Submissions that sent the same curves again answer with this attempt's id, and fall with it.
+    answers = Submission.outcome["attempt_id"].as_integer() == attempt_id
+    connection.execute(
+        update(Submission)
+        .where(Submission.composite_id == attempt.composite_id, answers)
+        .values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
+    )
+    connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
+    connection.execute(
+        update(Composite).where(Composite.id == attempt.composite_id).values(attempt_count=Composite.attempt_count - 1)
+    )
+    if attempt.method == "ecm":
+        add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
+    return rebuild(connection, attempt.composite_id)
+
+
+def recompute_all(engine: Engine) -> list[Difference]:
+    """Recompute every composite's sums and vector from its attempts and prior work, and correct what differs.
+
+    In batches by id, each a unit of work of its own under its composites' locks: it may stop and start again anywhere.
+    """
+    differences: list[Difference] = []
+    after = 0
+    while True:
+        with unit_of_work(engine, "recompute_effort", after=after) as connection:
+            ids = list(
+                connection.execute(
+                    select(Composite.id).where(Composite.id > after).order_by(Composite.id).limit(RECOMPUTE_BATCH)
+                ).scalars()
+            )
+            found = recompute(connection, ids)
+        for difference in found:
+            log.warning("Effort corrected", **difference._asdict())
+        differences += found
+        if len(ids) < RECOMPUTE_BATCH:
+            return differences
+        after = ids[-1]
+
+
+def recompute(connection: Connection, composite_ids: Iterable[int]) -> list[Difference]:
+    """Lock these composites, recompute their sums and vectors from their attempts, and correct what differs."""
+    ids = list(composite_ids)
+    if not ids:
+        return []
+    locked = connection.execute(
+        select(Composite.id, Composite.effort, Composite.current_t_level)
+        .where(Composite.id.in_(ids))
+        .order_by(Composite.parent_id.is_not(None), Composite.id)
+        .with_for_update(key_share=True)
+    ).all()
+    wrong_sums = _correct_sums(connection, ids)
+    sums = _all_sums(connection, ids)
+    differences = []
+    for row in locked:
+        vector = effort.effort_of(sums.get(row.id, []))
+        t_level = effort.t_level(vector)
+        same = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
+        what = [word for word, differs in (("sums", row.id in wrong_sums), ("vector", not same)) if differs]
+        if what or abs(t_level - row.current_t_level) > 1e-6:
+            _store(connection, row.id, vector)
+            differences.append(Difference(row.id, " and ".join(what or ["t-level"]), row.current_t_level, t_level))
+    return differences
+
+
+def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:
+    """Make the sums what the attempts give; the composites of which one differed."""
+    key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+    counted = connection.execute(
+        select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
+        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm")
+        .group_by(*key)
+    )
+    correct = {_account(row): int(row.curves) for row in counted}
+    columns = (CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+    stored = {
+        _account(row): row.curves
+        for row in connection.execute(
+            select(*columns, CompositeEffort.curves).where(CompositeEffort.composite_id.in_(ids))
+        )
+    }
+    off = {
+        account: correct.get(account, 0) - stored.get(account, 0)
+        for account in correct.keys() | stored.keys()
+        if correct.get(account, 0) != stored.get(account, 0)
+    }
+    if off:
+        add(connection, off)
+    return {account.composite_id for account in off}
+
+
+def _all_sums(connection: Connection, ids: Iterable[int]) -> dict[int, list[tuple[int, int, int, int]]]:
+    """(B1, B2, parametrization, curves) of each composite, its own and prior work together."""
+    rows = connection.execute(
+        select(CompositeEffort)
+        .where(CompositeEffort.composite_id.in_(list(ids)))
+        .order_by(CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+    )
+    sums: dict[int, list[tuple[int, int, int, int]]] = {}
+    for row in rows:
+        if row.curves + row.prior_curves > 0:
+            run = (row.b1, row.b2, row.parametrization, row.curves + row.prior_curves)
+            sums.setdefault(row.composite_id, []).append(run)
+    return sums
+
+
+def _store(connection: Connection, composite_id: int, vector: np.ndarray) -> float:
+    t_level = effort.t_level(vector)
+    connection.execute(
+        update(Composite).where(Composite.id == composite_id).values(effort=vector, current_t_level=t_level)
+    )
+    return t_level
+
+
+def _account(attempt: Row) -> Account:
+    # ECM attempts have all three; the columns are null for other methods.
+    return Account(attempt.composite_id, attempt.b1 or 0, attempt.b2 or 0, attempt.parametrization or 0)

@@ -1,0 +1,126 @@
+"""The ledger: sums and vectors that superseding, deleting and recomputing keep exact."""
+
+import numpy as np
+import pytest
+from sqlalchemy import select, text
+
+from coordinator import effort, ledger
+from coordinator.rounds import apply_result
+from coordinator.unit_of_work import unit_of_work
+from models.tables import Composite, CompositeEffort, EcmAttempt
+from tests.database.pipeline import SETTINGS, receive, result, rows, scalar, submit, violations_of
+
+NUMBER = "2^1277-1"
+
+
+def runs(engine, *settings):
+    """Submit runs of (curves, B1, B2) on NUMBER; their attempts' ids."""
+    return [
+        submit(engine, result(NUMBER, b1=b1, b2=b2, curves=curves, sigma=f"1:{index + 1}")).attempt_id
+        for index, (curves, b1, b2) in enumerate(settings)
+    ]
+
+
+def standing(engine):
+    """(vector, t-level, sums) of the only composite."""
+    composite = rows(engine, select(Composite.effort, Composite.current_t_level))[0]
+    sums = rows(engine, select(CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.curves))
+    return composite.effort, composite.current_t_level, {(row.b1, row.b2): row.curves for row in sums if row.curves}
+
+
+def test_superseding_leaves_exactly_what_a_rebuild_gives(engine):
+    stage1, _ = runs(engine, (1000, 250_000, 0), (600, 250_000, None))
+    with unit_of_work(engine, "test") as connection:
+        t_level = ledger.supersede(connection, stage1, 600)
+    vector, stored, sums = standing(engine)
+    assert sums == {(250_000, 0): 400, (250_000, -1): 600}
+    expected = effort.effort_of([(250_000, -1, 1, 600), (250_000, 0, 1, 400)])
+    assert np.array_equal(vector, expected)
+    assert stored == t_level == effort.t_level(expected)
+    assert not violations_of(engine)
+
+
+def test_more_curves_than_an_attempt_has_cannot_be_superseded(engine):
+    (attempt,) = runs(engine, (100, 50_000, 0))
+    before = standing(engine)
+    for curves in (101, -1):
+        with pytest.raises(ValueError, match="100 curves left"), unit_of_work(engine, "test") as connection:
+            ledger.supersede(connection, attempt, curves)
+    with pytest.raises(ValueError, match="no ECM attempt"), unit_of_work(engine, "test") as connection:
+        ledger.supersede(connection, attempt + 1000, 1)
+    after = standing(engine)
+    assert np.array_equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_deleting_an_attempt_takes_its_effort_and_keeps_its_factors(engine):
+    kept, _ = runs(engine, (100, 50_000, None), (200, 250_000, None))
+    number = str(1_000_003 * (10**60 + 7))
+    gone = submit(engine, result(number, "1000003", curves=50, sigma="1:9"))
+    other = submit(engine, result(number, curves=10, sigma="1:10"))
+    with unit_of_work(engine, "test") as connection:
+        ledger.delete_attempt(connection, gone.attempt_id, "a broken client")
+    composite = rows(engine, select(Composite).where(Composite.id == gone.composite_id))[0]
+    assert np.array_equal(composite.effort, effort.effort_of([(50_000, -1, 1, 10)]))
+    assert composite.attempt_count == 1
+    assert scalar(engine, "SELECT attempt_id FROM factors WHERE factor = '1000003'") is None
+    assert scalar(engine, "SELECT state || ' ' || reason FROM submissions WHERE id = :id", id=gone.id) == (
+        "rejected attempt_deleted"
+    )
+    assert {row.id for row in rows(engine, select(EcmAttempt.id))} >= {kept, other.attempt_id}
+    assert not violations_of(engine)
+
+
+def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
+    runs(engine, (100, 50_000, None), (200, 250_000, None))
+    submit(engine, result("2^1061-1", curves=77))
+    correct = standing(engine)
+    assert ledger.recompute_all(engine) == []
+    with unit_of_work(engine, "test") as connection:
+        connection.execute(text("UPDATE composite_effort SET curves = curves + 5 WHERE b1 = 250000"))
+    wrong = ledger.recompute_all(engine)
+    assert [difference.what for difference in wrong] == ["sums"]
+    with unit_of_work(engine, "test") as connection:
+        connection.execute(
+            text("UPDATE composites SET effort = :none WHERE number = :number"),
+            {"none": bytes(91 * 8), "number": NUMBER},
+        )
+    assert [difference.what for difference in ledger.recompute_all(engine)] == ["vector"]
+    after = standing(engine)
+    assert np.array_equal(correct[0], after[0])
+    assert correct[1:] == after[1:]
+    assert not violations_of(engine)
+
+
+def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
+    (attempt,) = runs(engine, (10, 50_000, None))
+    with unit_of_work(engine, "test") as connection:
+        connection.execute(
+            text(
+                "WITH s AS (INSERT INTO submissions (client_id, idempotency_key, key_is_implicit, payload_sha256,"
+                " payload, state, settled_at) SELECT 'x', n::text, false, '', '{}', 'rejected', now()"
+                " FROM generate_series(1, 100000) n RETURNING id)"
+                " INSERT INTO ecm_attempts (composite_id, submission_id, client_id, method, b1, b2, parametrization,"
+                " curves) SELECT a.composite_id, s.id, 'x', 'ecm', 50000, -1, 1, 10 FROM s, ecm_attempts a"
+                " WHERE a.id = :attempt"
+            ),
+            {"attempt": attempt},
+        )
+    (difference,) = ledger.recompute_all(engine)
+    expected = effort.t_level(effort.effort_of([(50_000, -1, 1, 1_000_010)]))
+    assert difference.correct_t_level == pytest.approx(expected)
+
+
+def test_a_round_and_the_single_way_give_the_same_effort(engine, make_engine_of):
+    bodies = [result(NUMBER, b1=b1, curves=curves) for b1, curves in ((50_000, 7), (250_000, 3), (50_000, 11))]
+    submit(engine, result(NUMBER, curves=1))
+    receipts = [receive(engine, body, key=str(index)) for index, body in enumerate(bodies)]
+    assert apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
+    assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'applied'") == 4, "all in one round"
+    other = make_engine_of()
+    submit(other, result(NUMBER, curves=1))
+    for index, body in enumerate(bodies):
+        submit(other, body, key=str(index))
+    assert np.array_equal(standing(engine)[0], standing(other)[0])
+    assert standing(engine)[1:] == standing(other)[1:]
+    assert not violations_of(engine)
