@@ -1,0 +1,28 @@
+"""Coordinators to test against: one that all flows of a pytest process share, and private ones to break."""
+
+import pytest
+from stacks import Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    """A running coordinator, shared: tests use numbers of their own and leave it as whole as they found it."""
+    running = Stack(tmp_path_factory.mktemp("stack") / "home", FLOWER_UNAUTHENTICATED_API="true")
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def make_stack(tmp_path_factory):
+    """Starts private coordinators, stopped when the module is done."""
+    made = []
+
+    def make(*arguments: str, **settings: str) -> Stack:
+        made.append(Stack(tmp_path_factory.mktemp("private") / "home", *arguments, **settings))
+        return made[-1].start()
+
+    yield make
+    for running in made:
+        running.stop()

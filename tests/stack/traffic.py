@@ -1,0 +1,174 @@
+"""Clients that send results as real ones do, again and again until they are acknowledged, and know what must come of it.
+
+Every result that was sent must end exactly once: the states and the sums of curves are the oracle.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+from gmpy2 import mpz, next_prime
+from stacks import Stack, until
+
+SETTLED_WITHIN = 60.0  # seconds, without an operator
+
+
+def prime(digits: int) -> mpz:
+    """A random prime of that many digits."""
+    return next_prime(random.randrange(10 ** (digits - 1), 10**digits))
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number to work on, and factors of it that can be claimed: a prime, and a composite that a job must split."""
+
+    value: str
+    small: str
+    to_split: str
+
+
+def number() -> Number:
+    """A number of about 160 digits that no claim here finishes."""
+    small, parts = prime(12), (prime(15), prime(36))
+    return Number(str(small * parts[0] * parts[1] * prime(48) * prime(50)), str(small), str(parts[0] * parts[1]))
+
+
+@dataclass
+class Traffic:
+    """What was sent to a stack, and how that went."""
+
+    stack: Stack
+    numbers: list[Number] = field(default_factory=lambda: [number() for _ in range(3)])
+    sent: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    disconnections: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Curves without a factor."""
+        return {
+            "client_id": f"client-{random.randrange(5)}",
+            "composite": random.choice(self.numbers).value,
+            "parameters": {"b1": random.choice([11_000, 50_000]), "sigma": f"1:{random.randrange(10**18)}"},
+            "results": {"curves_completed": random.randrange(1, 1000)},
+        }
+
+    def mixed(self) -> dict[str, Any]:
+        """A result as clients send them: mostly plain, now and then a factor, or one that does not divide."""
+        body, chosen = self.plain(), random.choice(self.numbers)
+        claims = [None, chosen.small, str(mpz(chosen.small) + 2), chosen.to_split]
+        body["composite"] = chosen.value
+        body["results"]["factor_found"] = random.choices(claims, [80, 8, 8, 4])[0]
+        if random.random() < 0.3:
+            del body["parameters"]["sigma"]
+        return body
+
+    def send(self, body: dict[str, Any], session: requests.Session, prefer: str = "respond-async") -> int:
+        """Send until it is acknowledged: stored (200, 202) or refused for good by the worker (400)."""
+        claim = body["results"].get("factor_found")
+        divides = claim is None or mpz(body["composite"]) % mpz(claim) == 0
+        self.sent.append((body, "applied" if divides else "rejected"))
+        headers = {"Idempotency-Key": f"{random.randrange(2**64):x}", "Prefer": prefer}
+        deadline = time.monotonic() + SETTLED_WITHIN
+        while True:
+            began = time.monotonic()
+            try:
+                answer = session.post(f"{self.stack.api}/submit_result", json=body, headers=headers, timeout=40)
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+                self.disconnections += 1
+            else:
+                self.seconds.append(time.monotonic() - began)
+                if answer.status_code in (200, 202, 400):
+                    return answer.status_code
+                self.refusals.append(f"{answer.status_code} {answer.headers} {answer.text[:300]}")
+            assert time.monotonic() < deadline, f"not acknowledged within {SETTLED_WITHIN:.0f} s"
+            time.sleep(0.1)
+
+    def send_batch(self, count: int) -> None:
+        """Send `count` plain results in one body."""
+        bodies = [self.plain() for _ in range(count)]
+        answer = self.stack.http.post(f"{self.stack.api}/submit_results", json=bodies, timeout=60).json()
+        assert (answer["accepted"], answer["refused"]) == (count, 0)
+        self.sent += [(body, "applied") for body in bodies]
+
+    def assert_settled_once(self) -> float:
+        """All that was sent ends within SETTLED_WITHIN, each as it must and once; returns the seconds it took."""
+        began = time.monotonic()
+        until(lambda: _quietly(self.stack.unsettled) == 0, SETTLED_WITHIN, pause=0.1)
+        took = time.monotonic() - began
+        values = [one.value for one in self.numbers]
+        states = self.stack.rows(
+            "SELECT state, count(*) FROM submissions WHERE payload->>'composite' = ANY(:values) GROUP BY state",
+            values=values,
+        )
+        assert Counter({state: count for state, count in states}) == Counter(state for _, state in self.sent)
+        curves: Counter[tuple[str, int]] = Counter()
+        for body, state in self.sent:
+            if state == "applied":
+                curves[body["composite"], body["parameters"]["b1"]] += body["results"]["curves_completed"]
+        sums = self.stack.rows(
+            "SELECT number, b1, sum(curves) FROM composite_effort JOIN composites ON composites.id = composite_id"
+            " WHERE number = ANY(:values) GROUP BY number, b1",
+            values=values,
+        )
+        assert Counter({(value, b1): int(count) for value, b1, count in sums}) == curves
+        self.stack.assert_sound()
+        return took
+
+    def flowing(self, threads: int = 3, pause: float = 0.01, prefer: str = "respond-async") -> "Flowing":
+        """For a `with` block: that many clients send mixed results all along, `pause` seconds after each answer."""
+        return Flowing(self, threads, pause, prefer)
+
+
+def _quietly(ask: Any) -> Any:
+    """The answer, or None while the database is away."""
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        return ask()
+    except OperationalError:
+        return None
+
+
+class Flowing:
+    """Clients at work in threads of their own; what failed in one of them fails the test."""
+
+    def __init__(self, traffic: Traffic, threads: int, pause: float, prefer: str) -> None:
+        self._traffic, self._pause, self._prefer = traffic, pause, prefer
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        before = len(self._traffic.seconds)
+        until(lambda: len(self._traffic.seconds) > before + 10 or self._errors)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        if self._errors and error is None:
+            raise self._errors[0]
+
+    def more(self, count: int, patience: float = 60.0) -> None:
+        """Go on until `count` more answers have come."""
+        goal = len(self._traffic.seconds) + count
+        until(lambda: len(self._traffic.seconds) >= goal or self._errors, patience)
+
+    def _send(self) -> None:
+        try:
+            with requests.Session() as session:
+                while not self._stop.wait(self._pause):
+                    self._traffic.send(self._traffic.mixed(), session, self._prefer)
+        except BaseException as error:
+            self._errors.append(error)
