@@ -25,9 +25,10 @@ def expire_work(engine: Engine, now: datetime) -> int:
         with unit_of_work(engine, "expire_work") as connection:
             # Ids first, then locks in everybody's order, then a second look at what they hold.
             overdue = work.overdue(connection, now)
-            expired += work.expire(connection, overdue, now) if overdue else 0
-        if len(overdue) < work.EXPIRY_BATCH:
+            batch = work.expire(connection, overdue, now) if overdue else 0
+        if not batch:
             return expired
+        expired += batch
 
 
 def _due(table: type[Submission] | type[Job], ring_after: float) -> ColumnElement[bool]:
@@ -44,11 +45,12 @@ def submissions_to_ring(engine: Engine, *, ring_after: float, limit: int) -> lis
             .order_by(Submission.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            .cte()  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
         )
         return list(
             connection.execute(
                 update(Submission)
-                .where(Submission.id.in_(due.scalar_subquery()))
+                .where(Submission.id.in_(select(due.c.id)))
                 .values(rings=Submission.rings + 1, rung_at=func.now())
                 .returning(Submission.id, Submission.client_id, Submission.payload["composite"].astext)
             )
@@ -64,10 +66,11 @@ def jobs_to_ring(engine: Engine, *, ring_after: float, limit: int) -> list[Ring]
             .order_by(Job.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            .cte()
         )
         rows = connection.execute(
             update(Job)
-            .where(Job.id.in_(due.scalar_subquery()))
+            .where(Job.id.in_(select(due.c.id)))
             .values(rings=Job.rings + 1, rung_at=func.now())
             .returning(Job.id, Job.kind)
         )

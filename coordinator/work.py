@@ -77,7 +77,11 @@ def overdue(connection: Connection, now: datetime) -> list[uuid.UUID]:
 
 
 def expire(connection: Connection, lease_ids: list[uuid.UUID], now: datetime) -> int:
-    """Time out those of `lease_ids` that are still open and overdue now that they are locked; returns how many."""
+    """Time out those of `lease_ids` that are still open and overdue now that they are locked; returns how many.
+
+    Those that somebody else has locked are left to the next time: a result that closes several leases, its own among
+    them, need not lock them in expiry's order.
+    """
     return _close(
         connection,
         select(WorkAssignment.id).where(
@@ -85,12 +89,14 @@ def expire(connection: Connection, lease_ids: list[uuid.UUID], now: datetime) ->
         ),
         "timeout",
         None,
+        skip_locked=True,
     )
 
 
-def _close(connection: Connection, chosen: Select, status: str, why: str | None) -> int:
+def _close(connection: Connection, chosen: Select, status: str, why: str | None, skip_locked: bool = False) -> int:
     # Locked one by one in id order before any is changed: the order everybody locks leases in.
-    locked = list(connection.execute(chosen.order_by(WorkAssignment.id).with_for_update(key_share=True)).scalars())
+    lock = chosen.order_by(WorkAssignment.id).with_for_update(key_share=True, skip_locked=skip_locked)
+    locked = list(connection.execute(lock).scalars())
     if not locked:
         return 0
     values: dict = {"status": status, "closed_at": func.now()}
