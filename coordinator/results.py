@@ -27,12 +27,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from config.settings import Settings
-from coordinator import effort, families, jobs, registry, work
+from coordinator import effort, families, jobs, ledger, registry, work
 from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.families import Divisor
 from coordinator.unit_of_work import is_transient, savepoint, unit_of_work
-from models.tables import Composite, CompositeEffort, EcmAttempt, Submission
+from models.tables import Composite, EcmAttempt, Submission
 from models.wire import FoundFactor, SubmitResult, split_sigma
 
 log = structlog.get_logger("results")
@@ -353,15 +353,7 @@ def _add_effort(connection: Connection, composite: Row, result: SubmitResult) ->
         vector = effort.add_curves(composite.effort, result.curves, *run)
         t_level = effort.t_level(vector)
         changes |= {"effort": vector, "current_t_level": t_level}
-        sums = insert(CompositeEffort).values(
-            composite_id=composite.id, b1=run[0], b2=run[1], parametrization=run[2], curves=result.curves
-        )
-        connection.execute(
-            sums.on_conflict_do_update(
-                index_elements=["composite_id", "b1", "b2", "parametrization"],
-                set_={"curves": CompositeEffort.curves + sums.excluded.curves},
-            )
-        )
+        ledger.add(connection, {ledger.Account(composite.id, *run): result.curves})
     connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
     return t_level
 

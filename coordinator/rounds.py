@@ -18,10 +18,11 @@ from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select, 
 from sqlalchemy.dialects.postgresql import insert
 
 from config.settings import Settings
-from coordinator import effort, registry, results
+from coordinator import effort, ledger, registry, results
+from coordinator.ledger import Account
 from coordinator.results import Applied
 from coordinator.unit_of_work import is_transient, unit_of_work
-from models.tables import Composite, CompositeAlias, CompositeEffort, EcmAttempt, Submission
+from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
 from models.wire import SubmitResult
 
 log = structlog.get_logger("rounds")
@@ -30,9 +31,7 @@ log = structlog.get_logger("rounds")
 MOST_IN_A_ROUND = 50
 
 # Plain tables: the ORM's own way of building statements costs more than these statements do.
-SUBMISSIONS, COMPOSITES, ATTEMPTS, EFFORT = (
-    cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt, CompositeEffort)
-)
+SUBMISSIONS, COMPOSITES, ATTEMPTS = (cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt))
 submissions, composites, aliases = SUBMISSIONS.c, COMPOSITES.c, CompositeAlias.__table__.c
 
 # Built once: building a statement costs more than running it.
@@ -78,11 +77,6 @@ _LOCK_COMPOSITES = (
     .with_for_update(key_share=True)
 )
 _RECORD = insert(ATTEMPTS).on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256]).returning(ATTEMPTS.c.id)
-_sums = insert(EFFORT)
-_ADD_SUMS = _sums.on_conflict_do_update(
-    index_elements=["composite_id", "b1", "b2", "parametrization"],
-    set_={"curves": EFFORT.c.curves + _sums.excluded.curves},
-)
 _ADD_EFFORT = (
     update(COMPOSITES)
     .where(composites.id == bindparam("composite"))
@@ -210,7 +204,7 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
     """Add the runs, in the order they came in, to their composites' sums and vectors, and settle them."""
     vectors: dict[int, np.ndarray] = {}
     attempts: dict[int, int] = {}
-    sums: dict[tuple[int, int, int, int], int] = {}
+    sums: dict[Account, int] = {}
     settled = []
     for one in plain:
         composite, result = locked[one.composite_id], one.result
@@ -218,8 +212,8 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
         if result.method == "ecm" and result.curves > 0:
             run = (result.parameters.b1 or 0, result.b2, result.parametrization)
             vector = effort.add_curves(vector, result.curves, *run)
-            key = (composite.id, *run)
-            sums[key] = sums.get(key, 0) + result.curves
+            account = Account(composite.id, *run)
+            sums[account] = sums.get(account, 0) + result.curves
         vectors[composite.id] = vector
         attempts[composite.id] = attempts.get(composite.id, 0) + 1
         outcome = results.Outcome(
@@ -233,9 +227,7 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
         )
         settled.append({"submission_id": one.submission_id, "composite": composite.id, "answer": outcome.answer()})
     if sums:
-        names = ("composite_id", "b1", "b2", "parametrization", "curves")
-        rows = [dict(zip(names, (*key, curves), strict=True)) for key, curves in sorted(sums.items())]
-        connection.execute(_ADD_SUMS, rows)
+        ledger.add(connection, sums)
     connection.execute(
         _ADD_EFFORT,
         [

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from pipeline import SETTINGS, assert_sound, receive, result, rows, scalar, submit
 from sqlalchemy import select, text
 
 from coordinator import effort, ledger
 from coordinator.rounds import apply_result
 from coordinator.unit_of_work import unit_of_work
+from models.engine import make_engine
 from models.tables import Composite, CompositeEffort, EcmAttempt
-from tests.database.pipeline import SETTINGS, receive, result, rows, scalar, submit, violations_of
 
 NUMBER = "2^1277-1"
 
@@ -37,7 +38,7 @@ def test_superseding_leaves_exactly_what_a_rebuild_gives(engine):
     expected = effort.effort_of([(250_000, -1, 1, 600), (250_000, 0, 1, 400)])
     assert np.array_equal(vector, expected)
     assert stored == t_level == effort.t_level(expected)
-    assert not violations_of(engine)
+    assert_sound(engine)
 
 
 def test_more_curves_than_an_attempt_has_cannot_be_superseded(engine):
@@ -68,7 +69,7 @@ def test_deleting_an_attempt_takes_its_effort_and_keeps_its_factors(engine):
         "rejected attempt_deleted"
     )
     assert {row.id for row in rows(engine, select(EcmAttempt.id))} >= {kept, other.attempt_id}
-    assert not violations_of(engine)
+    assert_sound(engine)
 
 
 def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
@@ -89,7 +90,7 @@ def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
     after = standing(engine)
     assert np.array_equal(correct[0], after[0])
     assert correct[1:] == after[1:]
-    assert not violations_of(engine)
+    assert_sound(engine)
 
 
 def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
@@ -111,16 +112,17 @@ def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
     assert difference.correct_t_level == pytest.approx(expected)
 
 
-def test_a_round_and_the_single_way_give_the_same_effort(engine, make_engine_of):
+def test_a_round_and_the_single_way_give_the_same_effort(engine, make_database):
     bodies = [result(NUMBER, b1=b1, curves=curves) for b1, curves in ((50_000, 7), (250_000, 3), (50_000, 11))]
     submit(engine, result(NUMBER, curves=1))
     receipts = [receive(engine, body, key=str(index)) for index, body in enumerate(bodies)]
     assert apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
     assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'applied'") == 4, "all in one round"
-    other = make_engine_of()
+    other = make_engine(make_database())
     submit(other, result(NUMBER, curves=1))
     for index, body in enumerate(bodies):
         submit(other, body, key=str(index))
     assert np.array_equal(standing(engine)[0], standing(other)[0])
     assert standing(engine)[1:] == standing(other)[1:]
-    assert not violations_of(engine)
+    other.dispose()
+    assert_sound(engine)
