@@ -1,9 +1,11 @@
-"""Long work that follows from results, on a queue of its own."""
+"""Long work that follows from results, and maintenance, on a queue of its own."""
+
+from typing import Any
 
 from celery import Task
 
 from config.settings import settings
-from coordinator import analysis
+from coordinator import analysis, ledger
 from coordinator.unit_of_work import is_transient
 from tasks.app import app, engine
 from tasks.doorbell import ring_jobs
@@ -23,3 +25,9 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
             raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
         raise
     ring_jobs(rings)
+
+
+@app.task(time_limit=_limit, soft_time_limit=_limit - 5)
+def recompute_effort() -> list[dict[str, Any]]:
+    """Recompute every composite's effort from its attempts; what differed has been corrected, and is listed."""
+    return [difference._asdict() for difference in ledger.recompute_all(engine())]

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import redis
 import structlog
 
 from config.settings import settings
-from coordinator import ledger, upkeep
+from coordinator import upkeep
 from coordinator.unit_of_work import is_transient
 from tasks import doorbell, heartbeats
 from tasks.app import app, engine
@@ -73,9 +72,3 @@ def prune() -> dict[str, int]:
         raw_output_days=current.retain_raw_output_days,
         jobs_days=current.retain_jobs_days,
     )
-
-
-@app.task(time_limit=6 * 3600, soft_time_limit=6 * 3600 - 60)
-def recompute_effort() -> list[dict[str, Any]]:
-    """Recompute every composite's effort from its attempts; what differed has been corrected, and is listed."""
-    return [difference._asdict() for difference in ledger.recompute_all(engine())]
