@@ -37,7 +37,7 @@ demo: install
 	@exec $(BIN)/ecm-coordinator demo $(ARGS)
 
 bench: install
-	@exec $(BIN)/python -m bench.pipeline $(ARGS)
+	@exec $(BIN)/python -m bench $(ARGS)
 
 # The tests of one file share servers, so a file stays with one of the processes.
 test: install

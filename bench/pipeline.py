@@ -8,16 +8,13 @@ For 1, 8 and 32 connections, on 100 composites with 20 attempts each and on one 
 """
 
 import itertools
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import gmpy2
 from gmpy2 import mpz
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
 
@@ -169,15 +166,3 @@ def as_table(figures: dict[str, Any]) -> Table:
         for connections, row in by_connections.items():
             table.add_row(case, str(connections), *(f"{value:,.1f}" for value in row.values()))
     return table
-
-
-def main(target: Path | None = None) -> None:
-    """Measure and print; as JSON into `target` too."""
-    figures = measure()
-    Console().print(as_table(figures))
-    if target:
-        target.write_text(json.dumps(figures, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,33 @@
+"""`make bench`: every benchmark, as tables, and as JSON for whoever compares two runs."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench import effort, pipeline
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
+@click.option("--only", type=click.Choice(["effort", "pipeline"]), help="Just this one.")
+def bench(target: Path | None, only: str | None) -> None:
+    """Measure the effort model and the whole results pipeline on this machine; compare ratios, not machines."""
+    console = Console()
+    figures = {}
+    if only != "pipeline":
+        figures["effort"] = effort.measure()
+        console.print(effort.report(figures["effort"]), highlight=False)
+    if only != "effort":
+        figures["pipeline"] = pipeline.measure()
+        console.print(pipeline.as_table(figures["pipeline"]))
+    text = json.dumps(figures, indent=2)
+    if target:
+        target.write_text(text + "\n")
+    else:
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    bench()
