@@ -18,7 +18,7 @@ def bench(target: Path | None, only: str | None) -> None:
     figures = {}
     if only != "pipeline":
         figures["effort"] = effort.measure()
-        console.print(effort.report(figures["effort"]), highlight=False)
+        click.echo(effort.report(figures["effort"]))
     if only != "effort":
         figures["pipeline"] = pipeline.measure()
         console.print(pipeline.as_table(figures["pipeline"]))
