@@ -49,7 +49,8 @@ def postgres(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_database(postgres):
     """Makes a fresh migrated database: a copy of one that was migrated once. Called, it gives the new one's URL."""
-    administer(postgres.url, "CREATE DATABASE migrated")
+    # A test that waits for a lock that nobody will give up fails, instead of standing still.
+    administer(postgres.url, "CREATE DATABASE migrated", "ALTER ROLE CURRENT_USER SET lock_timeout = '20s'")
     upgrade(sibling(postgres.url, "migrated"))
     numbers = count()
 
@@ -66,7 +67,7 @@ def database_url(postgres, make_database) -> Iterator[str]:
     """A migrated database with nothing in it."""
     url = make_database()
     yield url
-    administer(postgres.url, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+    administer(postgres.url, f"DROP DATABASE {make_url(url).database}")
 
 
 @pytest.fixture

@@ -142,4 +142,5 @@ def empty(engine: Engine) -> None:
 
 def assert_sound(engine: Engine) -> None:
     """Every invariant holds."""
-    assert invariants.violations(engine, max_digits=SETTINGS.max_digits) == []
+    found = invariants.violations(engine, max_digits=SETTINGS.max_digits)
+    assert not found, found
