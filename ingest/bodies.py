@@ -21,6 +21,10 @@ def parse_json(body: bytes) -> Any:
         value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
     except ValueError as error:
         detail = str(error)[:300]
+        if "number out of range" in detail:
+            detail += "; numbers of thousands of digits are sent as strings"
+        elif "hex escape" in detail:
+            detail += "; \\u is followed by four hexadecimal digits, and half of a surrogate pair by its other half"
         raise Problem(422, "malformed", f"The body is not valid JSON: {detail}", errors=[]) from error
     # The escape may also be the harmless text "\\u0000": look closer only where it occurs at all.
     if b"\\u0000" in body and _has_nul(value):

@@ -7,9 +7,10 @@ import orjson
 import structlog
 from flask import Flask, Response, request
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
-from coordinator.expressions import ExpressionError
+from coordinator.expressions import ExpressionError, shorten
 from coordinator.unit_of_work import is_transient
 
 log = structlog.get_logger("problems")
@@ -58,11 +59,28 @@ class Problem(Exception):
 def invalid(error: ValidationError) -> Problem:
     """422 for a body whose shape is wrong, naming each field and what would be right."""
     errors = [
-        {"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"].removeprefix("Value error, ")}
-        for item in error.errors(include_url=False, include_context=False, include_input=False)[:100]
+        {"field": ".".join(map(str, item["loc"])) or "body", "message": _complaint(item)}
+        for item in error.errors(include_url=False, include_context=False)[:100]
     ]
     first = errors[0]
     return Problem(422, "invalid", f"{first['field']}: {first['message']}", errors=errors)
+
+
+def _complaint(item: ErrorDetails) -> str:
+    """What should be and what is, in JSON's words rather than Python's."""
+    kind, given = item["type"], item["input"]
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":  # our own validators', which name the value themselves
+        return item["msg"].removeprefix("Value error, ")
+    message = "should be an object" if kind.startswith("model_") else item["msg"].replace("Input should", "should")
+    if isinstance(given, dict | list):
+        return f"{message}; this is an {'array' if isinstance(given, list) else 'object'}"
+    return f"{message}; this is {shorten(orjson.dumps(str(given) if _is_long(given) else given).decode())}"
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > 63
 
 
 def unreadable_number(error: ExpressionError) -> Problem:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 import structlog
-from celery.beat import Scheduler
+from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 
 from config.settings import settings
 from tasks import doorbell, heartbeats
@@ -24,6 +24,13 @@ class HeartbeatScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._client = heartbeats.connect(settings().redis_url)
         self._next_beat = 0.0
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        """Send what is due, or say in one line that it could not be sent: it is due again in a moment."""
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except SchedulingError as error:
+            log.warning("The broker does not take what is due", task=entry.task, error=str(error)[-200:])
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due, and a heartbeat every few seconds."""

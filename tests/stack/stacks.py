@@ -75,7 +75,10 @@ class Stack:
                     *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(self.home)),
                     *("--port", str(self.port), "--flower-port", str(self.flower_port), *self.arguments),
                 ],
-                env=supervision.child_environment() | environment | QUICK | self.settings
+                env=supervision.child_environment()
+                | environment
+                | QUICK
+                | self.settings
                 | {"PYTHONPATH": supervision.child_environment().get("PYTHONPATH", "")},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
-import requests
+import redis
 from stacks import until
-from config.processes import MARK
 from traffic import Traffic
+
+from config.processes import MARK
 
 pytestmark = pytest.mark.stack
 
@@ -78,8 +78,6 @@ def test_the_broker_is_killed_with_a_thousand_results_queued_and_a_split_waiting
 
 
 def answers(stack):
-    import redis
-
     try:
         return stack.broker.ping()
     except redis.RedisError:
@@ -95,15 +93,15 @@ def consumes(stack, traffic):
 
 
 def test_the_broker_freezes_for_half_a_minute(stack, traffic):
-    with traffic.flowing(threads=4, pause=0.05) as flow:
-        flow.more(100)
+    with traffic.flowing(threads=4, pause=0.5) as flow:
+        flow.more(40)
         normal = max(traffic.seconds)
         worker = stack.leader("worker").pid
         traffic.seconds.clear()
         stack.freeze("valkey")
         thawed = time.monotonic() + 30
         try:
-            with Traffic(stack, traffic.numbers, traffic.sent, traffic.refusals).flowing(4, 0.2, "wait=10") as waiting:
+            with Traffic(stack, traffic.numbers, traffic.sent, traffic.refusals).flowing(4, 0.5, "wait=10"):
                 until(lambda: time.monotonic() > thawed, 40)
         finally:
             stack.thaw("valkey")

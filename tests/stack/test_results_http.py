@@ -51,7 +51,7 @@ def problem(answer, status, reason):
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["X-Request-ID"]
     body = answer.json()
-    assert PROBLEM_FIELDS <= set(body)
+    assert set(body) >= PROBLEM_FIELDS
     assert (body["status"], body["reason"]) == (status, reason)
     return body
 
@@ -321,10 +321,7 @@ def test_a_batch_has_a_verdict_for_each_and_a_bad_one_hurts_no_other(stack, form
     good = [plain(), claiming(plain(), 999), plain()]
     bad = [{"client_id": "alice"}, plain("9^9^9^9"), "no object", claiming(plain(), 0), None]
     items = [good[0], *bad, good[1], good[0], good[2]]
-    if form == "array":
-        body = json.dumps(items)
-    else:
-        body = "\n".join(["", *map(json.dumps, items), '{"broken', ""])
+    body = json.dumps(items) if form == "array" else "\n".join(["", *map(json.dumps, items), '{"broken', ""])
     answer = stack.submit_bytes(body.encode(), "/submit_results")
     assert answer.status_code == 200
     said = answer.json()

@@ -1,4 +1,4 @@
-"""Clients that send results as real ones do, again and again until they are acknowledged, and know what must come of it.
+"""Clients that send results until they are acknowledged, as real ones do, and know what must come of it.
 
 Every result that was sent must end exactly once: the states and the sums of curves are the oracle.
 """
@@ -106,7 +106,7 @@ class Traffic:
             "SELECT state, count(*) FROM submissions WHERE payload->>'composite' = ANY(:values) GROUP BY state",
             values=values,
         )
-        assert Counter({state: count for state, count in states}) == Counter(state for _, state in self.sent)
+        assert Counter(dict(map(tuple, states))) == Counter(state for _, state in self.sent)
         curves: Counter[tuple[str, int]] = Counter()
         for body, state in self.sent:
             if state == "applied":
