@@ -121,11 +121,16 @@ def _database(home: Path, *, while_running: bool) -> Iterator[str]:
 
 
 def _rows(url: str, *statements: str) -> list[Any]:
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy import text
 
-    with create_engine(url, poolclass=NullPool).connect() as connection:
-        return [connection.execute(text(statement)).scalar() for statement in statements]
+    from models.engine import make_engine
+
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            return [connection.execute(text(statement)).scalar() for statement in statements]
+    finally:
+        engine.dispose()
 
 
 def _manifest(url: str) -> dict[str, Any]:
@@ -189,11 +194,26 @@ def _libpq_environment(url: str) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value}
 
 
+def _extract(tar: tarfile.TarFile, scratch: Path) -> None:
+    """Write the archive's files and directories beneath `scratch`; raises TarError for anything else in it.
+
+    What extractall(filter="data") does, which Python 3.11 has from 3.11.4 on, and Debian 12's does not.
+    """
+    for member in tar:
+        path = scratch / member.name
+        if ".." in path.parts or not path.is_relative_to(scratch) or not (member.isfile() or member.isdir()):
+            raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a directory of a backup")
+        (path if member.isdir() else path.parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (content := tar.extractfile(member)) is not None:
+            with content, path.open("wb") as target:
+                shutil.copyfileobj(content, target)
+
+
 def _unpack(file: Path, scratch: Path) -> dict[str, Any]:
     """Unpack a backup into `scratch`; returns its manifest. Raises HomeError for anything that is not one of ours."""
     try:
         with tarfile.open(file, mode="r:") as tar:
-            tar.extractall(scratch, filter="data")
+            _extract(tar, scratch)
         manifest: dict[str, Any] = json.loads((scratch / "manifest.json").read_text())
         if manifest["format"] != FORMAT or not (scratch / "database.dump").is_file():
             raise homes.HomeError(f"{file} has format {manifest['format']}; this version reads format {FORMAT}")

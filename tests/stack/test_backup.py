@@ -101,7 +101,7 @@ def test_a_database_elsewhere_is_saved_and_restored_by_its_url(home, tmp_path, m
     file = tmp_path / "saved.tar"
     server = start_postgres(home, durable=False)
     try:
-        monkeypatch.setenv("DATABASE_URL", server.url)
+        monkeypatch.setenv("DATABASE_URL", server.url.replace("+psycopg2", ""))  # as people write it
         monkeypatch.setenv("ECM_HOME", str(tmp_path / "client"))
         assert run(backup, file)[0] == 0
         assert run(restore, file)[0] == 1
@@ -118,3 +118,17 @@ def test_a_file_that_is_no_backup_is_refused(tmp_path, content):
     code, said = run(restore, file, "--home", tmp_path / "home")
     assert code == 1
     assert "is not a backup" in said
+
+
+@pytest.mark.parametrize("name", ["../outside", "residues/../../outside", "/tmp/outside", "link"])
+def test_a_backup_that_would_write_elsewhere_is_refused(tmp_path, name):
+    file = tmp_path / "hostile.tar"
+    member = tarfile.TarInfo(name)
+    if name == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, "/tmp"
+    with tarfile.open(file, "w") as tar:
+        tar.addfile(member)
+    code, said = run(restore, file, "--home", tmp_path / "home")
+    assert code == 1
+    assert "neither a file nor a directory of a backup" in said
+    assert not (tmp_path / "outside").exists()
