@@ -215,7 +215,8 @@ def test_everything_ends_by_itself_when_up_is_killed(start):
 
 def test_supervisord_itself_is_started_again(start):
     up = start().ready()
-    (old,) = up.running()["supervisord"]
+    # A program that supervisord is about to start is a second supervisord for a moment.
+    (old,) = until(lambda: len(found := up.running()["supervisord"]) == 1 and found)
     os.kill(old, signal.SIGKILL)
     until(lambda: (now := up.running())["supervisord"] and old not in now["supervisord"] and answers(up))
     until(lambda: one_server_of_each(up))
