@@ -30,23 +30,34 @@ class Unbreakable:
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Make structlog write lines of `log_format` ("console" or "json") from `level` upward."""
+    """Make structlog write lines of `log_format` ("console" or "json") from `level` upward.
+
+    What libraries log through `logging` comes in the same form, from WARNING upward.
+    """
     threshold = getattr(logging, level.upper(), logging.INFO)
-    renderer: structlog.typing.Processor = (
+    stream = cast(TextIO, Unbreakable(sys.stderr))
+    rendered: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+    ]
+    annotated: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=annotated + rendered,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unbreakable(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*annotated, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+        )
+    )
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler])

@@ -1,5 +1,6 @@
 """Logging never fails what it reports on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -39,3 +40,32 @@ def test_a_process_goes_on_when_nobody_reads_its_log(gone):
         process.stdin.write(b"\n")
         process.stdin.close()
         assert process.stdout.read() == b"went on"
+
+
+LIBRARY = """
+import logging
+from config.logging import configure_logging
+configure_logging("json", "INFO")
+log = logging.getLogger("celery.beat")
+log.info("chatter")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.error("Could not %s", "send", exc_info=True)
+import structlog
+structlog.get_logger("ours").info("Transaction committed", unit="receive")
+"""
+
+
+def test_what_libraries_log_has_the_same_form():
+    said = subprocess.run(
+        [sys.executable, "-c", LIBRARY],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=True,
+    ).stderr
+    library, ours = map(json.loads, said.splitlines())
+    assert (library["event"], library["logger"], library["level"]) == ("Could not send", "celery.beat", "error")
+    assert "ZeroDivisionError" in library["exception"]
+    assert library["timestamp"] <= ours["timestamp"]
+    assert (ours["event"], ours["unit"]) == ("Transaction committed", "receive")
