@@ -250,7 +250,7 @@ def _effort(connection: Connection) -> Iterator[Violation]:
     for row in _stream(connection, select(*columns).order_by(Composite.id)):
         own = sums.of(row.id)
         rebuilt = effort.effort_of([(s.b1, s.b2, s.parametrization, s.curves + s.prior_curves) for s in own])
-        if not np.allclose(row.effort, rebuilt, rtol=RELATIVE_ERROR, atol=0):
+        if not np.allclose(row.effort, rebuilt, rtol=RELATIVE_ERROR, atol=1e-300):
             yield Violation("effort", "composites", row.id, "the vector is not what its curve sums give")
         if abs(row.current_t_level - effort.t_level(rebuilt)) > RELATIVE_ERROR * 100:
             detail = f"current_t_level is {row.current_t_level}, its curves give {effort.t_level(rebuilt)}"
