@@ -22,7 +22,7 @@ from uuid import UUID
 
 import structlog
 from gmpy2 import mpz
-from sqlalchemy import Connection, Engine, Row, func, select, update
+from sqlalchemy import Connection, Engine, Row, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -37,7 +37,8 @@ from models.wire import FoundFactor, SubmitResult, split_sigma
 
 log = structlog.get_logger("results")
 
-WORKER_DIED = "worker_died"
+# Why a submission failed for good: its worker died or ran out of time every time, or an error was raised every time.
+WORKER_DIED, ERROR_EVERY_TIME = "worker_died", "error_every_time"
 # Seconds from counting a try to holding its submission's lock, at the very most.
 MOMENT = 1.0
 
@@ -124,12 +125,13 @@ def _give_up(engine: Engine, submission_id: int, max_tries: int) -> None:
     lock a moment later, and this waits its turn behind them.
     """
     sleep(MOMENT)
+    reason = case((Submission.detail.is_(None), WORKER_DIED), else_=ERROR_EVERY_TIME)
     why = func.coalesce(Submission.detail, f"its worker died or ran out of time at each of {max_tries} tries")
     with unit_of_work(engine, "give_up", submission=submission_id) as connection:
         failed = connection.execute(
             update(Submission)
             .where(Submission.id == submission_id, Submission.state == "received", Submission.tries > max_tries)
-            .values(state="failed", reason=WORKER_DIED, detail=why, tries=max_tries, settled_at=func.clock_timestamp())
+            .values(state="failed", reason=reason, detail=why, tries=max_tries, settled_at=func.clock_timestamp())
             .returning(Submission.detail)
         ).scalar_one_or_none()
     if failed is not None:
