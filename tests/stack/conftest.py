@@ -2,6 +2,7 @@
 
 import pytest
 from stacks import Stack
+from traffic import Traffic
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,9 @@ def make_stack(tmp_path_factory):
     yield make
     for running in made:
         running.stop()
+
+
+@pytest.fixture
+def traffic(stack):
+    """Clients that know what must come of what they send."""
+    return Traffic(stack)

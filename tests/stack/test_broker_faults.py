@@ -1,0 +1,118 @@
+"""The broker dies, freezes, forgets, and hears everything twice; it is only a doorbell."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import redis
+from stacks import until
+from traffic import Traffic
+
+from config.processes import MARK
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack):
+    """A private coordinator, whose broker goes through all of this."""
+    return make_stack("--no-flower")
+
+
+def test_the_broker_is_killed_with_a_thousand_results_queued_and_a_split_waiting(stack, traffic):
+    stack.freeze("analysis")
+    to_split = traffic.numbers[0]
+    body = traffic.plain() | {"composite": to_split.value}
+    body["results"]["factor_found"] = to_split.to_split
+    traffic.send(body, stack.http, "wait=15")
+    assert stack.scalar("SELECT count(*) FROM jobs WHERE kind = 'split_factor' AND state = 'waiting'") == 1
+    stack.freeze("worker")
+    traffic.send_batch(1000)
+    assert stack.broker.llen("ecm:results") > 900
+    stack.kill("valkey")
+    until(lambda: answers(stack))
+    assert stack.broker.llen("ecm:results") == 0
+    stack.thaw("worker", "analysis")
+    traffic.assert_settled_once()
+    leaves = stack.scalar("SELECT count(*) FROM factors WHERE split_from_id IS NOT NULL AND client_id LIKE 'client-%'")
+    assert leaves >= 2
+    consumes(stack, traffic)
+
+
+def answers(stack):
+    try:
+        return stack.broker.ping()
+    except redis.RedisError:
+        return False
+
+
+def consumes(stack, traffic):
+    """The worker takes what is rung for, and not only what upkeep rings for again."""
+    # Rung for again at the earliest after RING_AFTER, which is 2 s.
+    until(lambda: traffic.send(traffic.plain(), stack.http, "wait=1") == 200, 30)
+    traffic.assert_settled_once()
+
+
+def test_the_broker_freezes_for_half_a_minute(stack, traffic):
+    waiting = Traffic(stack, traffic.numbers, traffic.sent, traffic.refusals)
+    with traffic.flowing(threads=4, pause=0.5) as flow, waiting.flowing(4, 0.5, "wait=2"):
+        flow.more(40)
+        normal = max(traffic.seconds)
+        for one in (traffic, waiting):
+            one.seconds.clear()
+        stack.freeze("valkey")
+        thaw = time.monotonic() + 30
+        try:
+            until(lambda: time.monotonic() > thaw, 40)
+            slowest, slowest_waiting = max(traffic.seconds), max(waiting.seconds)
+            status = stack.status()
+        finally:
+            stack.thaw("valkey")
+    assert slowest < normal + 1
+    assert slowest_waiting < 2 + normal + 1
+    assert (status["status"], status["broker"]["ok"], status["database"]["ok"]) == ("degraded", False, True)
+    assert traffic.refusals == []
+    assert traffic.disconnections == waiting.disconnections == 0
+    traffic.assert_settled_once()
+    consumes(stack, traffic)
+
+
+def test_more_beats_than_one_do_no_harm(stack, traffic):
+    environment = stack.leader("beat").environ()
+    beats = [
+        subprocess.Popen(
+            [sys.executable, "-m", "celery", "--app", "tasks.app", "beat"],
+            env=environment | {MARK: "a beat too many"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    try:
+        with traffic.flowing(threads=2) as flow:
+            traffic.send(traffic.plain(), stack.http, "wait=10")
+            overdue(stack, traffic.numbers, 20)
+            for _ in range(5):
+                flow.more(50)
+                stack.broker.delete("ecm:results", "ecm:analysis")
+        expired = "SELECT count(*) FROM work_assignments WHERE client_id = 'late' AND status = 'timeout'"
+        until(lambda: stack.scalar(expired) == 20, 30)
+        traffic.assert_settled_once()
+        assert all(beat.poll() is None for beat in beats)
+    finally:
+        for beat in beats:
+            beat.kill()
+            beat.wait()
+
+
+def overdue(stack, numbers, count):
+    """Leases that ran out a minute ago."""
+    stack.run_sql(
+        "INSERT INTO work_assignments (id, composite_id, client_id, method, b1, curves, expires_at)"
+        " SELECT gen_random_uuid(), id, 'late', 'ecm', 50000, 10, now() - interval '1 minute'"
+        " FROM composites, generate_series(1, :count)"
+        " WHERE id = (SELECT min(id) FROM composites WHERE number = ANY(:values))",
+        count=count,
+        values=[one.value for one in numbers],
+    )
