@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, Row, Table, and_, bindparam, func, literal, not_, select, update
+from sqlalchemy.dialects.postgresql import JSONB, array, insert
 
 from config.settings import Settings
 from coordinator import effort, ledger, registry, results
@@ -34,20 +34,38 @@ MOST_IN_A_ROUND = 50
 SUBMISSIONS, COMPOSITES, ATTEMPTS = (cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt))
 submissions, composites, aliases = SUBMISSIONS.c, COMPOSITES.c, CompositeAlias.__table__.c
 
+# Nothing but curves, on a number known in these very words. Payloads leave out what has its default.
+_no_claims = and_(
+    func.coalesce(submissions.payload["results", "factors_found"], literal([], JSONB)) == literal([], JSONB),
+    submissions.payload["results", "factor_found"].is_(None),
+)
+_nothing_special = not_(submissions.payload.has_any(array(["project", "work_id", "residue_id", "residue_checksum"])))
+# Looked up for each submission; as EXISTS it could become a join over all aliases there are.
+_number_known = (
+    select(aliases.composite_id)
+    .where(aliases.value_sha256 == func.sha256(func.convert_to(submissions.payload["composite"].astext, "UTF8")))
+    .limit(1)
+    .scalar_subquery()
+    .is_not(None)
+)
+_PLAIN = and_(_no_claims, _nothing_special, _number_known)
 # Built once: building a statement costs more than running it.
-_STATE = select(submissions.state).where(submissions.id == bindparam("submission_id"))
+_STATE = select(submissions.state, and_(submissions.tries == 0, _PLAIN).label("plain")).where(
+    submissions.id == bindparam("submission_id")
+)
 _waiting = (
     select(submissions.id)
-    .where(submissions.state == "received", submissions.tries == 0, submissions.id >= bindparam("first_id"))
+    .where(submissions.state == "received", submissions.tries == 0, submissions.id >= bindparam("first_id"), _PLAIN)
     .order_by(submissions.id)
     .limit(MOST_IN_A_ROUND)
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, of=SUBMISSIONS)
+    .cte("waiting")  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
 )
 # Counted before anything else, and durable against this process's death, as for every submission: one that was in a
 # round which ended badly is never in another. Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
 _TAKE = (
     update(SUBMISSIONS)
-    .where(submissions.id.in_(_waiting.scalar_subquery()))
+    .where(submissions.id.in_(select(_waiting.c.id)))
     .values(tries=submissions.tries + 1)
     .returning(submissions.id, func.set_config("synchronous_commit", "off", True))
 )
@@ -62,7 +80,7 @@ _LOCK_SUBMISSIONS = (
     .order_by(submissions.id)
     .with_for_update(skip_locked=True)
 )
-_FIND = select(aliases.value_sha256, aliases.composite_id, aliases.kind).where(
+_FIND = select(aliases.value_sha256, aliases.composite_id).where(
     aliases.value_sha256.in_(bindparam("hashes", expanding=True))
 )
 _LOCK_COMPOSITES = (
@@ -113,12 +131,12 @@ class _Plain:
 def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
     """Apply a submission, in a round with others if it is plain; the rest as `results.apply_result`."""
     with engine.connect() as connection:
-        state = connection.execute(_STATE, {"submission_id": submission_id}).scalar_one_or_none()
-    if state is None:
+        found = connection.execute(_STATE, {"submission_id": submission_id}).one_or_none()
+    if found is None:
         return None
-    if state != "received":
-        return Applied(state)
-    if submission_id in _apply_round(engine, submission_id):
+    if found.state != "received":
+        return Applied(found.state)
+    if found.plain and submission_id in _apply_round(engine, submission_id):
         return Applied("applied", "no_factor")
     return results.apply_result(engine, submission_id, settings)
 
@@ -178,25 +196,17 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
 
 
 def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_Plain]:
-    """The plain results among the rows whose number is known in the very words they use."""
-    candidates = []
-    for row in rows:
-        result = SubmitResult.model_validate(row.payload)
-        if not (result.claims or result.project or result.work_id or result.residue_id or result.residue_checksum):
-            candidates.append((row, result, registry.sha256(result.composite)))
-    if not candidates:
-        return []
-    found: dict[bytes, list[Row]] = {}
-    for alias in connection.execute(_FIND, {"hashes": sorted({value for _, _, value in candidates})}):
-        found.setdefault(bytes(alias.value_sha256), []).append(alias)
+    """The results among the rows whose number is exactly one composite's; which of several, the single way decides."""
+    read = [(row, SubmitResult.model_validate(row.payload)) for row in rows]
+    hashes = {registry.sha256(result.composite) for _, result in read}
+    found: dict[bytes, list[int]] = {}
+    for alias in connection.execute(_FIND, {"hashes": sorted(hashes)}):
+        found.setdefault(bytes(alias.value_sha256), []).append(alias.composite_id)
     plain = []
-    for row, result, value in candidates:
-        # A value that several composites share is for the single way to decide.
-        match found.get(value, []):
-            case [alias]:
-                plain.append(_Plain(row.id, row.attempt_id, result, alias.composite_id))
-            case _:
-                continue
+    for row, result in read:
+        match found.get(registry.sha256(result.composite)):
+            case [composite_id]:
+                plain.append(_Plain(row.id, row.attempt_id, result, composite_id))
     return plain
 
 
