@@ -105,6 +105,7 @@ def submit_results() -> Response:
             problem = _key_reused()
             verdicts.append({"index": index, "status": "refused", "reason": problem.reason, "detail": problem.detail})
             continue
+        metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
         if receipt.settled is None:
             doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
         verdicts.append(
@@ -115,9 +116,9 @@ def submit_results() -> Response:
                 "attempt_id": receipt.attempt_id,
             }
         )
-    metrics.RESULTS.labels("stored").inc(len(valid))
     verdicts.sort(key=lambda verdict: verdict["index"])
-    return _json({"accepted": len(valid), "refused": len(items) - len(valid), "results": verdicts}, 200)
+    accepted = sum(verdict["status"] == "accepted" for verdict in verdicts)
+    return _json({"accepted": accepted, "refused": len(items) - accepted, "results": verdicts}, 200)
 
 
 class SubmissionPath(BaseModel):

@@ -371,10 +371,11 @@ def test_metrics_count_what_came_in(stack):
     body = plain()
     stack.submit(body)
     stack.submit(body)
+    stack.submit_bytes(json.dumps([body, plain(), body]).encode(), "/submit_results")
     after = received()
-    for outcome in ("stored", "replayed"):
+    for outcome, more in (("stored", 2), ("replayed", 3)):
         name = f'ecm_results_received_total{{outcome="{outcome}"}}'
-        assert after[name] == before.get(name, 0) + 1
+        assert after[name] == before.get(name, 0) + more
     assert after["ecm_dead_letters"] == 0
     assert any(name.startswith("ecm_request_seconds_bucket") for name in after)
 
