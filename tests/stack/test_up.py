@@ -129,7 +129,10 @@ def nothing(running):
 def one_server_of_each(up):
     """Whether exactly one of everything runs: the servers' leaders have parents outside of their own kind."""
     for pids in up.running().values():
-        parents = [psutil.Process(pid).ppid() for pid in pids]
+        try:
+            parents = [psutil.Process(pid).ppid() for pid in pids]
+        except psutil.NoSuchProcess:
+            return False  # one of the old ones, which was still there a moment ago
         if sum(parent not in pids for parent in parents) != 1:
             return False
     return True
