@@ -32,7 +32,7 @@ worker_concurrency = _settings.worker_concurrency
 worker_max_tasks_per_child = 20_000
 
 task_time_limit = _settings.task_time_limit
-task_soft_time_limit = _settings.task_time_limit - 5
+task_soft_time_limit = max(1, _settings.task_time_limit - 5)
 _longest_retry_delay = 60
 # Redis has no acknowledgements of its own: Celery delivers again what stayed unacknowledged this long. It must exceed
 # every time limit and retry delay, or what is still being worked on would be delivered twice.

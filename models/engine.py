@@ -32,6 +32,8 @@ def make_engine(url: str, pool_size: int = 1, pool_timeout: float = 5.0) -> Engi
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
+            # A server process whose client was killed in mid-statement lets go of its locks.
+            "options": "-c client_connection_check_interval=2s",
         },
     )
 

@@ -14,7 +14,7 @@ from tasks.retries import backoff
 _limit = settings().analysis_time_limit
 
 
-@app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=_limit - 5)
+@app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=max(1, _limit - 5))
 def run_job(self: Task, job_id: int, kind: str = "") -> None:
     """Do one job; `kind` is there for whoever reads Flower."""
     current = settings()
@@ -27,7 +27,7 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
     ring_jobs(rings)
 
 
-@app.task(time_limit=_limit, soft_time_limit=_limit - 5)
+@app.task(time_limit=_limit, soft_time_limit=max(1, _limit - 5))
 def recompute_effort() -> list[dict[str, Any]]:
     """Recompute every composite's effort from its attempts; what differed has been corrected, and is listed."""
     return [difference._asdict() for difference in ledger.recompute_all(engine())]
