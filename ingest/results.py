@@ -1,10 +1,12 @@
 """Taking results in: check the shape, store, ring, and say what became of them."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import orjson
+import structlog
 from flask import Response, current_app, request
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import Row
@@ -19,11 +21,14 @@ from ingest.problems import Problem, database_away, invalid, unreadable_number
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
 from tasks import doorbell
 
+log = structlog.get_logger("results")
+
 results = openapi.blueprint("results", openapi.RESULTS)
 
 MOST_IN_A_BATCH = 1000
 LONGEST_KEY = 200
 LONGEST_WAIT = 20.0
+SECONDS = re.compile("[0-9]+")
 
 Answer = TypeVar("Answer")
 
@@ -46,7 +51,8 @@ def submit_result() -> Response:
     result = read_body(SubmitResult)
     settings: Settings = current_app.config["SETTINGS"]
     inbox.check_numbers(result, settings.max_digits)
-    key = _idempotency_key()
+    # Whatever can be wrong with a header is found before anything is stored.
+    key, seconds = _idempotency_key(), _wait_seconds(settings.default_wait)
     receipt = _patiently(
         lambda: inbox.receive(
             current_app.config["ENGINE"],
@@ -61,9 +67,9 @@ def submit_result() -> Response:
     metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
     if settled is None:
-        rung = doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+        rung = _ring(receipt, result)
         if rung:
-            settled = current_app.config["POLLER"].wait(receipt.submission_id, _wait_seconds(settings.default_wait))
+            settled = current_app.config["POLLER"].wait(receipt.submission_id, seconds)
     if settled is None or settled.state == "failed":
         return _accepted(receipt)
     return _settled(settled, receipt.replay)
@@ -107,7 +113,7 @@ def submit_results() -> Response:
             continue
         metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
         if receipt.settled is None:
-            doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+            _ring(receipt, result)
         verdicts.append(
             {
                 "index": index,
@@ -183,6 +189,15 @@ def _idempotency_key() -> str | None:
     return key
 
 
+def _ring(receipt: inbox.Receipt, result: SubmitResult) -> bool:
+    """Ring for a stored result; whether that worked. It never raises: what is stored is not answered with an error."""
+    try:
+        return doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+    except Exception:
+        log.exception("Cannot ring; upkeep will", submission=receipt.submission_id)
+        return False
+
+
 def _wait_seconds(default: float) -> float:
     """How long this request waits (RFC 7240): `Prefer: respond-async` or `Prefer: wait=N`, else the default."""
     prefer = request.headers.get("Prefer")
@@ -194,10 +209,9 @@ def _wait_seconds(default: float) -> float:
     for wish in wishes:
         name, _, value = wish.partition("=")
         if name.strip() == "wait":
-            try:
-                return min(LONGEST_WAIT, max(0.0, float(int(value.strip().strip('"')))))
-            except ValueError:
-                return default  # RFC 7240: a preference that cannot be understood is ignored
+            # RFC 7240: a preference that cannot be understood is ignored. float() takes digits however many (inf).
+            seconds = value.strip().strip('"')
+            return min(LONGEST_WAIT, float(seconds)) if SECONDS.fullmatch(seconds) else default
     return default
 
 
