@@ -1,18 +1,18 @@
 """Running the jobs of coordinator/jobs.py: large primality tests, large splits, factors that others can use."""
 
 from dataclasses import replace
+from typing import Any
 
 import structlog
 from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 
 from coordinator import families, jobs, registry
 from coordinator.arithmetic import factorize, is_probable_prime
 from coordinator.families import Change, Divisor
 from coordinator.jobs import Ring
-from coordinator.unit_of_work import is_transient, unit_of_work
+from coordinator.unit_of_work import counts_as_try, unit_of_work
 from models.tables import Composite, Factor, Job
 
 log = structlog.get_logger("analysis")
@@ -30,10 +30,10 @@ def run(engine: Engine, job_id: int, *, max_tries: int, max_digits: int) -> list
     try:
         return RUNNERS[job.kind](engine, job, max_digits)
     except Exception as error:
-        # As for results: a race counts as a try, lest it be lost for ever.
-        transient = is_transient(error) and not isinstance(error, IntegrityError)
         with unit_of_work(engine, "job_fault", job=job_id) as connection:
-            change = {"tries": Job.tries - 1} if transient else {"error": f"{type(error).__name__}: {error}"[:2000]}
+            change: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            if not counts_as_try(error):
+                change = {"tries": Job.tries - 1}
             connection.execute(update(Job).where(Job.id == job_id, Job.asked == job.asked).values(change))
         raise
 

@@ -24,14 +24,13 @@ import structlog
 from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
 
 from config.settings import Settings
 from coordinator import effort, families, jobs, ledger, registry, work
 from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.families import Divisor
-from coordinator.unit_of_work import is_transient, savepoint, unit_of_work
+from coordinator.unit_of_work import counts_as_try, savepoint, unit_of_work
 from models.tables import Composite, EcmAttempt, Submission
 from models.wire import FoundFactor, SubmitResult, split_sigma
 
@@ -145,12 +144,9 @@ def _state(engine: Engine, submission_id: int) -> Applied | None:
 
 
 def _note_fault(engine: Engine, submission_id: int, error: Exception) -> None:
-    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it.
-
-    A unique value that was taken is mostly a race, which the next try wins; but it counts, lest it be lost for ever.
-    """
+    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it."""
     change: dict[str, Any] = {"detail": f"{type(error).__name__}: {error}"[:1000]}
-    if is_transient(error) and not isinstance(error, IntegrityError):
+    if not counts_as_try(error):
         change = {"tries": func.greatest(Submission.tries - 1, 0)}
     try:
         with unit_of_work(engine, "note_fault", submission=submission_id) as connection:

@@ -21,7 +21,7 @@ from config.settings import Settings
 from coordinator import effort, ledger, registry, results
 from coordinator.ledger import Account
 from coordinator.results import Applied
-from coordinator.unit_of_work import is_transient, unit_of_work
+from coordinator.unit_of_work import counts_as_try, unit_of_work
 from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
 from models.wire import SubmitResult
 
@@ -61,8 +61,9 @@ _waiting = (
     .with_for_update(skip_locked=True, of=SUBMISSIONS)
     .cte("waiting")  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
 )
-# Counted before anything else, and durable against this process's death, as for every submission: one that was in a
-# round which ended badly is never in another. Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
+# Counted before anything else, and durable against this process's death, as for every submission: one whose round died
+# with its process is never in another. After an exception the tries are given back, for each is tried by itself then.
+# Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
 _TAKE = (
     update(SUBMISSIONS)
     .where(submissions.id.in_(select(_waiting.c.id)))
@@ -152,7 +153,7 @@ def _apply_round(engine: Engine, first_id: int) -> set[int]:
         with unit_of_work(engine, "apply_round", first=first_id, taken=len(taken)) as connection:
             applied = _apply(connection, taken)
     except Exception as error:
-        if is_transient(error):
+        if not counts_as_try(error):
             _give_back(engine, taken)
             raise
         # Whichever it was, each is tried by itself now, and counts its own tries.
@@ -191,6 +192,8 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
     )
     # What was not recorded repeats curves that were: that is for the single way to find out.
     plain = [one for one in plain if one.attempt_id in recorded]
+    if not plain:
+        return set()
     _add_effort(connection, plain, locked)
     return {one.submission_id for one in plain}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger("unit_of_work")
@@ -54,6 +54,14 @@ def is_transient(error: BaseException) -> bool:
     if state is None:  # no answer from the server: the connection broke or could not be made
         return isinstance(error, OperationalError)
     return state.startswith(TRANSIENT_SQLSTATES)
+
+
+def counts_as_try(error: BaseException) -> bool:
+    """Whether a fault counts against what was being done: all do but transient ones.
+
+    A unique value that was taken is mostly a race, which the next try wins; but it counts, lest it be lost for ever.
+    """
+    return not is_transient(error) or isinstance(error, IntegrityError)
 
 
 def _since(started: float) -> float:

@@ -1,0 +1,33 @@
+"""Rounds that hold something they cannot apply, or meet a fault: the single way goes on where they stop."""
+
+from pipeline import SETTINGS, assert_sound, receive, result, scalar, submit
+from primes import prime, product
+
+from coordinator import inbox, rounds
+from coordinator.unit_of_work import unit_of_work
+
+NUMBER = str(product(prime(20), prime(40), prime(80)))
+
+
+def test_a_round_that_holds_only_a_repeat_applies_nothing_and_is_no_fault(engine):
+    submit(engine, result(NUMBER, sigma="1:17"))
+    repeat = receive(engine, result(NUMBER, sigma="1:17", client="bob")).submission_id
+    with unit_of_work(engine, "round") as connection:
+        assert rounds._apply(connection, [repeat]) == set()
+    assert rounds.apply_result(engine, repeat, SETTINGS).state == "duplicate"
+    assert scalar(engine, "SELECT attempt_count FROM composites") == 1
+    assert_sound(engine)
+
+
+def test_a_round_in_which_a_unique_value_is_taken_every_time_is_applied_one_by_one(engine, monkeypatch):
+    submit(engine, result(NUMBER, client="first"))
+    receipts = [receive(engine, result(NUMBER, curves=curves)) for curves in (1, 2)]
+
+    def taken(connection, *_):
+        connection.exec_driver_sql("INSERT INTO projects (name) VALUES ('x'), ('x')")
+
+    monkeypatch.setattr(rounds, "_add_effort", taken)
+    for receipt in receipts:
+        assert rounds.apply_result(engine, receipt.submission_id, SETTINGS).state == "applied"
+        assert inbox.state(engine, receipt.submission_id).tries == 1
+    assert_sound(engine)
