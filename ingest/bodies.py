@@ -11,11 +11,11 @@ from ingest.problems import Problem, invalid
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, *, nul_allowed: bool = False) -> Any:
     """The value of a JSON text; raises a 422 Problem that says where it is wrong.
 
     Stricter than most parsers: no NaN or Infinity, no key twice, no lone surrogates, no deep nesting (200 levels), and
-    no NUL characters, which PostgreSQL cannot store.
+    no NUL characters, which PostgreSQL cannot store (`nul_allowed`: the caller looks at the parts, `without_nul`).
     """
     try:
         value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
@@ -27,7 +27,12 @@ def parse_json(body: bytes) -> Any:
             detail += "; \\u is followed by four hexadecimal digits, and half of a surrogate pair by its other half"
         raise Problem(422, "malformed", f"The body is not valid JSON: {detail}", errors=[]) from error
     # The escape may also be the harmless text "\\u0000": look closer only where it occurs at all.
-    if b"\\u0000" in body and _has_nul(value):
+    return without_nul(value) if b"\\u0000" in body and not nul_allowed else value
+
+
+def without_nul(value: Any) -> Any:
+    """`value`, a part of a JSON text, if no text in it has a NUL character; raises a 422 Problem."""
+    if _has_nul(value):
         raise Problem(422, "malformed", "A text in the body has a NUL character (\\u0000); remove it.", errors=[])
     return value
 

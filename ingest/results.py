@@ -16,7 +16,7 @@ from coordinator import inbox
 from coordinator.expressions import ExpressionError
 from coordinator.unit_of_work import is_transient
 from ingest import metrics, openapi
-from ingest.bodies import parse_json, read_body
+from ingest.bodies import parse_json, read_body, without_nul
 from ingest.problems import Problem, database_away, invalid, unreadable_number
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
 from tasks import doorbell
@@ -82,18 +82,21 @@ def submit_result() -> Response:
     responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one")},
 )
 def submit_results() -> Response:
-    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other."""
+    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other.
+
+    An array that is not valid JSON is refused whole (422), for where its results end is unknown; with NDJSON such a
+    fault stays within its line.
+    """
     settings: Settings = current_app.config["SETTINGS"]
     items = _batch_items()
     verdicts: list[dict[str, Any]] = []
     valid: list[tuple[int, SubmitResult]] = []
     for index, item in enumerate(items):
         try:
-            result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else item)
+            result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
             inbox.check_numbers(result, settings.max_digits)
         except (ValidationError, ExpressionError, Problem) as error:
-            problem = _as_problem(error)
-            verdicts.append({"index": index, "status": "refused", "reason": problem.reason, "detail": problem.detail})
+            verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
     receipts = _patiently(
@@ -108,23 +111,15 @@ def submit_results() -> Response:
     )
     for (index, result), receipt in zip(valid, receipts, strict=True):
         if isinstance(receipt, inbox.KeyReused):
-            problem = _key_reused()
-            verdicts.append({"index": index, "status": "refused", "reason": problem.reason, "detail": problem.detail})
+            verdicts.append({"index": index, **_refusal(_key_reused())})
             continue
         metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
         if receipt.settled is None:
             _ring(receipt, result)
-        verdicts.append(
-            {
-                "index": index,
-                "status": "accepted",
-                "submission_id": receipt.submission_id,
-                "attempt_id": receipt.attempt_id,
-            }
-        )
+        verdicts.append({"index": index, **_verdict(receipt)})
     verdicts.sort(key=lambda verdict: verdict["index"])
-    accepted = sum(verdict["status"] == "accepted" for verdict in verdicts)
-    return _json({"accepted": accepted, "refused": len(items) - accepted, "results": verdicts}, 200)
+    refused = sum(verdict["status"] == "refused" for verdict in verdicts)
+    return _json({"accepted": len(items) - refused, "refused": refused, "results": verdicts}, 200)
 
 
 class SubmissionPath(BaseModel):
@@ -143,6 +138,8 @@ def submission_state(path: SubmissionPath) -> Response:
         row = inbox.state(current_app.config["ENGINE"], path.submission_id)
     if row is None:
         raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
+    # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.
+    outcome = _success(row) if row.state in ("applied", "duplicate") else None
     return _json(
         {
             "submission_id": row.id,
@@ -151,26 +148,45 @@ def submission_state(path: SubmissionPath) -> Response:
             "created_at": row.created_at.isoformat(),
             "settled_at": row.settled_at and row.settled_at.isoformat(),
             "tries": row.tries,
-            "attempt_id": row.attempt_id if row.state in ("received", "applied", "duplicate") else None,
+            "attempt_id": row.attempt_id if row.state == "received" else outcome and outcome["attempt_id"],
             "composite_id": row.composite_id,
             "reason": row.reason,
             "detail": row.detail,
-            "outcome": _success(row) if row.state in ("applied", "duplicate") else None,
+            "outcome": outcome,
         },
         200,
     )
 
 
 def _batch_items() -> list[Any]:
+    """The values of an array, or the lines still to be parsed.
+
+    A line that is no JSON is refused by itself; where an array is none, nobody can say where its items end, so all of
+    it is refused.
+    """
     body = request.get_data(cache=False)
     is_array = body.lstrip()[:1] == b"["
-    items = parse_json(body) if is_array else [line for line in body.splitlines() if line.strip()]
+    items = parse_json(body, nul_allowed=True) if is_array else [line for line in body.splitlines() if line.strip()]
     if not items:
         raise Problem(422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[])
     if len(items) > MOST_IN_A_BATCH:
         detail = f"The batch has {len(items)} results; send at most {MOST_IN_A_BATCH} at a time."
         raise Problem(422, "batch_too_large", detail, errors=[])
     return items
+
+
+def _verdict(receipt: inbox.Receipt) -> dict[str, Any]:
+    """What a batch says of a stored result: by what became of the first, if this is a replay of it."""
+    first = receipt.settled
+    if first is None:
+        return {"status": "accepted", "submission_id": receipt.submission_id, "attempt_id": receipt.attempt_id}
+    if first.state == "rejected":
+        return {"status": "refused", "submission_id": first.id, "reason": first.reason, "detail": first.detail}
+    return {"status": "success", "submission_id": first.id, "attempt_id": first.outcome["attempt_id"]}
+
+
+def _refusal(problem: Problem) -> dict[str, Any]:
+    return {"status": "refused", "reason": problem.reason, "detail": problem.detail}
 
 
 def _as_problem(error: ValidationError | ExpressionError | Problem) -> Problem:

@@ -196,7 +196,11 @@ class ResultAnswer(Wire):
 
 
 class BatchVerdict(Wire):
-    """What became of one item of a batch: accepted (with its submission) or refused (with the reason)."""
+    """What became of one item of a batch.
+
+    accepted: stored, not settled yet. success: a replay of one that was applied, with the ids of the first, or a
+    duplicate. refused: not stored, or a replay of one that was rejected (with its submission), and the reason.
+    """
 
     index: int
     status: Literal["accepted", "success", "refused"]
@@ -207,6 +211,8 @@ class BatchVerdict(Wire):
 
 
 class BatchAnswer(Wire):
+    """`accepted` counts all that was not refused."""
+
     accepted: int
     refused: int
     results: list[BatchVerdict]

@@ -10,7 +10,7 @@ from coordinator import results
 from ingest.app import create_app
 from tasks import doorbell
 
-P = "1000000000000000000000000000057"
+COMPOSITE = "123456789012345678901234567890123456789"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def client(app):
     return app.test_client()
 
 
-def plain(composite=P, **fields):
+def plain(composite=COMPOSITE, **fields):
     parameters = {"b1": 50_000, "curves": 100, "sigma": f"1:{random.randrange(10**18)}"}
     return {"client_id": "alice", "composite": composite, "parameters": parameters, **fields}
 
@@ -86,3 +86,54 @@ def test_a_bell_that_breaks_fails_nothing_that_was_stored(client, monkeypatch, f
     assert answer.status_code == 202
     assert client.get(answer.headers["Location"]).json["state"] == "received"
     assert [verdict["status"] for verdict in send_batch(client, plain(), plain())["results"]] == ["accepted"] * 2
+
+
+# What became of it -------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_in_a_batch_is_answered_by_what_became_of_the_first(app, client):
+    good, bad, new = plain(), claiming(999), plain()
+    first = send_batch(client, good, bad)["results"]
+    for verdict in first:
+        apply(app, verdict["submission_id"])
+    same_curves = good | {"program": "another payload"}
+    repeated = send_batch(client, same_curves)["results"][0]
+    apply(app, repeated["submission_id"])
+    said = send_batch(client, good, bad, same_curves, new)
+    assert (said["accepted"], said["refused"]) == (3, 1)
+    applied, refused, duplicate, waiting = said["results"]
+    ids = {"submission_id": first[0]["submission_id"], "attempt_id": first[0]["attempt_id"]}
+    assert applied == {"index": 0, "status": "success", **ids}
+    assert refused.pop("detail").startswith("999 ")
+    assert refused == {
+        "index": 1,
+        "status": "refused",
+        "submission_id": first[1]["submission_id"],
+        "reason": "factor_does_not_divide",
+    }
+    assert duplicate == {"index": 2, "status": "success", **ids, "submission_id": repeated["submission_id"]}
+    assert waiting["status"] == "accepted"
+
+
+def test_a_duplicates_state_names_the_attempt_that_counted(app, client):
+    body = plain()
+    first, second = (send(client, item).json for item in (body, body | {"program": "another payload"}))
+    for said in (first, second):
+        apply(app, said["submission_id"])
+    state = client.get(f"/api/v1/submissions/{second['submission_id']}").json
+    assert (state["state"], state["attempt_id"]) == ("duplicate", first["attempt_id"])
+    assert state["outcome"]["attempt_id"] == first["attempt_id"] != second["attempt_id"]
+
+
+# Batches -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_a_nul_hurts_only_the_item_that_has_it(client, form):
+    items = [plain(), plain(client_id="a\0b"), plain() | {"a\0key": 1}, plain(program="\\u0000"), ["\0"]]
+    body = json.dumps(items) if form == "array" else "\n".join(map(json.dumps, items))
+    said = client.post("/api/v1/submit_results", data=body).json
+    verdicts = said["results"]
+    assert [verdict["status"] for verdict in verdicts] == ["accepted", "refused", "refused", "accepted", "refused"]
+    for verdict in verdicts:
+        assert verdict["status"] == "accepted" or "NUL" in verdict["detail"]
