@@ -2,12 +2,11 @@
 
 import threading
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import structlog
 from sqlalchemy import Engine, Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import inbox
 
@@ -40,11 +39,10 @@ class OutcomePoller:
         with self._changed:
             if self._count >= self._most or seconds <= 0:
                 return None
+            if self._thread is None and not self._start():
+                return None
             self._count += 1
             self._waiters.setdefault(submission_id, []).append(waiter)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._poll, name="outcomes", daemon=True)
-                self._thread.start()
             self._changed.notify()
         try:
             waiter.done.wait(seconds)
@@ -56,6 +54,16 @@ class OutcomePoller:
                 if others:
                     self._waiters[submission_id] = others
 
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._poll, name="outcomes", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread to give; the results are stored all the same
+            log.warning("Cannot wait for outcomes", error=str(error))
+            return False
+        self._thread = thread
+        return True
+
     def _poll(self) -> None:
         pause = SHORTEST_PAUSE
         while True:
@@ -66,15 +74,23 @@ class OutcomePoller:
                 wanted = list(self._waiters)
             began = monotonic()
             try:
-                rows = inbox.settled(self._engine, wanted)
-            except SQLAlchemyError as error:
-                log.warning("Cannot look for outcomes", error=str(error)[:200])
-                rows, pause = [], LONGEST_PAUSE
-            with self._changed:
-                for row in rows:
-                    for waiter in self._waiters.get(row.id, []):
-                        waiter.row = row
-                        waiter.done.set()
-            # Quick while results come out; slower when nothing does, and never more than a tenth of the time asking.
-            pause = SHORTEST_PAUSE if rows else min(LONGEST_PAUSE, pause * 1.3)
-            threading.Event().wait(max(pause, 2 * (monotonic() - began)))
+                found = self._hand_out(wanted)
+            except Exception as error:
+                # Without this thread every request would wait in vain, so nothing may end it.
+                log.warning("Cannot look for outcomes", error=f"{type(error).__name__}: {error}"[:200])
+                pause = LONGEST_PAUSE
+            else:
+                # Quick while results come out; slower when nothing does.
+                pause = SHORTEST_PAUSE if found else min(LONGEST_PAUSE, pause * 1.3)
+            # Never more than a third of the time asking.
+            sleep(max(pause, 2 * (monotonic() - began)))
+
+    def _hand_out(self, wanted: list[int]) -> bool:
+        """Give those who wait their rows; whether there were any."""
+        rows = inbox.settled(self._engine, wanted)
+        with self._changed:
+            for row in rows:
+                for waiter in self._waiters.get(row.id, []):
+                    waiter.row = row
+                    waiter.done.set()
+        return bool(rows)
