@@ -73,6 +73,7 @@ imports = ["tasks.results", "tasks.analysis", "tasks.upkeep"]
 
 # Flower shows each submission from the moment it is rung for.
 worker_send_task_events = True
+worker_consumer = "tasks.consumer:Consumer"
 task_send_sent_event = False
 worker_hijack_root_logger = False
 timezone = "UTC"

@@ -78,8 +78,14 @@ def run(host: str, port: int, connections: int, requests: Callable[[int], Iterat
     ready = threading.Barrier(connections + 1)
 
     def work(mine: list[bytes]) -> None:
-        connection = Connection(host, port)
-        latencies, statuses = [], {}
+        latencies: list[float] = []
+        statuses: dict[int, int] = {}
+        try:
+            connection = Connection(host, port)
+        except OSError as error:
+            errors.append(error)
+            ready.abort()  # nobody is to wait for this one
+            return
         ready.wait()
         try:
             for data in mine:
@@ -99,7 +105,10 @@ def run(host: str, port: int, connections: int, requests: Callable[[int], Iterat
     threads = [threading.Thread(target=work, args=(mine,)) for mine in lists]
     for thread in threads:
         thread.start()
-    ready.wait()
+    try:
+        ready.wait()
+    except threading.BrokenBarrierError:
+        raise errors[0] from None
     began = perf_counter()
     for thread in threads:
         thread.join()
