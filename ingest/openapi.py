@@ -44,10 +44,7 @@ def takes(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
 
 def blueprint(name: str, tag: Tag, url_prefix: str = API) -> APIBlueprint:
     """A blueprint whose views are documented under `tag`, with the errors that any of them can give."""
-    errors: dict[Any, Any] = {
-        429: problem("Too many requests"),
-        503: problem("The database is away; send the same again later"),
-    }
+    errors: dict[Any, Any] = {503: problem("The database is away; send the same again later")}
     return APIBlueprint(name, name, abp_tags=[tag], abp_responses=errors, url_prefix=url_prefix)
 
 

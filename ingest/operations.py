@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 import redis
+import structlog
 from flask import Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.core import REGISTRY, GaugeMetricFamily
@@ -12,8 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import queries
 from ingest import openapi
+from ingest.problems import RETRY, Problem, database_away
 from models.migrate import newest_revision
 from tasks import heartbeats
+
+log = structlog.get_logger("operations")
 
 operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
 
@@ -27,16 +31,19 @@ def health() -> Response:
     return _json({"status": "ok"}, 200)
 
 
-@operations.get("/ready", operation_id="ready")
+@operations.get(
+    "/ready", operation_id="ready", responses={503: openapi.problem("`database_away` or `schema_outdated`")}
+)
 def ready() -> Response:
     """Whether results can be taken: the database answers and its schema is the one this version needs."""
     try:
         revision = queries.schema_revision(current_app.config["ENGINE"])
     except SQLAlchemyError as error:
-        return _json({"status": "unavailable", "detail": f"The database does not answer: {_first_line(error)}"}, 503)
+        _log_silence("database", error)
+        raise database_away() from error
     if revision != newest_revision():
         detail = f"The schema is at {revision}, this version needs {newest_revision()}: run `ecm-coordinator migrate`."
-        return _json({"status": "unavailable", "detail": detail}, 503)
+        raise Problem(503, "schema_outdated", detail, headers=RETRY)
     return _json({"status": "ready"}, 200)
 
 
@@ -45,7 +52,11 @@ def status() -> Response:
     """Every part of the installation, and whether it does its work; 503 when one does not."""
     parts: dict[str, dict[str, Any]] = {"database": _database(), **_broker_and_processes()}
     ok = all(part["ok"] for part in parts.values())
-    return _json({"status": "ok" if ok else "degraded", **parts}, 200 if ok else 503)
+    # Not a problem document: operators and `ecm-coordinator up` read the parts.
+    answer = _json({"status": "ok" if ok else "degraded", **parts}, 200 if ok else 503)
+    if not ok:
+        answer.headers.update(RETRY)
+    return answer
 
 
 @operations.get("/metrics", operation_id="metrics")
@@ -69,7 +80,8 @@ def _database() -> dict[str, Any]:
         inbox = queries.inbox_state(current_app.config["ENGINE"])
         revision = queries.schema_revision(current_app.config["ENGINE"])
     except SQLAlchemyError as error:
-        return {"ok": False, "detail": _first_line(error)}
+        _log_silence("database", error)
+        return {"ok": False, "detail": "the database does not answer"}
     current = revision == newest_revision()
     return {"ok": current and inbox["oldest_waiting_seconds"] < LAG_LIMIT, "schema": revision, "inbox": inbox}
 
@@ -81,7 +93,8 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
         queues = {queue: client.llen(f"ecm:{queue}") for queue in ("results", "analysis", "upkeep")}
     except redis.RedisError as error:
         away = {"ok": False, "detail": "unknown: the broker does not answer"}
-        return {"broker": {"ok": False, "detail": _first_line(error)}, "workers": away, "beat": away}
+        _log_silence("broker", error)
+        return {"broker": {"ok": False, "detail": "the broker does not answer"}, "workers": away, "beat": away}
     workers = [beat for beat in beats if beat["role"] == "worker"]
     schedulers = [beat for beat in beats if beat["role"] == "beat"]
     served = {queue for worker in workers if not worker["stale"] for queue in worker.get("queues", [])}
@@ -109,8 +122,9 @@ class _gauges:
         ]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _log_silence(part: str, error: Exception) -> None:
+    """Where a server is expected is for the log alone: anyone may ask these views."""
+    log.warning("A server does not answer", part=part, error=str(error)[:200])
 
 
 def _json(body: dict[str, Any], status_code: int) -> Response:

@@ -30,6 +30,7 @@ REASONS = {
     503: "database_away",
 }
 RETRY_SECONDS = 5
+RETRY = {"Retry-After": str(RETRY_SECONDS)}
 
 
 class Problem(Exception):
@@ -89,9 +90,12 @@ def unreadable_number(error: ExpressionError) -> Problem:
 
 
 def database_away() -> Problem:
-    """503: nothing was stored; ask again soon."""
-    detail = f"The database does not answer; nothing was stored. Send the same again in {RETRY_SECONDS} seconds."
-    return Problem(503, "database_away", detail, headers={"Retry-After": str(RETRY_SECONDS)})
+    """503 for the current request: nothing was read or stored; ask again soon."""
+    if request.method in ("GET", "HEAD"):
+        detail = f"The database does not answer. Ask again in {RETRY_SECONDS} seconds."
+    else:
+        detail = f"The database does not answer; nothing was stored. Send the same again in {RETRY_SECONDS} seconds."
+    return Problem(503, "database_away", detail, headers=RETRY)
 
 
 def answer_with_problems(app: Flask) -> None:

@@ -112,7 +112,7 @@ class SubmitResult(Wire):
     work_id: Annotated[str, StringConstraints(max_length=100)] | None = None
     residue_id: StrictInt | None = Field(None, ge=1, le=2**63 - 1)
     residue_checksum: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")] | None = None
-    raw_output: str | None = None
+    raw_output: str | None = Field(None, description="what the program printed; its tail is kept (MAX_RAW_OUTPUT)")
 
     _printable = field_validator("client_id", "project", "program", "program_version", "work_id")(
         lambda value: value if not value else printable(value)

@@ -1,0 +1,109 @@
+"""The views that only read: what they say when the database is away, and what they refuse to compute."""
+
+import pytest
+
+from config.settings import Settings
+from coordinator import queries
+from ingest.app import create_app
+from models.engine import make_engine
+from tasks import doorbell
+
+NOWHERE = "postgresql://operator:secret@/ecm?host=/nowhere/at-all"
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """The app with neither database nor broker."""
+    engine = make_engine(NOWHERE)
+    # What belongs to a whole process is left as other tests found it.
+    monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
+    monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
+    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
+    settings = Settings(database_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", database_patience=0)
+    return create_app(settings).test_client()
+
+
+def problem(answer, status, reason):
+    assert (answer.status_code, answer.json["status"], answer.json["reason"]) == (status, status, reason)
+    assert answer.content_type == "application/problem+json"
+    return answer.json["detail"]
+
+
+def hides_the_servers(answer):
+    return not any(word in answer.text for word in ("nowhere", "operator", "secret", "127.0.0.1", "refused"))
+
+
+# Without the database ----------------------------------------------------------------------------------------------
+
+
+def test_ready_is_a_problem_while_the_database_is_away(client):
+    answer = client.get("/ready")
+    assert "does not answer" in problem(answer, 503, "database_away")
+    assert answer.headers["Retry-After"] == "5"
+    assert hides_the_servers(answer)
+
+
+def test_ready_is_a_problem_while_the_schema_is_another_versions(client, monkeypatch):
+    monkeypatch.setattr(queries, "schema_revision", lambda _: "0000")
+    answer = client.get("/ready")
+    detail = problem(answer, 503, "schema_outdated")
+    assert "0000" in detail
+    assert "ecm-coordinator migrate" in detail
+    assert answer.headers["Retry-After"] == "5"
+
+
+def test_status_names_the_parts_that_do_not_answer_and_not_where_they_are(client):
+    answer = client.get("/status")
+    assert (answer.status_code, answer.json["status"]) == (503, "degraded")
+    assert answer.headers["Retry-After"] == "5"
+    assert answer.json["database"] == {"ok": False, "detail": "the database does not answer"}
+    assert answer.json["broker"] == {"ok": False, "detail": "the broker does not answer"}
+    assert hides_the_servers(answer)
+
+
+def test_only_who_sends_something_is_told_that_it_was_not_stored(client):
+    for path in ("/stats/15", "/submissions/1"):
+        answer = client.get(f"/api/v1{path}")
+        detail = problem(answer, 503, "database_away")
+        assert "stored" not in detail
+        assert "Ask again in 5 seconds" in detail
+    body = {"client_id": "alice", "composite": "15", "parameters": {"b1": 50_000}}
+    answer = client.post("/api/v1/submit_result", json=body)
+    assert "nothing was stored" in problem(answer, 503, "database_away")
+    assert answer.headers["Retry-After"] == "5"
+
+
+# Numbers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("007", "malformed_number"),
+        ("\u0661\u0662", "malformed_number"),
+        ("1", "number_is_one"),
+        ("0", "not_positive"),
+        ("9^9^9^9", "number_too_large"),
+        ("2^4-16", "not_positive"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_it_is_looked_for(client, written, reason):
+    problem(client.get(f"/api/v1/stats/{written}"), 422, reason)
+
+
+def test_expressions_too_long_to_be_computed_for_an_answer_are_refused(client):
+    written = "+".join(["3^9000"] * 300)
+    detail = problem(client.get(f"/api/v1/stats/{written}"), 422, "number_too_large")
+    assert f"{len(written)} characters" in detail
+    assert "1000" in detail
+    assert "decimal" in detail
+    # Plain digits cost nothing, and what is short enough is looked for in the database.
+    for allowed in ("9" * 5000, "+".join(["3^9000"] * 143)):
+        problem(client.get(f"/api/v1/stats/{allowed}"), 503, "database_away")
+
+
+def test_the_specification_promises_no_limit_that_nothing_sets(client):
+    paths = client.get("/openapi.json").json["paths"]
+    answers = {status for path in paths.values() for view in path.values() for status in view["responses"]}
+    assert {"200", "503"} <= answers
+    assert "429" not in answers
