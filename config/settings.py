@@ -72,9 +72,20 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property
+    def waiters(self) -> int:
+        """How many requests of one web process may really wait: some threads are always left to take results in."""
+        return min(self.max_waiters, self.web_threads - max(2, self.web_threads // 6))
+
+    @property
     def web_pool_size(self) -> int:
-        """Connections one web process may open: its threads that are not waiting, bounded; waiters hold none."""
-        return max(4, min(8, self.web_threads - self.max_waiters)) + 1
+        """Connections one web process may open: its threads that are not waiting, bounded, and the poller's."""
+        return max(2, min(8, self.web_threads - self.waiters)) + 1
+
+    @property
+    def connections(self) -> int:
+        """Database connections that all processes may open, with room for operators and migrations."""
+        workers = 2 * (self.worker_concurrency + 1)  # each child, and the analysis worker's: one more while a job runs
+        return self.web_processes * self.web_pool_size + workers + 20
 
 
 @lru_cache

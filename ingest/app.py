@@ -32,7 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         BROKER=heartbeats.connect(settings.redis_url),
         MAX_CONTENT_LENGTH=settings.max_body,
     )
-    app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.max_waiters)
+    app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
     app.register_api(results)
     app.register_api(stats)
     app.register_api(operations)

@@ -18,12 +18,11 @@ import psutil
 from config.embedded.launch import Launch, Server
 from config.embedded.software import postgres_installation, version_of
 from config.home import HomeError, Owner, can_enter, own_directory, remembered, server_owner, socket_directory
+from config.settings import Settings
 
 _SOCKET_PORT = 5432  # names the socket file; nothing listens there
 _FILENAME = f".s.PGSQL.{_SOCKET_PORT}"
-# Room for the web processes' pools, a worker pool of dozens, Flower, upkeep, and an operator's psql.
 _SETTINGS = {
-    "max_connections": "200",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
     "wal_compression": "on",
@@ -64,6 +63,8 @@ def postgres_launch(home: Path, port: int | None = None, durable: bool = True) -
     _drop_stale_lock(data)
     settings = dict(_SETTINGS, unix_socket_permissions="0700", listen_addresses="127.0.0.1" if port else "")
     settings["unix_socket_directories"] = str(_sockets(home))
+    # Every pool that the settings allow fits, and at least what tests and an operator's tools may want besides.
+    settings["max_connections"] = str(max(200, Settings().connections))
     if not durable:
         settings.update(_CARELESS)
     argv = [str(root / "bin" / "postgres"), "-D", _path_for(owner, data), "-p", str(port or _SOCKET_PORT)]
