@@ -21,9 +21,18 @@ log = structlog.get_logger("analysis")
 def run(engine: Engine, job_id: int, *, max_tries: int, max_digits: int) -> list[Ring]:
     """Do one job to its end; returns what to ring for. Harmless if it was done already, or never existed.
 
-    Tries are counted before it starts, so that a job which kills its process every time ends as `failed`. Transient
-    faults are raised for the caller to try again and do not count.
+    A job that is rung for again while it runs is left to whoever runs it. Tries are counted before it starts, so that a
+    job which kills its process every time ends as `failed`. Transient faults are raised for the caller to try again and
+    do not count. Needs a second connection for as long as it runs.
     """
+    with jobs.alone(engine, job_id) as alone:
+        if alone:
+            return _run(engine, job_id, max_tries, max_digits)
+    log.info("Job runs already", job=job_id)
+    return []
+
+
+def _run(engine: Engine, job_id: int, max_tries: int, max_digits: int) -> list[Ring]:
     job = _begin(engine, job_id, max_tries)
     if job is None:
         return []

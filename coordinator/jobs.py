@@ -5,9 +5,11 @@ records what it found in a unit of work of its own, which looks again at what it
 or beside another one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, update
+from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from models.tables import Job
@@ -16,6 +18,9 @@ TEST_COFACTOR = "test_cofactor"  # target: composite; is what is left of it prim
 TEST_FACTOR = "test_factor"  # target: factor; is it prime?
 SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
 SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
+
+# Advisory locks of two numbers: this one, which any other use of them must not have, and the job's.
+RUNNING = 0x4A4F42
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,19 @@ def finish(connection: Connection, job_id: int, asked: int) -> None:
     connection.execute(
         update(Job).where(Job.id == job_id, Job.asked == asked).values(state="done", finished_at=func.now(), error=None)
     )
+
+
+@contextmanager
+def alone(engine: Engine, job_id: int) -> Iterator[bool]:
+    """Whether this job runs nowhere else; if so, it will not until the block ends.
+
+    Held on a connection of its own, beside the one that the job works with. That connection is never used again: the
+    server lets go of the lock when it ends, whether the block returns, raises or dies with its process.
+    """
+    with engine.connect() as connection:
+        # No transaction stays open for as long as the job takes: vacuum would wait for it.
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
+        # The lock's number has 32 bits. Two jobs that differ by 2**31 would at worst run one after the other.
+        lock = func.pg_try_advisory_lock(RUNNING, job_id % 2**31)
+        yield connection.execute(select(lock)).scalar_one()

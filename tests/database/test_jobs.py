@@ -1,0 +1,97 @@
+"""A job runs once at a time, however often it is rung for, and lets go of that when it ends in whatever way."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from pipeline import rows
+
+from coordinator import analysis, jobs
+from coordinator.unit_of_work import unit_of_work
+from models.engine import make_engine
+
+
+@pytest.fixture
+def job(engine):
+    with unit_of_work(engine, "ask") as connection:
+        return jobs.ask(connection, jobs.SPLIT_FACTOR, 1)[0].job_id
+
+
+@pytest.fixture
+def worker(database_url):
+    """An engine as a worker process has it."""
+    engine = make_engine(database_url, pool_size=2)
+    yield engine
+    engine.dispose()
+
+
+def run(engine, job):
+    return analysis.run(engine, job, max_tries=5, max_digits=1000)
+
+
+def standing(engine):
+    ((state, tries),) = rows(engine, "SELECT state, tries FROM jobs")
+    return state, tries
+
+
+def test_a_job_that_runs_is_not_run_beside_itself_and_counts_no_try(engine, worker, job, monkeypatch):
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+
+    def long_run(engine, row, max_digits):
+        begun.set()
+        assert go_on.wait(20)
+        with unit_of_work(engine, "finish") as connection:
+            jobs.finish(connection, row.id, row.asked)
+        ended.append(row.tries)
+        return []
+
+    monkeypatch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, long_run)
+    thread = threading.Thread(target=run, args=(worker, job))
+    thread.start()
+    try:
+        assert begun.wait(20)
+        monkeypatch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, lambda *_: pytest.fail("ran beside itself"))
+        for _ in range(7):
+            assert run(engine, job) == []
+        assert standing(engine) == ("waiting", 1)
+    finally:
+        go_on.set()
+        thread.join()
+    assert ended == [1]
+    assert standing(engine) == ("done", 1)
+
+
+def test_a_job_that_failed_can_run_again_elsewhere(engine, worker, job, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, broken)
+        with pytest.raises(ZeroDivisionError):
+            run(worker, job)
+    run(engine, job)
+    assert standing(engine) == ("done", 2)
+
+
+DYING = """
+import os, sys
+from coordinator import analysis, jobs
+from models.engine import make_engine
+analysis.RUNNERS[jobs.SPLIT_FACTOR] = lambda *_: os._exit(7)
+analysis.run(make_engine(os.environ["TEST_URL"], pool_size=2), int(sys.argv[1]), max_tries=5, max_digits=1000)
+"""
+
+
+def test_a_job_whose_process_died_can_run_again(engine, database_url, job):
+    program = [sys.executable, "-c", DYING, str(job)]
+    died = subprocess.run(program, env=os.environ | {"TEST_URL": database_url}, check=False)
+    assert died.returncode == 7
+    # The server notices the end of the connection by itself, a moment later.
+    for _ in range(500):
+        run(engine, job)
+        if standing(engine)[0] == "done":
+            break
+        threading.Event().wait(0.02)
+    assert standing(engine) == ("done", 2)
