@@ -3,13 +3,14 @@
 Everything here may run twice, late, or beside itself: each unit of work locks what it changes and looks again.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Engine, Row, delete, func, select, update
+from sqlalchemy import Engine, Row, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import work
-from coordinator.jobs import Ring
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Client, Job, Submission
 
@@ -31,50 +32,73 @@ def expire_work(engine: Engine, now: datetime) -> int:
         expired += batch
 
 
-def _due(table: type[Submission] | type[Job], ring_after: float) -> ColumnElement[bool]:
-    wait = func.make_interval(0, 0, 0, 0, 0, 0, ring_after * func.power(2, func.least(table.rings, MOST_DOUBLINGS)))
-    return table.rung_at + wait <= func.now()
+def submissions_to_ring(engine: Engine, *, ring_after: float, limit: int, patient: bool = True) -> list[Row]:
+    """(id, client_id, composite) of submissions that have waited too long, oldest first, marked as rung.
+
+    Every ring doubles the wait of `ring_after` seconds; not so unless `patient`, for a broker that has lost them all.
+    The rows say when the bell was rung, now and before: give those it was not rung for to `submissions_not_rung`.
+    """
+    about = (Submission.client_id, Submission.payload["composite"].astext.label("composite"))
+    return _mark(engine, Submission, "received", about, ring_after=ring_after, limit=limit, patient=patient)
 
 
-def submissions_to_ring(engine: Engine, *, ring_after: float, limit: int) -> list[Row]:
-    """(id, client_id, composite) of submissions that have waited too long, oldest first, marked as rung."""
-    with unit_of_work(engine, "ring_submissions") as connection:
-        due = (
-            select(Submission.id)
-            .where(Submission.state == "received", _due(Submission, ring_after))
-            .order_by(Submission.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte()  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
-        )
-        return list(
-            connection.execute(
-                update(Submission)
-                .where(Submission.id.in_(select(due.c.id)))
-                .values(rings=Submission.rings + 1, rung_at=func.now())
-                .returning(Submission.id, Submission.client_id, Submission.payload["composite"].astext)
-            )
-        )
+def submissions_not_rung(engine: Engine, marked: Iterable[Row]) -> None:
+    """Take the marks of `submissions_to_ring` back: the bell was silent, and these are due the next time."""
+    _unmark(engine, Submission, marked)
 
 
-def jobs_to_ring(engine: Engine, *, ring_after: float, limit: int) -> list[Ring]:
-    """Jobs that have waited too long, marked as rung."""
-    with unit_of_work(engine, "ring_jobs") as connection:
-        due = (
-            select(Job.id)
-            .where(Job.state == "waiting", _due(Job, ring_after))
-            .order_by(Job.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte()
-        )
-        rows = connection.execute(
-            update(Job)
-            .where(Job.id.in_(select(due.c.id)))
-            .values(rings=Job.rings + 1, rung_at=func.now())
-            .returning(Job.id, Job.kind)
-        )
-        return [Ring(row.id, row.kind) for row in rows]
+def jobs_to_ring(engine: Engine, *, ring_after: float, limit: int, patient: bool = True) -> list[Row]:
+    """(id, kind) of jobs that have waited too long, as `submissions_to_ring`."""
+    return _mark(engine, Job, "waiting", (Job.kind,), ring_after=ring_after, limit=limit, patient=patient)
+
+
+def jobs_not_rung(engine: Engine, marked: Iterable[Row]) -> None:
+    """Take the marks of `jobs_to_ring` back."""
+    _unmark(engine, Job, marked)
+
+
+def _mark(
+    engine: Engine,
+    table: type[Submission] | type[Job],
+    state: str,
+    about: tuple[Any, ...],
+    *,
+    ring_after: float,
+    limit: int,
+    patient: bool,
+) -> list[Row]:
+    doublings = func.least(table.rings, MOST_DOUBLINGS) if patient else 0
+    wait = func.make_interval(0, 0, 0, 0, 0, 0, ring_after * func.power(2, doublings))
+    due = (
+        select(table.id, table.rung_at)
+        .where(table.state == state, table.rung_at + wait <= func.now())
+        .order_by(table.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte()  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
+    )
+    mark = (
+        update(table)
+        .where(table.id == due.c.id)
+        .values(rings=table.rings + 1, rung_at=func.now())
+        .returning(table.id, *about, table.rung_at, due.c.rung_at.label("rung_before"))
+    )
+    with unit_of_work(engine, "ring_again", table=table.__tablename__) as connection:
+        return sorted(connection.execute(mark), key=lambda row: row.id)
+
+
+def _unmark(engine: Engine, table: type[Submission] | type[Job], marked: Iterable[Row]) -> None:
+    # In order of their ids, as they were marked.
+    rows = [{"row": one.id, "marked": one.rung_at, "before": one.rung_before} for one in marked]
+    plain = cast(Table, table.__table__)
+    # Whoever rang for one since then, or asked for it anew, has marked it with another time.
+    take_back = (
+        update(plain)
+        .where(plain.c.id == bindparam("row"), plain.c.rung_at == bindparam("marked"))
+        .values(rings=plain.c.rings - 1, rung_at=bindparam("before"))
+    )
+    with unit_of_work(engine, "not_rung", count=len(rows)) as connection:
+        connection.execute(take_back, rows)
 
 
 def note_clients(engine: Engine) -> None:

@@ -1,19 +1,39 @@
 """Beat's tasks: each calls the coordinator, and rings for what it found."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
+from time import monotonic
 
 import redis
 import structlog
+from sqlalchemy import Row
 
 from config.settings import settings
 from coordinator import upkeep
+from coordinator.jobs import Ring
 from coordinator.unit_of_work import is_transient
 from tasks import doorbell, heartbeats
 from tasks.app import app, engine
 
 log = structlog.get_logger("upkeep")
+
+
+def _ring_submission(row: Row) -> bool:
+    return doorbell.ring_submission(row.id, row.client_id, row.composite)
+
+
+def _ring_job(row: Row) -> bool:
+    return doorbell.ring_jobs([Ring(row.id, row.kind)])
+
+
+# By queue: what to ring for, how, and what to say of that which the bell did not ring for.
+BELLS = {
+    "results": (upkeep.submissions_to_ring, _ring_submission, upkeep.submissions_not_rung),
+    "analysis": (upkeep.jobs_to_ring, _ring_job, upkeep.jobs_not_rung),
+}
 
 
 @contextmanager
@@ -37,20 +57,33 @@ def expire_work() -> int:
 @app.task
 @_another_time()
 def ring_again() -> int:
-    """Ring for submissions and jobs that have waited too long, when the queues are short enough to take them."""
+    """Ring for submissions and jobs that have waited too long, when the queues are short enough to take them.
+
+    A queue of which nothing is left, neither waiting nor in any worker's hands, has lost its messages or is done with
+    them: then all that waits is rung for at once, batch after batch, however often it was rung for before.
+    """
     current = settings()
     try:
         broker = heartbeats.connect(current.redis_url)
-        room = {queue: current.ring_batch - broker.llen(f"ecm:{queue}") for queue in ("results", "analysis")}
+        waiting = {queue: broker.llen(f"ecm:{queue}") for queue in ("results", "analysis")}
+        # What workers hold, as Celery keeps it: [message, exchange, routing key], and queues go by their routing keys.
+        held = {json.loads(message)[2] for _, message in broker.hscan_iter("ecm:unacked", count=1000)}
     except redis.RedisError:
         return 0
+    until = monotonic() + current.upkeep_every
     rung = 0
-    if room["results"] > 0:
-        for row in upkeep.submissions_to_ring(engine(), ring_after=current.ring_after, limit=room["results"]):
-            rung += doorbell.ring_submission(*row)
-    if room["analysis"] > 0:
-        jobs = upkeep.jobs_to_ring(engine(), ring_after=current.ring_after, limit=room["analysis"])
-        rung += len(jobs) if doorbell.ring_jobs(jobs) else 0
+    for queue, (to_ring, ring, not_rung) in BELLS.items():
+        empty = waiting[queue] == 0 and queue not in held
+        batch = current.ring_batch - waiting[queue]
+        while batch > 0:
+            due = to_ring(engine(), ring_after=current.ring_after, limit=batch, patient=not empty)
+            heard = sum(1 for _ in takewhile(ring, due))
+            rung += heard
+            if heard < len(due):
+                not_rung(engine(), due[heard:])
+                return rung
+            if not empty or len(due) < batch or monotonic() > until:
+                break
     return rung
 
 

@@ -1,0 +1,100 @@
+"""Ringing again: what the bell did not ring for stays due, and an empty broker hides nothing behind a long wait."""
+
+import json
+from types import SimpleNamespace
+
+import fakeredis
+import pytest
+from pipeline import receive, result, rows, run_sql
+from primes import prime, product
+
+from config.settings import settings
+from coordinator import jobs
+from coordinator.unit_of_work import unit_of_work
+from tasks import doorbell, heartbeats, upkeep
+
+NUMBER = str(product(prime(20), prime(40), prime(80)))
+WAITING = 8
+
+
+@pytest.fixture
+def ringing(engine, monkeypatch):
+    """Eight submissions and eight jobs that wait for a ring, a broker, and what is rung for while `works` says so."""
+    for curves in range(WAITING):
+        receive(engine, result(NUMBER, curves=curves))
+    with unit_of_work(engine, "ask") as connection:
+        for target in range(WAITING):
+            jobs.ask(connection, jobs.SPLIT_FACTOR, target)
+    broker = fakeredis.FakeRedis(decode_responses=True)
+    bell = SimpleNamespace(rung=[], works=lambda: True, broker=broker)
+
+    def ring(task, queue, arguments):
+        if bell.works():
+            bell.rung.append((queue, arguments.get("submission_id") or arguments["job_id"]))
+            return True
+        return False
+
+    monkeypatch.setattr(doorbell, "_ring", ring)
+    monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
+    monkeypatch.setattr(upkeep, "engine", lambda: engine)
+    # The task that looks is unacknowledged itself.
+    broker.hset("ecm:unacked", "itself", json.dumps([{"body": ""}, "ecm", "upkeep"]))
+    return bell
+
+
+def wait(engine, seconds, rings):
+    for table in ("submissions", "jobs"):
+        run_sql(
+            engine,
+            f"UPDATE {table} SET rings = :rings, rung_at = now() - make_interval(secs => :seconds)",
+            rings=rings,
+            seconds=seconds,
+        )
+
+
+def rings(engine):
+    return [row.rings for row in rows(engine, "SELECT rings FROM submissions UNION ALL SELECT rings FROM jobs")]
+
+
+def test_what_the_bell_did_not_ring_for_is_due_the_next_time(engine, ringing):
+    wait(engine, 16 * 2**3, rings=3)
+    ringing.broker.lpush("ecm:results", "a message")
+    ringing.broker.lpush("ecm:analysis", "a message")
+    ringing.works = lambda: len(ringing.rung) < 3
+    assert upkeep.ring_again() == 3
+    assert sorted(rings(engine)) == [3] * 13 + [4] * 3
+    ringing.works = lambda: True
+    assert upkeep.ring_again() == 13
+    assert rings(engine) == [4] * 2 * WAITING
+    assert len(set(ringing.rung)) == len(ringing.rung) == 2 * WAITING
+    assert upkeep.ring_again() == 0
+
+
+def test_after_the_broker_lost_everything_all_is_rung_for_at_once(engine, ringing, monkeypatch):
+    small = settings().model_copy(update={"ring_batch": 3})
+    monkeypatch.setattr(upkeep, "settings", lambda: small)
+    wait(engine, small.ring_after - 1, rings=40)
+    assert upkeep.ring_again() == 0
+    wait(engine, small.ring_after + 1, rings=40)
+    assert upkeep.ring_again() == 2 * WAITING
+    assert len(set(ringing.rung)) == 2 * WAITING
+
+
+@pytest.mark.parametrize(("queue", "other"), [("results", "analysis"), ("analysis", "results")])
+def test_while_a_queue_has_messages_its_rows_wait_their_time(engine, ringing, queue, other):
+    wait(engine, settings().ring_after + 1, rings=40)
+    ringing.broker.hset("ecm:unacked", "held", json.dumps([{"body": ""}, "ecm", queue]))
+    assert upkeep.ring_again() == WAITING
+    assert {name for name, _ in ringing.rung} == {other}
+    ringing.broker.hdel("ecm:unacked", "held")
+    ringing.broker.lpush(f"ecm:{queue}", "a message")
+    assert upkeep.ring_again() == 0
+    ringing.broker.delete(f"ecm:{queue}")
+    assert upkeep.ring_again() == WAITING
+
+
+def test_a_bell_that_falls_silent_ends_the_ringing(engine, ringing):
+    wait(engine, settings().ring_after + 1, rings=40)
+    ringing.works = lambda: False
+    assert upkeep.ring_again() == 0
+    assert rings(engine) == [40] * 2 * WAITING
