@@ -89,13 +89,12 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     if attempt is None:
         raise ValueError(f"there is no attempt {attempt_id}")
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
+    refuse = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
+    connection.execute(refuse.where(Submission.id == attempt.submission_id))
     # Submissions that sent the same curves again answer with this attempt's id, and fall with it.
     answers = Submission.outcome["attempt_id"].as_integer() == attempt_id
-    connection.execute(
-        update(Submission)
-        .where(Submission.composite_id == attempt.composite_id, answers)
-        .values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
-    )
+    again = (Submission.composite_id == attempt.composite_id, Submission.state == "duplicate")
+    connection.execute(refuse.where(*again, answers))
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     connection.execute(
         update(Composite).where(Composite.id == attempt.composite_id).values(attempt_count=Composite.attempt_count - 1)

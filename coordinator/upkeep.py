@@ -4,7 +4,7 @@ Everything here may run twice, late, or beside itself: each unit of work locks w
 """
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import Engine, Row, Table, bindparam, delete, func, select, update
@@ -125,24 +125,46 @@ def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_
     """Drop what its retention setting (days; None: keep) says may go; how much went. Submissions' rows never go."""
     gone = {"raw_output": 0, "jobs": 0}
     if raw_output_days is not None:
+        gone["raw_output"] = _prune_raw_output(engine, now - timedelta(days=raw_output_days))
+    if jobs_days is not None:
+        gone["jobs"] = _prune_jobs(engine, now - timedelta(days=jobs_days))
+    return gone
+
+
+def _prune_raw_output(engine: Engine, before: datetime) -> int:
+    gone, since = 0, datetime.min.replace(tzinfo=UTC)
+    while True:
+        # The conditions of an index: oldest first, and from where the last batch ended, lest each batch pass again by
+        # all the rejected ones that are kept.
         old = (
             select(Submission.id)
             .where(
                 Submission.raw_output.is_not(None),
-                Submission.settled_at < now - timedelta(days=raw_output_days),
+                Submission.settled_at < before,
                 Submission.state.in_(("applied", "duplicate")),
+                Submission.settled_at >= since,
             )
+            .order_by(Submission.settled_at)
             .limit(PRUNE_BATCH)
+            .with_for_update(skip_locked=True)
+            .cte()
         )
+        drop = update(Submission).where(Submission.id == old.c.id).values(raw_output=None)
         with unit_of_work(engine, "prune_raw_output") as connection:
-            drop = update(Submission).where(Submission.id.in_(old.scalar_subquery())).values(raw_output=None)
-            gone["raw_output"] = connection.execute(drop).rowcount
-    if jobs_days is not None:
-        finished = (
-            select(Job.id)
-            .where(Job.state == "done", Job.finished_at < now - timedelta(days=jobs_days))
-            .limit(PRUNE_BATCH)
-        )
+            settled = list(connection.execute(drop.returning(Submission.settled_at)).scalars())
+        gone += len(settled)
+        if len(settled) < PRUNE_BATCH:
+            return gone
+        since = max(at for at in settled if at)
+
+
+def _prune_jobs(engine: Engine, before: datetime) -> int:
+    gone = 0
+    finished = select(Job.id).where(Job.state == "done", Job.finished_at < before).limit(PRUNE_BATCH)
+    old = finished.with_for_update(skip_locked=True).cte()
+    while True:
         with unit_of_work(engine, "prune_jobs") as connection:
-            gone["jobs"] = connection.execute(delete(Job).where(Job.id.in_(finished.scalar_subquery()))).rowcount
-    return gone
+            batch = connection.execute(delete(Job).where(Job.id == old.c.id)).rowcount
+        gone += batch
+        if batch < PRUNE_BATCH:
+            return gone

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from pipeline import SETTINGS, assert_sound, receive, result, rows, scalar, submit
+from pipeline import SETTINGS, assert_sound, receive, result, rows, run_sql, scalar, submit
+from plans import executed, plan
 from sqlalchemy import select, text
 
 from coordinator import effort, ledger
@@ -69,6 +70,32 @@ def test_deleting_an_attempt_takes_its_effort_and_keeps_its_factors(engine):
         "rejected attempt_deleted"
     )
     assert {row.id for row in rows(engine, select(EcmAttempt.id))} >= {kept, other.attempt_id}
+    assert_sound(engine)
+
+
+def test_deleting_an_attempt_refuses_who_sent_it_and_who_sent_it_again(engine):
+    first = submit(engine, result(NUMBER, sigma="1:1"))
+    again = submit(engine, result(NUMBER, sigma="1:1", client="bob"))
+    other = submit(engine, result(NUMBER, sigma="1:2", client="bob"))
+    other_again = submit(engine, result(NUMBER, sigma="1:2", client="carol"))
+    assert (again.state, other_again.state) == ("duplicate", "duplicate")
+
+    def delete():
+        with unit_of_work(engine, "test") as connection:
+            ledger.delete_attempt(connection, first.attempt_id, "a broken client")
+
+    # What a number was sent again for is found among its duplicates alone, however many results it has had.
+    run_sql(engine, "CREATE INDEX ON submissions (composite_id) WHERE state = 'duplicate'")
+    sent, repeated = (one for one in executed(engine, delete) if one.startswith("UPDATE submissions"))
+    assert f"Index Cond: (id = {first.id})" in plan(engine, sent)
+    assert f"Index Cond: (composite_id = {first.composite_id})" in plan(engine, repeated)
+    standing = rows(engine, "SELECT id, state, reason, outcome FROM submissions ORDER BY id")
+    assert [(row.id, row.state, row.reason, row.outcome is None) for row in standing] == [
+        (first.id, "rejected", "attempt_deleted", True),
+        (again.id, "rejected", "attempt_deleted", True),
+        (other.id, "applied", None, False),
+        (other_again.id, "duplicate", None, False),
+    ]
     assert_sound(engine)
 
 

@@ -5,6 +5,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 from pipeline import SETTINGS, assert_sound, composite, lease, receive, result, rows, run_sql, scalar, submit
+from plans import executed, plan
 from primes import prime, product
 
 from coordinator import jobs, upkeep, work
@@ -228,10 +229,34 @@ def test_pruning_drops_what_may_go_and_nothing_else(engine):
     assert prune(raw_output_days=None, jobs_days=None) == {"raw_output": 0, "jobs": 0}
     assert prune(raw_output_days=11, jobs_days=11) == {"raw_output": 0, "jobs": 0}
     both = eight_at_once(lambda: prune(raw_output_days=9, jobs_days=9))
-    assert sum(gone["jobs"] for gone in both) == 1
+    assert [sum(gone[what] for gone in both) for what in ("raw_output", "jobs")] == [1, 1]
     kept = rows(engine, "SELECT raw_output FROM submissions WHERE raw_output IS NOT NULL ORDER BY 1")
     assert kept == [("rejected",), ("waiting",), ("young",)]
     assert rows(engine, "SELECT id FROM jobs") == [(waiting.job_id,)]
     assert scalar(engine, "SELECT count(*) FROM submissions") == 4
     assert_sound(engine)
     assert SETTINGS.retain_raw_output_days is None
+
+
+def test_pruning_goes_on_until_nothing_is_left_a_batch_at_a_time(engine, monkeypatch):
+    monkeypatch.setattr(upkeep, "PRUNE_BATCH", 3)
+    for curves in range(7):
+        submit(engine, result(NUMBER, curves=curves, raw_output="old"))
+        submit(engine, result(NUMBER, "999", curves=curves, raw_output="rejected"))
+    with unit_of_work(engine, "ask") as connection:
+        for target in range(7):
+            jobs.finish(connection, jobs.ask(connection, jobs.SPLIT_FACTOR, target)[0].job_id, 1)
+    # Five at the same moment: more than a batch.
+    run_sql(engine, "UPDATE submissions SET settled_at = now() - make_interval(days => 10 + least(id::int, 9))")
+    run_sql(engine, "UPDATE jobs SET finished_at = now() - interval '10 days'")
+    statements = executed(engine, lambda: upkeep.prune(engine, now(), raw_output_days=9, jobs_days=9))
+    assert sum(statement.startswith("WITH") for statement in statements) == 3 + 3
+    kept = rows(engine, "SELECT raw_output, count(*) FROM submissions WHERE raw_output IS NOT NULL GROUP BY 1")
+    assert kept == [("rejected", 7)]
+    assert rows(engine, "SELECT id FROM jobs") == []
+
+
+def test_pruning_looks_only_at_what_has_raw_output(engine):
+    run_sql(engine, "CREATE INDEX ON submissions (settled_at) WHERE raw_output IS NOT NULL")
+    (prune,) = executed(engine, lambda: upkeep.prune(engine, now(), raw_output_days=9, jobs_days=None))
+    assert "Index Cond: ((settled_at < " in plan(engine, prune)
