@@ -12,7 +12,7 @@ from coordinator import families, jobs, registry
 from coordinator.arithmetic import factorize, is_probable_prime
 from coordinator.families import Change, Divisor
 from coordinator.jobs import Ring
-from coordinator.unit_of_work import counts_as_try, unit_of_work
+from coordinator.unit_of_work import counts_as_try, in_public_words, unit_of_work
 from models.tables import Composite, Factor, Job
 
 log = structlog.get_logger("analysis")
@@ -40,7 +40,7 @@ def _run(engine: Engine, job_id: int, max_tries: int, max_digits: int) -> list[R
         return RUNNERS[job.kind](engine, job, max_digits)
     except Exception as error:
         with unit_of_work(engine, "job_fault", job=job_id) as connection:
-            change: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            change: dict[str, Any] = {"error": in_public_words(error)}
             if not counts_as_try(error):
                 change = {"tries": Job.tries - 1}
             connection.execute(update(Job).where(Job.id == job_id, Job.asked == job.asked).values(change))

@@ -16,30 +16,21 @@ In order, and why in this order:
 
 import hashlib
 from dataclasses import dataclass, field
-from time import sleep
 from typing import Any
 from uuid import UUID
 
-import structlog
 from gmpy2 import mpz
-from sqlalchemy import Connection, Engine, Row, case, func, select, update
+from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from config.settings import Settings
-from coordinator import effort, families, jobs, ledger, registry, work
+from coordinator import effort, families, jobs, ledger, registry, tries, work
 from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.families import Divisor
-from coordinator.unit_of_work import counts_as_try, savepoint, unit_of_work
+from coordinator.unit_of_work import savepoint, unit_of_work
 from models.tables import Composite, EcmAttempt, Submission
 from models.wire import FoundFactor, SubmitResult, split_sigma
-
-log = structlog.get_logger("results")
-
-# Why a submission failed for good: its worker died or ran out of time every time, or an error was raised every time.
-WORKER_DIED, ERROR_EVERY_TIME = "worker_died", "error_every_time"
-# Seconds from counting a try to holding its submission's lock, at the very most.
-MOMENT = 1.0
 
 
 class Rejected(Exception):
@@ -90,72 +81,23 @@ def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Appl
     Its tries are counted, durably against the death of this process, before the unit of work starts. A transient fault
     is raised for the caller to try again and does not count; any other fault is raised and does.
     """
-    tries = _count_try(engine, submission_id)
-    if tries is None:
+    counted = tries.count(engine, submission_id)
+    if counted is None:
         return _state(engine, submission_id)
-    if tries > settings.max_tries:
-        _give_up(engine, submission_id, settings.max_tries)
+    if counted > settings.max_tries:
+        tries.give_up(engine, submission_id, settings.max_tries)
         return _state(engine, submission_id)
     try:
         return _apply(engine, submission_id, settings)
     except Exception as error:
-        _note_fault(engine, submission_id, error)
+        tries.note_fault(engine, submission_id, error)
         raise
-
-
-def _count_try(engine: Engine, submission_id: int) -> int | None:
-    """Count a try of a submission that waits, and say which it is; None if it is settled.
-
-    This commit need not survive PostgreSQL, only this process: it does not wait for the disk.
-    """
-    with unit_of_work(engine, "count_try", submission=submission_id) as connection:
-        return connection.execute(
-            update(Submission)
-            .where(Submission.id == submission_id, Submission.state == "received")
-            .values(tries=Submission.tries + 1)
-            .returning(Submission.tries, func.set_config("synchronous_commit", "off", True))
-        ).scalar_one_or_none()
-
-
-def _give_up(engine: Engine, submission_id: int, max_tries: int) -> None:
-    """Settle a submission as failed after too many tries, unless one of them is still under way and settles it.
-
-    The same task delivered many times at once counts as many tries at once. Whoever counted one has the submission's
-    lock a moment later, and this waits its turn behind them.
-    """
-    sleep(MOMENT)
-    reason = case((Submission.detail.is_(None), WORKER_DIED), else_=ERROR_EVERY_TIME)
-    why = func.coalesce(Submission.detail, f"its worker died or ran out of time at each of {max_tries} tries")
-    with unit_of_work(engine, "give_up", submission=submission_id) as connection:
-        failed = connection.execute(
-            update(Submission)
-            .where(Submission.id == submission_id, Submission.state == "received", Submission.tries > max_tries)
-            .values(state="failed", reason=reason, detail=why, tries=max_tries, settled_at=func.clock_timestamp())
-            .returning(Submission.detail)
-        ).scalar_one_or_none()
-    if failed is not None:
-        log.error("Submission failed", submission=submission_id, why=failed)
 
 
 def _state(engine: Engine, submission_id: int) -> Applied | None:
     with engine.connect() as connection:
         state = connection.execute(select(Submission.state).where(Submission.id == submission_id)).scalar_one_or_none()
     return None if state is None else Applied(state)
-
-
-def _note_fault(engine: Engine, submission_id: int, error: Exception) -> None:
-    """A transient fault is not the submission's and does not count; any other is noted for whoever looks at it."""
-    change: dict[str, Any] = {"detail": f"{type(error).__name__}: {error}"[:1000]}
-    if not counts_as_try(error):
-        change = {"tries": func.greatest(Submission.tries - 1, 0)}
-    try:
-        with unit_of_work(engine, "note_fault", submission=submission_id) as connection:
-            connection.execute(
-                update(Submission).where(Submission.id == submission_id, Submission.state == "received").values(change)
-            )
-    except Exception as second:
-        # The database is away: the fault itself is on its way up, and this one says nothing more.
-        log.warning("Could not note a fault", submission=submission_id, error=str(second)[:200])
 
 
 def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:

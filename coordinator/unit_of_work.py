@@ -7,13 +7,27 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger("unit_of_work")
 
-# Serialization failure, deadlock, unique race, lock not available, and the server going away or being full.
-TRANSIENT_SQLSTATES = ("40001", "40P01", "23505", "55P03", "57P01", "57P02", "57P03", "08", "53")
+# Serialization failure, deadlock, unique race, lock not available, statement that took too long, and the server going
+# away, being full, read only (a stand-by before it takes over) or in trouble with its disk.
+TRANSIENT_SQLSTATES = (
+    "40001",
+    "40P01",
+    "23505",
+    "55P03",
+    "57014",
+    "57P01",
+    "57P02",
+    "57P03",
+    "25006",
+    "08",
+    "53",
+    "58",
+)
 
 
 @contextmanager
@@ -62,6 +76,14 @@ def counts_as_try(error: BaseException) -> bool:
     A unique value that was taken is mostly a race, which the next try wins; but it counts, lest it be lost for ever.
     """
     return not is_transient(error) or isinstance(error, IntegrityError)
+
+
+def in_public_words(error: BaseException) -> str:
+    """An error's type and first line, as far as anyone may read it: neither SQL nor its parameters."""
+    # What the server says in further lines quotes rows; what SQLAlchemy says of its own quotes the statement.
+    said = error.orig if isinstance(error, StatementError) else error
+    first_line = str(said).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"[:1000]
 
 
 def _since(started: float) -> float:

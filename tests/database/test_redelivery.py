@@ -8,6 +8,7 @@ import threading
 import pytest
 from pipeline import SETTINGS, assert_sound, counts, receive, result, rows, run_sql, scalar, submit
 from primes import prime, product
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from coordinator import inbox, results, rounds
@@ -111,6 +112,23 @@ def test_a_transient_fault_does_not_count(engine, monkeypatch):
     )
     monkeypatch.undo()
     assert results.apply_result(engine, receipt.submission_id, THREE).state == "applied"
+
+
+def test_what_is_said_of_a_fault_in_public_has_neither_sql_nor_parameters(engine, monkeypatch):
+    receipt = receive(engine, result(NUMBER, client="a-secret-name"))
+
+    def unfit(connection, *_):
+        values = {"name": "a-secret-name"}
+        connection.execute(text("INSERT INTO composite_effort (b1, b2) VALUES (1, length(:name))"), values)
+
+    monkeypatch.setattr(results, "_record_attempt", unfit)
+    with pytest.raises(IntegrityError) as raised:
+        results.apply_result(engine, receipt.submission_id, THREE)
+    detail = inbox.state(engine, receipt.submission_id).detail
+    unfit_value = 'null value in column "composite_id" of relation "composite_effort" violates not-null constraint'
+    assert detail == f"IntegrityError: {unfit_value}"
+    # Nor do the parameters reach the log.
+    assert "a-secret-name" not in str(raised.value)
 
 
 def test_a_unique_value_that_is_taken_every_time_is_no_race(engine, monkeypatch):
