@@ -58,7 +58,8 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 task_publish_retry = True
 task_publish_retry_policy = {"max_retries": 0, "interval_start": 0}
 
-# Results never wait behind a split of 75 digits, nor the watch over both behind either.
+# A split of 75 digits takes minutes: analysis has a worker of its own, and neither results nor the watch over both wait
+# behind it. Those two may share a worker: it takes from its queues in turn.
 task_default_queue = "upkeep"
 _exchange = Exchange("ecm")
 task_queues = [Queue(name, _exchange, routing_key=name) for name in ("results", "analysis", "upkeep")]

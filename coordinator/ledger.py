@@ -18,7 +18,8 @@ from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submis
 
 log = structlog.get_logger("ledger")
 
-RECOMPUTE_BATCH = 500
+# Results for these wait until a batch is done.
+RECOMPUTE_BATCH = 100
 # Vectors are sums of the same terms in another order.
 RELATIVE_ERROR = 1e-9
 # A submission whose attempt an operator deleted: sent again, it is refused again.
@@ -104,13 +105,13 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     return rebuild(connection, attempt.composite_id)
 
 
-def recompute_all(engine: Engine) -> list[Difference]:
+def recompute_all(engine: Engine, after: int = 0) -> list[Difference]:
     """Recompute every composite's sums and vector from its attempts and prior work, and correct what differs.
 
     In batches by id, each a unit of work of its own under its composites' locks: it may stop and start again anywhere.
+    Only composites whose id is above `after` are looked at; each batch logs the id that it began after.
     """
     differences: list[Difference] = []
-    after = 0
     while True:
         with unit_of_work(engine, "recompute_effort", after=after) as connection:
             ids = list(

@@ -19,6 +19,9 @@ from models.engine import process_engine
 from models.wire import PRINTABLE
 from tasks import doorbell, heartbeats
 
+# Nothing that a request asks takes this long of a database in health; a thread must not stand still for one in trouble.
+STATEMENT_TIMEOUT_MS = 20_000
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The intake, with an engine and a poller of its own."""
@@ -28,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = openapi.make_app()
     app.config.update(
         SETTINGS=settings,
-        ENGINE=process_engine(settings.database_url, settings.web_pool_size),
+        ENGINE=process_engine(settings.database_url, settings.web_pool_size, STATEMENT_TIMEOUT_MS),
         BROKER=heartbeats.connect(settings.redis_url),
         MAX_CONTENT_LENGTH=settings.max_body,
     )

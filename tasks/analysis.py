@@ -12,14 +12,15 @@ from tasks.doorbell import ring_jobs
 from tasks.retries import backoff
 
 _limit = settings().analysis_time_limit
+_soft_limit = max(1, _limit - 5)
 
 
-@app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=max(1, _limit - 5))
+@app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=_soft_limit)
 def run_job(self: Task, job_id: int, kind: str = "") -> None:
     """Do one job; `kind` is there for whoever reads Flower."""
     current = settings()
     try:
-        rings = analysis.run(engine(), job_id, max_tries=current.max_tries, max_digits=current.max_digits)
+        rings = analysis.run(engine(_soft_limit), job_id, max_tries=current.max_tries, max_digits=current.max_digits)
     except Exception as error:
         if is_transient(error):
             raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
@@ -27,7 +28,7 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
     ring_jobs(rings)
 
 
-@app.task(time_limit=_limit, soft_time_limit=max(1, _limit - 5))
-def recompute_effort() -> list[dict[str, Any]]:
-    """Recompute every composite's effort from its attempts; what differed has been corrected, and is listed."""
-    return [difference._asdict() for difference in ledger.recompute_all(engine())]
+@app.task(time_limit=_limit, soft_time_limit=_soft_limit)
+def recompute_effort(after: int = 0) -> list[dict[str, Any]]:
+    """Recompute the effort of composites whose id is above `after`; what differed has been corrected, and is listed."""
+    return [difference._asdict() for difference in ledger.recompute_all(engine(_soft_limit), after)]

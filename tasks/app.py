@@ -21,6 +21,12 @@ def _set_up_logging(**_: Any) -> None:
     configure_logging(settings().log_format, settings().log_level)
 
 
-def engine() -> Engine:
-    """This process's engine; a worker's child makes its own, for connections do not survive a fork."""
-    return process_engine(settings().database_url)
+def engine(soft_time_limit: float | None = None) -> Engine:
+    """This process's engine for tasks of that soft time limit (seconds; None: the one that tasks have by default).
+
+    A worker's child makes its own, for connections do not survive a fork. A statement may take nine tenths of its
+    task's soft limit: no signal ends one that waits for the server, so a task that meets a frozen database would be
+    killed at its hard limit, as if it were to blame.
+    """
+    limit = app.conf.task_soft_time_limit if soft_time_limit is None else soft_time_limit
+    return process_engine(settings().database_url, statement_timeout_ms=round(900 * limit))

@@ -120,6 +120,28 @@ def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
     assert_sound(engine)
 
 
+def test_recomputing_goes_in_batches_and_goes_on_where_it_stopped(engine, monkeypatch):
+    monkeypatch.setattr(ledger, "RECOMPUTE_BATCH", 2)
+    ids = [submit(engine, result(f"2^{exponent}-1", curves=7)).composite_id for exponent in (1061, 1277, 1297, 1301)]
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+
+    def died(connection, chosen, recompute=ledger.recompute):
+        if ids[2] in chosen:
+            raise SystemExit
+        return recompute(connection, chosen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "recompute", died)
+        with pytest.raises(SystemExit):
+            ledger.recompute_all(engine)
+    # The batch before stands; the one that was under way left nothing.
+    assert rows(engine, "SELECT curves FROM composite_effort ORDER BY composite_id") == [(7,), (7,), (8,), (8,)]
+    assert [difference.composite_id for difference in ledger.recompute_all(engine, after=ids[2])] == [ids[3]]
+    assert [difference.composite_id for difference in ledger.recompute_all(engine, after=ids[1])] == [ids[2]]
+    assert ledger.recompute_all(engine) == []
+    assert_sound(engine)
+
+
 def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
     (attempt,) = runs(engine, (10, 50_000, None))
     with unit_of_work(engine, "test") as connection:
