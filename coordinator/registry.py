@@ -1,11 +1,12 @@
 """Finding, registering and locking composites by any value they have ever had.
 
-A value is looked up by its SHA-256 in `composite_aliases`. Kinds of alias: `number` (as written, and evaluated) and
-`cofactor` (what was left at some time). Two composites may share a cofactor, never a number.
+A value is looked up by its SHA-256 in `composite_aliases`. Kinds of alias: `number` (as written, in several spellings,
+and evaluated) and `cofactor` (what was left at some time). Two composites may share a cofactor, never a number.
 """
 
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from gmpy2 import mpz
@@ -18,6 +19,8 @@ from coordinator.expressions import decimal, evaluate_number
 from models.tables import Composite, CompositeAlias, Project, ProjectComposite
 
 NUMBER, COFACTOR = "number", "cofactor"
+# A program writes a number in one way, and there are few programs; but there is no end of ways.
+MOST_SPELLINGS = 20
 
 
 def sha256(text: str) -> bytes:
@@ -25,27 +28,46 @@ def sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def find(connection: Connection, written: str, max_digits: int) -> Row | None:
-    """(id, root_id) of the composite that `written` names, or None.
+class Found(NamedTuple):
+    """A composite, and the number that it is or was split from; whether its number is new in the spelling looked up."""
+
+    id: int
+    root_id: int
+    is_new_spelling: bool = False
+
+
+def find(connection: Connection, written: str, max_digits: int) -> Found | None:
+    """The composite that `written` names, or None.
 
     The exact number wins over a current cofactor, that over the composite known longest. An expression is evaluated
-    only if it has not been seen in that spelling.
+    only if it is not known in that spelling. Raises ExpressionError.
     """
     found = _find_hash(connection, sha256(written))
-    if found is None and not written.isdigit():
-        found = _find_hash(connection, sha256(decimal(evaluate_number(written, max_digits))))
-    return found
+    if found is not None:
+        return Found(found.id, found.root_id)
+    if written.isascii() and written.isdigit():
+        return None
+    found = _find_hash(connection, sha256(decimal(evaluate_number(written, max_digits))))
+    # A cofactor can become the number of another composite, which is then the better one: its spellings are no aliases.
+    return None if found is None else Found(found.id, found.root_id, is_new_spelling=found.kind == NUMBER)
 
 
 def _find_hash(connection: Connection, value_sha256: bytes) -> Row | None:
     is_current = func.sha256(func.convert_to(Composite.current_composite, "UTF8")) == value_sha256
     return connection.execute(
-        select(Composite.id, func.coalesce(Composite.parent_id, Composite.id).label("root_id"))
+        select(Composite.id, func.coalesce(Composite.parent_id, Composite.id).label("root_id"), CompositeAlias.kind)
         .join(CompositeAlias, CompositeAlias.composite_id == Composite.id)
         .where(CompositeAlias.value_sha256 == value_sha256)
         .order_by((CompositeAlias.kind == NUMBER).desc(), is_current.desc(), Composite.id)
         .limit(1)
     ).one_or_none()
+
+
+def learn_spelling(connection: Connection, composite_id: int, written: str) -> None:
+    """Let a locked composite's number be found in this spelling too, without evaluating it, if it has few as yet."""
+    known = select(func.count()).where(CompositeAlias.composite_id == composite_id, CompositeAlias.kind == NUMBER)
+    if connection.execute(known).scalar_one() < MOST_SPELLINGS:
+        add_aliases(connection, composite_id, [sha256(written)], NUMBER)
 
 
 def register(

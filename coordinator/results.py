@@ -28,6 +28,7 @@ from coordinator import effort, families, jobs, ledger, registry, tries, work
 from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.families import Divisor
+from coordinator.registry import Found
 from coordinator.unit_of_work import savepoint, unit_of_work
 from models.tables import Composite, EcmAttempt, Submission
 from models.wire import FoundFactor, SubmitResult, split_sigma
@@ -126,12 +127,17 @@ def _apply_verified(
     """Steps 2 to 7; raises Rejected before it has written anything that matters."""
     rings: list[jobs.Ring] = []
     notes: list[str] = []
-    composite_id, root_id, is_new = _find_or_register(connection, result, settings)
-    family = registry.lock_family(connection, root_id)
+    found, is_new = _find_or_register(connection, result, settings)
+    composite_id = found.id
+    family = registry.lock_family(connection, found.root_id)
     composite = next(row for row in family if row.id == composite_id)
     if composite.is_prime and composite.is_fully_factored:
         raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
     divisors = _verify_claims(connection, composite_id, result, settings, notes)
+    if found.is_new_spelling:
+        registry.learn_spelling(connection, composite_id, result.composite)
+    if result.residue_id is not None or result.residue_checksum is not None:
+        notes.append("this server keeps no residues; the result counts without the one that it names")
 
     lease_id = None
     if result.work_id:
@@ -170,12 +176,12 @@ def _apply_verified(
     return Outcome(state, attempt_id, composite_id, status, message, t_level, target), rings
 
 
-def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[int, int, bool]:
-    """(composite id, its root's id, whether it is new). Raises Rejected for a number that cannot be one."""
+def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool]:
+    """(the composite, whether it is new). Raises Rejected for a number that cannot be one."""
     try:
         found = registry.find(connection, result.composite, settings.max_digits)
         if found is not None:
-            return found.id, found.root_id, False
+            return found, False
         value = evaluate_number(result.composite, settings.max_digits)
     except ExpressionError as error:
         raise Rejected(error.reason, error.detail) from error
@@ -188,8 +194,7 @@ def _find_or_register(connection: Connection, result: SubmitResult, settings: Se
     if prime:
         raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
     new_id = registry.register(connection, result.composite, value, is_prime=prime)
-    root_id = registry.roots_of(connection, [new_id])[0]
-    return new_id, root_id, True
+    return Found(new_id, registry.roots_of(connection, [new_id])[0]), True
 
 
 def _verify_claims(
