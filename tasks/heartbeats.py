@@ -91,24 +91,31 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
     def _run(self, worker: Any) -> None:
         client = connect(settings().redis_url)
         watch = StarvationWatch()
-        queues = [queue.name for queue in worker.app.amqp.queues.consume_from.values()]
         while not self.stopping.is_set():
+            starved = False
             try:
-                self._look(worker, client, watch, queues)
+                starved = self._look(worker, client, watch)
             except redis.RedisError:
                 # No broker, nothing to consume: only time spent with a broker that answers counts against the worker.
                 watch = StarvationWatch()
+            except Exception:
+                # This thread is all that tells a worker which works from one that only stands there.
+                log.exception("A look at this worker failed; the next one is due in a moment")
+                watch = StarvationWatch()
+            if starved:
+                log.critical("This worker stopped consuming; it ends to be started anew")
+                os._exit(70)
             self.stopping.wait(BEAT_SECONDS)
         try:
             forget(client, "worker", worker.hostname)
         except redis.RedisError:
             log.debug("The broker is away; the heartbeat expires by itself")
 
-    def _look(self, worker: Any, client: "redis.Redis", watch: StarvationWatch, queues: list[str]) -> None:
+    def _look(self, worker: Any, client: "redis.Redis", watch: StarvationWatch) -> bool:
+        """Beat, and say whether the worker has starved."""
+        queues = [queue.name for queue in worker.app.amqp.queues.consume_from.values()]
         waiting = sum(client.llen(f"ecm:{queue}") for queue in queues)
         busy = len(worker_state.reserved_requests) + len(worker_state.active_requests)
         received = sum(worker_state.total_count.values())
         beat(client, "worker", worker.hostname, pid=os.getpid(), queues=queues, busy=busy, received=received)
-        if watch.starved(waiting=waiting, busy=busy, received=received, now=monotonic()):
-            log.critical("This worker stopped consuming; it ends to be started anew", waiting=waiting)
-            os._exit(70)
+        return watch.starved(waiting=waiting, busy=busy, received=received, now=monotonic())
