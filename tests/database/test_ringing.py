@@ -5,13 +5,17 @@ from types import SimpleNamespace
 
 import fakeredis
 import pytest
+import redis
+from kombu import Connection
 from pipeline import receive, result, rows, run_sql
 from primes import prime, product
 
+from config.embedded import start_valkey
 from config.settings import settings
 from coordinator import jobs
 from coordinator.unit_of_work import unit_of_work
 from tasks import doorbell, heartbeats, upkeep
+from tasks.app import app
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
 WAITING = 8
@@ -98,3 +102,27 @@ def test_a_bell_that_falls_silent_ends_the_ringing(engine, ringing):
     ringing.works = lambda: False
     assert upkeep.ring_again() == 0
     assert rings(engine) == [40] * 2 * WAITING
+
+
+@pytest.fixture
+def valkey(tmp_path):
+    server = start_valkey(tmp_path / "home")
+    yield server
+    server.stop()
+
+
+def test_what_a_worker_holds_is_seen_where_celery_keeps_it(engine, ringing, valkey, monkeypatch):
+    broker = redis.Redis.from_url(valkey.url, decode_responses=True)
+    monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
+    wait(engine, settings().ring_after + 1, rings=40)
+    (results,) = (queue for queue in app.conf.task_queues if queue.name == "results")
+    with Connection(valkey.url, transport_options=app.conf.broker_transport_options) as connection:
+        app.send_task("tasks.results.apply_result", args=(1,), queue="results", connection=connection)
+        assert broker.llen("ecm:results") == 1
+        held = results(connection.default_channel).get()
+        assert broker.llen("ecm:results") == 0
+        assert upkeep.ring_again() == WAITING
+        assert {queue for queue, _ in ringing.rung} == {"analysis"}
+        held.ack()
+        assert upkeep.ring_again() == WAITING
+    broker.close()
