@@ -1,30 +1,18 @@
 """The agent's commands: run curves with GMP-ECM and bring their result to a coordinator."""
 
-import platform
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from types import FrameType
-from typing import Any
-from urllib.parse import urlsplit
 
 import click
-import platformdirs
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agent import client, gmp_ecm, spool
-from agent.client import Answer
-from agent.gmp_ecm import Output
+from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
 from agent.run import Order, Stop, check, recover, run_curves
+from agent.terminal import console, curve_progress, interruptible, report_run, report_wait, shorten
 
 EXIT_WAITING, EXIT_REFUSED = 3, 4  # 1 and 2 are click's own
-LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 EXIT_CODES = """\b
 Exit codes:
   0  the server has settled everything there was to send
@@ -33,58 +21,6 @@ Exit codes:
   3  a result waits in the spool; it is sent at the next start
   4  the server refused a result for good; it is kept in the spool's `rejected`
 """
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-class Bound(click.ParamType[int]):
-    """A bound as people write it: 50000, 11e6."""
-
-    name = "bound"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = Decimal(value)
-        except (InvalidOperation, TypeError):
-            number = Decimal("NaN")
-        # The exponent is looked at before the number is written out.
-        if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
-            self.fail(f"{str(value)[:60]!r} is not a whole number such as 50000 or 11e6", param, ctx)
-        return int(number)
-
-
-class Server(click.ParamType[str]):
-    """The coordinator's address, without the API's path."""
-
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        url = str(value).rstrip("/").removesuffix("/api/v1")
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            self.fail(f"{value!r} is not an address such as http://127.0.0.1:8000", param, ctx)
-        return url
-
-
-server_option = click.option(
-    "--server", type=Server(), required=True, envvar="ECM_SERVER", show_envvar=True, help="the coordinator's address"
-)
-spool_option = click.option(
-    "--spool",
-    "root",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=lambda: Path(platformdirs.user_state_dir("ecm-coordinator")) / "spool",
-    envvar="ECM_SPOOL",
-    show_envvar=True,
-    show_default="the platform's state directory",
-    help="where results stay until they are settled; agents may share it",
-)
-patience_option = click.option(
-    "--patience",
-    type=click.FloatRange(min=0),
-    default=600.0,
-    show_default=True,
-    help="seconds to try before a result is left in the spool",
-)
 
 
 @click.group()
@@ -98,15 +34,11 @@ def agent() -> None:
 @click.option("--b2", type=Bound(), help="stage 2 bound; 0 for stage 1 only  [default: GMP-ECM's for B1]")
 @click.option("--curves", type=click.IntRange(min=1), required=True, help="how many curves to run")
 @server_option
-@click.option("--name", default=platform.node, show_default="this host's name", help="the client's name")
+@name_option
 @click.option("--parametrization", type=click.IntRange(0, 3), help="of the curves  [default: GMP-ECM's choice]")
 @click.option("--sigma", help='one given curve, such as "1:123456"; with --curves 1')
 @spool_option
-@click.option(
-    "--ecm",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="the GMP-ECM program  [default: ecm on the PATH, else the installed wheel's]",
-)
+@ecm_option
 @patience_option
 def run(
     *,
@@ -211,71 +143,3 @@ def send(entry: spool.Entry, patience: float) -> int:
     entry.release()
     console.print(f"not settled yet: {answer.message}\nwaits in {entry.path}")
     return EXIT_WAITING
-
-
-def report_wait(answer: Answer, delay: float) -> None:
-    # The ordinary second or two until an accepted result is applied is no news.
-    if answer.verdict == "later" or delay > 5:
-        console.print(f"{answer.message}; asking again in {delay:.1f} s")
-
-
-def report_run(order: Order, output: Output) -> None:
-    console.print(
-        f"{output.curves_completed} of {order.curves} curves on {shorten(order.composite)},"
-        f" B1={output.b1} B2={output.b2} parametrization {output.parametrization}"
-    )
-    for factor in output.factors:
-        click.echo(f"{factor.value}  {factor.kind}, sigma {factor.sigma}")
-    if output.found_input_number:
-        console.print("GMP-ECM found the number itself: it is prime, or B1 is so large that all factors come at once")
-
-
-@contextmanager
-def interruptible(stop: Stop) -> Iterator[None]:
-    """Inside, the first Ctrl-C (or SIGTERM) requests `stop`; the next one ends the process as it would without us."""
-
-    def request(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        stop.request()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # What nohup or a shell script ignores stays ignored.
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def curve_progress(order: Order) -> Iterator[Callable[[Output, bool], None]]:
-    """A line of progress on the terminal, moved by what it yields; plain lines every so often where there is none."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("curves, {task.fields[sigma]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{shorten(order.composite)} B1={order.b1}", total=order.curves, sigma="")
-        told = time.monotonic()
-
-        def on_line(output: Output, curve_done: bool) -> None:
-            nonlocal told
-            progress.update(task, completed=output.curves_completed, sigma=f"sigma {output.last_sigma}")
-            if curve_done and not console.is_terminal and time.monotonic() - told >= LINE_EVERY:
-                told = time.monotonic()
-                console.print(f"{output.curves_completed} of {order.curves} curves")
-
-        yield on_line
-
-
-def shorten(number: str) -> str:
-    """A number that fits a line: its ends, and how long it is."""
-    return number if len(number) <= 40 else f"{number[:12]}...{number[-12:]} ({len(number)} characters)"

@@ -1,0 +1,66 @@
+"""The options that the agent's commands share, and the kinds of values they take."""
+
+import platform
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import platformdirs
+
+
+class Bound(click.ParamType[int]):
+    """A bound as people write it: 50000, 11e6."""
+
+    name = "bound"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = Decimal(value)
+        except (InvalidOperation, TypeError):
+            number = Decimal("NaN")
+        # The exponent is looked at before the number is written out.
+        if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
+            self.fail(f"{str(value)[:60]!r} is not a whole number such as 50000 or 11e6", param, ctx)
+        return int(number)
+
+
+class Server(click.ParamType[str]):
+    """The coordinator's address, without the API's path."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        url = str(value).rstrip("/").removesuffix("/api/v1")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            self.fail(f"{value!r} is not an address such as http://127.0.0.1:8000", param, ctx)
+        return url
+
+
+server_option = click.option(
+    "--server", type=Server(), required=True, envvar="ECM_SERVER", show_envvar=True, help="the coordinator's address"
+)
+spool_option = click.option(
+    "--spool",
+    "root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: Path(platformdirs.user_state_dir("ecm-coordinator")) / "spool",
+    envvar="ECM_SPOOL",
+    show_envvar=True,
+    show_default="the platform's state directory",
+    help="where results stay until they are settled; agents may share it",
+)
+patience_option = click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="seconds to try before a result is left in the spool",
+)
+name_option = click.option("--name", default=platform.node, show_default="this host's name", help="the client's name")
+ecm_option = click.option(
+    "--ecm",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="the GMP-ECM program  [default: ecm on the PATH, else the installed wheel's]",
+)
