@@ -58,6 +58,14 @@ class Settings(BaseSettings):
     task_time_limit: int = Field(60, ge=5, description="hard limit on applying one result")
     analysis_time_limit: int = Field(1800, ge=5, description="hard limit on one job (splits, primality)")
 
+    # Work
+    lease_target_minutes: float = Field(
+        60, gt=0, le=30 * 24 * 60, description="how long a client should be busy with one shared lease"
+    )
+    max_active_per_composite: int = Field(64, ge=1, le=10_000, description="leases of ECM on one number at a time")
+    max_work_per_client: int = Field(500, ge=1, description="open leases of one client at a time")
+    park_after: int = Field(3, ge=1, description="different clients in a row that give a number up before it is parked")
+
     # Upkeep
     ring_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
     ring_batch: int = Field(500, ge=1, description="most submissions rung again at a time")

@@ -167,6 +167,8 @@ def write_back(connection: Connection, members: list[Member], change: Change) ->
         if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
             _provide_for_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
+    if changed:
+        work.refresh(connection, [member.id for member in members])
     root_id = members[0].parent_id or members[0].id
     if changed and sharers(connection, registry.family_ids(connection, root_id)):
         change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, root_id)
@@ -273,11 +275,14 @@ def _write_composite(connection: Connection, member: Member, change: Change) -> 
     text = decimal(tree.cofactor)
     digits = digit_count(tree.number if tree.finished else tree.cofactor)
     row = connection.execute(
-        select(Composite.snfs_difficulty, Composite.explicit_target_t_level).where(Composite.id == member.id)
+        select(Composite.snfs_difficulty, Composite.explicit_target_t_level, Composite.target_t_level).where(
+            Composite.id == member.id
+        )
     ).one()
     target = row.explicit_target_t_level
     if target is None:
         target = effort.target_t_level(digits, row.snfs_difficulty)
+    moved = {"target_set_at": func.clock_timestamp()} if target != row.target_t_level else {}
     connection.execute(
         update(Composite)
         .where(Composite.id == member.id)
@@ -287,14 +292,15 @@ def _write_composite(connection: Connection, member: Member, change: Change) -> 
             is_prime=tree.cofactor_is_prime,
             is_fully_factored=tree.finished,
             target_t_level=target,
+            **moved,
         )
     )
     if divided and tree.cofactor > 1:
         registry.add_aliases(connection, member.id, [registry.sha256(text)], registry.COFACTOR)
         if tree.cofactor_is_prime is None:
             change.rings += jobs.ask(connection, jobs.TEST_COFACTOR, member.id)
-    if tree.finished or tree.cofactor == 1:
-        work.close_all(connection, member.id, "nothing is left to do on this number")
+    if tree.finished or tree.cofactor == 1 or tree.cofactor_is_prime:
+        work.close_all(connection, member.id, work.NOTHING_LEFT)
     member.stored = state
     return divided
 

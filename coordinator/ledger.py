@@ -12,8 +12,9 @@ import structlog
 from sqlalchemy import Connection, Engine, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from coordinator import effort
+from coordinator import effort, work
 from coordinator.unit_of_work import unit_of_work
+from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
 
 log = structlog.get_logger("ledger")
@@ -58,7 +59,9 @@ def add(connection: Connection, curves: Mapping[Account, int]) -> None:
 def rebuild(connection: Connection, composite_id: int) -> float:
     """Rebuild the vector of a locked composite from its sums; its t-level then."""
     vector = effort.effort_of(_all_sums(connection, [composite_id]).get(composite_id, []))
-    return _store(connection, composite_id, vector)
+    t_level = _store(connection, composite_id, vector)
+    work.refresh(connection, [composite_id])
+    return t_level
 
 
 def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
@@ -102,6 +105,7 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     )
     if attempt.method == "ecm":
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
+    _store_p1(connection, [attempt.composite_id])
     return rebuild(connection, attempt.composite_id)
 
 
@@ -150,7 +154,22 @@ def recompute(connection: Connection, composite_ids: Iterable[int]) -> list[Diff
         if what or abs(t_level - row.current_t_level) > 1e-6:
             _store(connection, row.id, vector)
             differences.append(Difference(row.id, " and ".join(what or ["t-level"]), row.current_t_level, t_level))
+    _store_p1(connection, ids)
+    work.refresh(connection, ids)
     return differences
+
+
+def _store_p1(connection: Connection, ids: list[int]) -> None:
+    """Store how far P-1 and P+1 have been run on these composites, where that is not what their attempts say."""
+    for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
+        complete = (EcmAttempt.method == method, EcmAttempt.b2 != STAGE1_ONLY, EcmAttempt.curves > 0)
+        reached = func.coalesce(
+            select(func.max(EcmAttempt.b1)).where(EcmAttempt.composite_id == Composite.id, *complete).scalar_subquery(),
+            0,
+        )
+        connection.execute(
+            update(Composite).where(Composite.id.in_(ids), column != reached).values({column.key: reached})
+        )
 
 
 def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:

@@ -13,7 +13,7 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, Row, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from coordinator import effort
+from coordinator import demand, effort
 from coordinator.arithmetic import digit_count
 from coordinator.expressions import decimal, evaluate_number
 from models.tables import Composite, CompositeAlias, Project, ProjectComposite
@@ -70,6 +70,19 @@ def learn_spelling(connection: Connection, composite_id: int, written: str) -> N
         add_aliases(connection, composite_id, [sha256(written)], NUMBER)
 
 
+class _Fresh(NamedTuple):
+    """A composite about to be registered, as demand sees it."""
+
+    effort: np.ndarray
+    digit_length: int
+    is_prime: bool | None
+    is_fully_factored: bool
+    target_t_level: float
+    hold: str | None = None
+    pm1_b1: int = 0
+    pp1_b1: int = 0
+
+
 def register(
     connection: Connection,
     written: str,
@@ -104,6 +117,7 @@ def register_new(
     text = decimal(value)
     digits = digit_count(value)
     effort_so_far = effort.no_effort() if vector is None else vector
+    fresh = _Fresh(effort_so_far, digits, is_prime, is_prime is True, effort.target_t_level(digits))
     new_id = connection.execute(
         insert(Composite)
         .values(
@@ -114,9 +128,10 @@ def register_new(
             is_prime=is_prime,
             is_fully_factored=is_prime is True,
             parent_id=parent_id,
-            target_t_level=effort.target_t_level(digits),
+            target_t_level=fresh.target_t_level,
             current_t_level=effort.t_level(effort_so_far),
             effort=effort_so_far,
+            **demand.wants(fresh, []),
         )
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
         .returning(Composite.id)

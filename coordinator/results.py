@@ -30,6 +30,7 @@ from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate
 from coordinator.families import Divisor
 from coordinator.registry import Found
 from coordinator.unit_of_work import savepoint, unit_of_work
+from models.limits import STAGE1_ONLY
 from models.tables import Composite, EcmAttempt, Submission
 from models.wire import FoundFactor, SubmitResult, split_sigma
 
@@ -162,6 +163,7 @@ def _apply_verified(
 
     if lease_id and not repeated:
         work.count_curves(connection, lease_id, result.curves)
+    work.refresh(connection, [row.id for row in family])
     if result.project:
         registry.join_project(connection, composite_id, result.project)
 
@@ -299,8 +301,17 @@ def _add_effort(connection: Connection, composite: Row, result: SubmitResult) ->
         t_level = effort.t_level(vector)
         changes |= {"effort": vector, "current_t_level": t_level}
         ledger.add(connection, {ledger.Account(composite.id, *run): result.curves})
+    if reach := p1_reach(result):
+        column = Composite.pm1_b1 if result.method == "pm1" else Composite.pp1_b1
+        changes[column.key] = func.greatest(column, reach)
     connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
     return t_level
+
+
+def p1_reach(result: SubmitResult) -> int:
+    """The B1 that a P-1 or P+1 run has brought its number to; 0 for other runs, and for those without a stage 2."""
+    complete = result.method in ("pm1", "pp1") and result.b2 != STAGE1_ONLY and result.curves > 0
+    return result.parameters.b1 or 0 if complete else 0
 
 
 def summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:

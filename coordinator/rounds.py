@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Row, Table, and_, bindparam, func, li
 from sqlalchemy.dialects.postgresql import JSONB, array, insert
 
 from config.settings import Settings
-from coordinator import effort, ledger, registry, results
+from coordinator import effort, ledger, registry, results, work
 from coordinator.ledger import Account
 from coordinator.results import Applied
 from coordinator.unit_of_work import counts_as_try, unit_of_work
@@ -104,6 +104,8 @@ _ADD_EFFORT = (
         current_t_level=bindparam("t_level"),
         attempt_count=composites.attempt_count + bindparam("attempts"),
         last_attempt_at=func.now(),
+        pm1_b1=func.greatest(composites.pm1_b1, bindparam("pm1")),
+        pp1_b1=func.greatest(composites.pp1_b1, bindparam("pp1")),
     )
 )
 _SETTLE = (
@@ -216,6 +218,7 @@ def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_Plain
 def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, Row]) -> None:
     """Add the runs, in the order they came in, to their composites' sums and vectors, and settle them."""
     vectors: dict[int, np.ndarray] = {}
+    reach: dict[tuple[int, str], int] = {}
     attempts: dict[int, int] = {}
     sums: dict[Account, int] = {}
     settled = []
@@ -228,6 +231,8 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
             account = Account(composite.id, *run)
             sums[account] = sums.get(account, 0) + result.curves
         vectors[composite.id] = vector
+        which = (composite.id, result.method)
+        reach[which] = max(reach.get(which, 0), results.p1_reach(result))
         attempts[composite.id] = attempts.get(composite.id, 0) + 1
         outcome = results.Outcome(
             "applied",
@@ -244,8 +249,16 @@ def _add_effort(connection: Connection, plain: list[_Plain], locked: dict[int, R
     connection.execute(
         _ADD_EFFORT,
         [
-            {"composite": key, "vector": vector, "t_level": effort.t_level(vector), "attempts": attempts[key]}
+            {
+                "composite": key,
+                "vector": vector,
+                "t_level": effort.t_level(vector),
+                "attempts": attempts[key],
+                "pm1": reach.get((key, "pm1"), 0),
+                "pp1": reach.get((key, "pp1"), 0),
+            }
             for key, vector in vectors.items()
         ],
     )
+    work.refresh(connection, vectors)
     connection.execute(_SETTLE, settled)

@@ -79,11 +79,23 @@ class Composite(Base):
     when nothing is; `is_prime` says whether that cofactor is a (probable) prime, null while nobody knows;
     `digit_length` counts the cofactor's digits, or the number's when it is finished. A number split off a known
     one that is too large to split here is a composite of its own, whose `parent_id` is the number it divides.
+
+    The last columns say what work it wants, for claims to find it by (coordinator/demand.py keeps them). They are
+    rounded, so that most results leave them and their indexes alone.
     """
 
     __tablename__ = "composites"
     __table_args__ = (
         Index("composites_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        # What claims scan, in the order of each work type: numbers that want no work are in none of these.
+        Index("composites_standard", "digit_length", "id", postgresql_where=text("wants_ecm")),
+        Index("composites_progressive", "planned_t_level", "id", postgresql_where=text("wants_ecm")),
+        Index("composites_priority", text("priority DESC"), "digit_length", "id", postgresql_where=text("wants_ecm")),
+        Index("composites_best", text("work_value DESC"), "id", postgresql_where=text("wants_ecm")),
+        Index("composites_pm1", "digit_length", "id", postgresql_where=text("wants_pm1")),
+        Index("composites_pp1", "digit_length", "id", postgresql_where=text("wants_pp1")),
+        Index("composites_held", "held_at", postgresql_where=text("hold IS NOT NULL")),
+        CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
         # Every result updates its composite's row: room on the page keeps those updates from moving it.
         {"postgresql_with": {"fillfactor": "70"}},
     )
@@ -106,6 +118,24 @@ class Composite(Base):
     attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_attempt_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # When the target last changed, through a factor or an operator: leases from before were sized by another one.
+    target_set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # The largest B1 of P-1 and P+1 runs (stage 2 included) on it, and the one that its target asks for.
+    pm1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    pp1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    wanted_p1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Kept from work by an operator (paused) or because client after client gave it up (parked), and why.
+    hold: Mapped[str | None]
+    hold_reason: Mapped[str | None]
+    held_at: Mapped[datetime | None]
+    resumed_at: Mapped[datetime | None]
+    # What it wants now, and where it stands in each work type's order, curves out on lease included.
+    open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    wants_ecm: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    wants_pm1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    wants_pp1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
+    work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of value for a second
 
 
 class CompositeAlias(Base):
@@ -148,6 +178,8 @@ class EcmAttempt(Base):
     __tablename__ = "ecm_attempts"
     __table_args__ = (
         Index("ecm_attempts_composite", "composite_id", "id"),
+        Index("ecm_attempts_client", "client_id", "id"),
+        Index("ecm_attempts_work", "work_id", postgresql_where=text("work_id IS NOT NULL")),
         CheckConstraint("curves >= 0", name="ecm_attempts_curves"),
     )
 
@@ -169,7 +201,9 @@ class EcmAttempt(Base):
     # The same curves sent again, in whatever words, must not count twice (null: no sigma, nothing to tell them by).
     curves_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
     work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Written under its composite's lock: by the clock, and not by when its transaction began, for leases are counted
+    # against what was done before them.
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class Factor(Base):
@@ -191,6 +225,7 @@ class Factor(Base):
         ),
         Index("factors_value", "factor_sha256"),
         Index("factors_child", "child_composite_id", postgresql_where=text("child_composite_id IS NOT NULL")),
+        Index("factors_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -212,13 +247,19 @@ class Factor(Base):
 
 
 class WorkAssignment(Base):
-    """A lease: `curves` curves of one composite (null: the whole number) held by a client until `expires_at`."""
+    """A lease: `curves` curves of one composite (null: the whole number) held by a client until `expires_at`.
+
+    `method`: ecm; pm1, pp1, or p1 for both; nfs, snfs, gnfs or other for a number that is reserved for them elsewhere.
+    `curves_completed` is what the client says in its heartbeats, `curves_submitted` what its results have brought.
+    """
 
     __tablename__ = "work_assignments"
     __table_args__ = (
         Index("work_assignments_composite", "composite_id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_expiry", "expires_at", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_client", "client_id", "created_at"),
+        Index("work_assignments_open", "client_id", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_past", "composite_id", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
         CheckConstraint(
             "status IN ('assigned', 'claimed', 'running', 'completed', 'failed', 'timeout')",
             name="work_assignments_status",
@@ -237,6 +278,9 @@ class WorkAssignment(Base):
     parametrization: Mapped[int | None] = mapped_column(SmallInteger)
     curves: Mapped[int | None] = mapped_column(BigInteger)
     curves_completed: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    curves_submitted: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    lease_seconds: Mapped[int] = mapped_column(Integer, server_default=text("86400"))  # what a heartbeat extends it by
+    details: Mapped[dict[str, Any] | None]  # what whoever reserved a number said of it
     status: Mapped[str] = mapped_column(Text, server_default=text("'assigned'"))
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -247,8 +291,8 @@ class WorkAssignment(Base):
 class Submission(Base):
     """What a client sent, word for word but for unknown fields, and what became of it.
 
-    `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. `status_code` and
-    `outcome` are what its answer says then.
+    `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. `outcome`, or `reason`
+    and `detail`, are what its answer says then.
     """
 
     __tablename__ = "submissions"
@@ -257,6 +301,8 @@ class Submission(Base):
         Index("submissions_waiting", "id", postgresql_where=text("state = 'received'")),
         Index("submissions_unsettled", "state", "id", postgresql_where=text("state IN ('rejected', 'failed')")),
         Index("submissions_created", "created_at"),
+        Index("submissions_duplicates", "composite_id", postgresql_where=text("state = 'duplicate'")),
+        Index("submissions_raw_output", "settled_at", postgresql_where=text("raw_output IS NOT NULL")),
         CheckConstraint(
             "state IN ('received', 'applied', 'duplicate', 'rejected', 'failed')", name="submissions_state"
         ),
@@ -292,6 +338,7 @@ class Job(Base):
     __table_args__ = (
         UniqueConstraint("kind", "target_id", name="jobs_once"),
         Index("jobs_waiting", "rung_at", postgresql_where=text("state = 'waiting'")),
+        Index("jobs_failed", "id", postgresql_where=text("state = 'failed'")),
         CheckConstraint("state IN ('waiting', 'done', 'failed')", name="jobs_state"),
     )
 

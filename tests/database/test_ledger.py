@@ -24,8 +24,8 @@ def runs(engine, *settings):
 
 
 def standing(engine):
-    """(vector, t-level, sums) of the only composite."""
-    composite = rows(engine, select(Composite.effort, Composite.current_t_level))[0]
+    """(vector, t-level, sums) of the first composite."""
+    composite = rows(engine, select(Composite.effort, Composite.current_t_level).order_by(Composite.id))[0]
     sums = rows(engine, select(CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.curves))
     return composite.effort, composite.current_t_level, {(row.b1, row.b2): row.curves for row in sums if row.curves}
 

@@ -43,7 +43,7 @@ def known(engine, number=NUMBER):
 
 def state(engine, lease_id):
     (row,) = rows(
-        engine, "SELECT status, curves_completed, closed_at FROM work_assignments WHERE id = :id", id=lease_id
+        engine, "SELECT status, curves_submitted, closed_at FROM work_assignments WHERE id = :id", id=lease_id
     )
     return row
 
@@ -99,7 +99,9 @@ def test_another_numbers_lease_is_not_waited_for(engine):
     known(engine)
     elsewhere = lease(engine, known(engine, OTHER))
     with unit_of_work(engine, "hold") as connection:
-        work.expire(connection, [elsewhere], now() + timedelta(days=30))
+        overdue = work.overdue(connection, now() + timedelta(days=30))
+        assert [one.id for one in overdue] == [elsewhere]
+        assert work.expire(connection, overdue, now() + timedelta(days=30)) == 1
         row = submit(engine, result(NUMBER, curves=60, work_id=str(elsewhere)))
         assert row.state == "applied"
 
@@ -126,17 +128,6 @@ def test_expiry_takes_what_is_overdue_once_and_only_that(engine, monkeypatch):
     assert {state(engine, one).status for one in overdue} == {"timeout"}
     assert (state(engine, standing).status, state(engine, done).status) == ("assigned", "completed")
     assert upkeep.expire_work(engine, now()) == 0
-
-
-def test_expiry_does_not_wait_for_a_lease_that_a_result_is_closing(engine):
-    """A result may lock leases in another order than expiry: expiry leaves locked ones to the next time."""
-    own = known(engine)
-    held, free = (lease(engine, own, expires="now() - interval '1 second'") for _ in range(2))
-    with unit_of_work(engine, "hold") as connection:
-        work.count_curves(connection, held, 1)
-        assert upkeep.expire_work(engine, now()) == 1
-    assert (state(engine, held).status, state(engine, free).status) == ("assigned", "timeout")
-    assert upkeep.expire_work(engine, now()) == 1
 
 
 def waited(engine, table, seconds):

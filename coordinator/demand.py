@@ -1,0 +1,105 @@
+"""What work a number wants: the columns of `composites` that claims find it by.
+
+ECM is wanted of a number whose cofactor is known to be composite and too large to be finished here, that has not
+reached its target (curves out on lease taken as done), that nobody leased as a whole, reserved or holds back, and that
+has room for one more lease. Nothing in here knows the database.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from config.settings import settings
+from coordinator import effort, planning
+from coordinator.arithmetic import SPLIT_AT_ONCE_DIGITS
+from models.limits import DEFAULT_B2
+
+ECM, PM1, PP1, BOTH_P1 = "ecm", "pm1", "pp1", "p1"
+RESERVING = ("nfs", "snfs", "gnfs", "other")
+NOTHING_TO_FIND = -99.0
+
+# Steps that the ordering columns are rounded to: most results stay within one and touch no index.
+T_LEVEL_STEP, VALUE_STEP = 0.1, 0.02
+
+
+class Standing(Protocol):
+    """The columns of a composite that decide what it wants."""
+
+    @property
+    def effort(self) -> np.ndarray: ...
+    @property
+    def digit_length(self) -> int: ...
+    @property
+    def is_prime(self) -> bool | None: ...
+    @property
+    def is_fully_factored(self) -> bool: ...
+    @property
+    def target_t_level(self) -> float: ...
+    @property
+    def hold(self) -> str | None: ...
+    @property
+    def pm1_b1(self) -> int: ...
+    @property
+    def pp1_b1(self) -> int: ...
+
+
+class OpenLease(Protocol):
+    """The columns of an open lease that decide what it leaves to others."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def b1(self) -> int | None: ...
+    @property
+    def b2(self) -> int | None: ...
+    @property
+    def parametrization(self) -> int | None: ...
+    @property
+    def curves(self) -> int | None: ...
+    @property
+    def curves_submitted(self) -> int: ...
+
+
+def needs_curves(composite: Standing) -> bool:
+    """Whether curves can do anything for a composite: a small cofactor is finished here."""
+    composite_left = composite.is_prime is False and not composite.is_fully_factored
+    return composite_left and composite.digit_length > SPLIT_AT_ONCE_DIGITS
+
+
+def planned(vector: np.ndarray, leases: Sequence[OpenLease]) -> np.ndarray:
+    """The effort with all that is out on lease, by curves, taken as done."""
+    for lease in leases:
+        if lease.method == ECM and lease.curves is not None and lease.b1 is not None:
+            left = max(0, lease.curves - lease.curves_submitted)
+            b2 = DEFAULT_B2 if lease.b2 is None else lease.b2
+            vector = effort.add_curves(vector, left, lease.b1, b2, lease.parametrization or planning.PARAMETRIZATION)
+    return vector
+
+
+def wants(composite: Standing, leases: Sequence[OpenLease]) -> dict[str, Any]:
+    """The work columns of a composite with these open leases."""
+    vector = planned(composite.effort, leases)
+    t_level = effort.t_level(vector)
+    methods = [lease.method for lease in leases]
+    available = (
+        needs_curves(composite) and composite.hold is None and not any(method in RESERVING for method in methods)
+    )
+    whole = any(lease.method == ECM and lease.curves is None for lease in leases)
+    room = methods.count(ECM) < settings().max_active_per_composite and not whole
+    p1_b1 = planning.p1_b1(composite.target_t_level)
+    return {
+        "open_leases": len(leases),
+        "wants_ecm": available and room and t_level < composite.target_t_level,
+        "wants_pm1": available and composite.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
+        "wants_pp1": available and composite.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
+        "wanted_p1_b1": p1_b1,
+        "planned_t_level": math.floor(t_level / T_LEVEL_STEP) * T_LEVEL_STEP,
+        "work_value": _rounded_value(vector, composite.digit_length) if available else NOTHING_TO_FIND,
+    }
+
+
+def _rounded_value(vector: np.ndarray, digits: int) -> float:
+    value = planning.value_per_second(vector, digits)
+    return round(math.log10(value) / VALUE_STEP) * VALUE_STEP if value > 0 else NOTHING_TO_FIND

@@ -1,0 +1,61 @@
+"""Numbers kept from work: paused by an operator, or parked because client after client gave them up."""
+
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, func, select, update
+
+from config.settings import settings
+from models.tables import Composite, WorkAssignment
+
+log = structlog.get_logger("parking")
+
+PAUSED, PARKED = "paused", "parked"
+# Leases that ended some other way without a curve say nothing about the number, but are few.
+LOOKED_AT = 50
+
+
+def park_if_given_up(connection: Connection, composite_id: int) -> None:
+    """Park a locked composite when several different clients in a row have given it up without a single curve.
+
+    In a row: since the last lease that brought curves or was completed, and since it was last resumed. Leases that ran
+    out say nothing: machines are switched off.
+    """
+    resumed = select(Composite.resumed_at).where(Composite.id == composite_id).scalar_subquery()
+    past = connection.execute(
+        select(
+            WorkAssignment.client_id,
+            WorkAssignment.status,
+            WorkAssignment.message,
+            (WorkAssignment.curves_submitted > 0).label("brought_curves"),
+        )
+        .where(
+            WorkAssignment.composite_id == composite_id,
+            WorkAssignment.closed_at.is_not(None),
+            WorkAssignment.closed_at > func.coalesce(resumed, func.to_timestamp(0)),
+        )
+        .order_by(WorkAssignment.closed_at.desc())
+        .limit(LOOKED_AT)
+    )
+    reasons: dict[str, str] = {}
+    for lease in past:
+        if lease.brought_curves or lease.status == "completed":
+            break
+        if lease.status == "failed":
+            reasons.setdefault(lease.client_id, lease.message or "no reason given")
+    if len(reasons) >= settings().park_after:
+        why = "; ".join(f"{client}: {reason}" for client, reason in reasons.items())[:2000]
+        hold(connection, composite_id, PARKED, why)
+        log.warning("A number is parked: clients give it up", composite=composite_id, reasons=why[:300])
+
+
+def hold(connection: Connection, composite_id: int, kind: str, reason: str | None) -> None:
+    """Keep a locked composite from work until it is resumed; open leases go on."""
+    values: dict[str, Any] = {"hold": kind, "hold_reason": reason, "held_at": func.now()}
+    connection.execute(update(Composite).where(Composite.id == composite_id).values(values))
+
+
+def resume(connection: Connection, composite_id: int) -> None:
+    """Let a locked composite be worked on again, with its past forgiven."""
+    values: dict[str, Any] = {"hold": None, "hold_reason": None, "held_at": None, "resumed_at": func.clock_timestamp()}
+    connection.execute(update(Composite).where(Composite.id == composite_id).values(values))

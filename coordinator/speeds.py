@@ -1,0 +1,32 @@
+"""How fast a client is, from the attempts it has sent."""
+
+from sqlalchemy import Connection, select
+
+from coordinator import planning
+from models.limits import DEFAULT_B2
+from models.tables import Composite, EcmAttempt
+
+# A client's last runs say how fast it is now; older ones were perhaps run on another machine.
+ATTEMPTS = 10
+SLOWEST, FASTEST = 1 / 100, 1000.0
+
+
+def measured_speed(connection: Connection, client_id: str) -> float:
+    """Seconds of ordinary work (planning.seconds_per_curve) that a client does in a second of its own; 1 if unknown.
+
+    From its last ECM attempts that say how long they took; their number's size is taken as it is now.
+    """
+    rows = connection.execute(
+        select(EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.curves, EcmAttempt.execution_time, Composite.digit_length)
+        .join(Composite, Composite.id == EcmAttempt.composite_id)
+        .where(EcmAttempt.client_id == client_id)
+        .order_by(EcmAttempt.id.desc())
+        .limit(ATTEMPTS)
+    ).all()
+    ordinary = own = 0.0
+    for row in rows:
+        if row.b1 and row.curves and row.execution_time:
+            b2 = DEFAULT_B2 if row.b2 is None else row.b2
+            ordinary += row.curves * planning.seconds_per_curve(row.b1, b2, row.digit_length)
+            own += row.execution_time
+    return min(max(ordinary / own, SLOWEST), FASTEST) if own else 1.0
