@@ -166,6 +166,17 @@ def open_leases(connection: Connection, composite_ids: Sequence[int]) -> dict[in
     return leases
 
 
+def lock_composites(connection: Connection, composite_ids: list[int]) -> None:
+    """Lock these composites for this unit of work."""
+    # Roots before children, then by id: the order everybody locks composites in.
+    connection.execute(
+        select(Composite.id)
+        .where(Composite.id.in_(composite_ids))
+        .order_by(Composite.parent_id.is_not(None), Composite.id)
+        .with_for_update(key_share=True)
+    )
+
+
 # What clients do -----------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +186,7 @@ def advance(engine: Engine, work_id: uuid.UUID, client_id: str, status: str) -> 
     with unit_of_work(engine, status, work=str(work_id)) as connection:
         lease = _lock_lease(connection, work_id, client_id)
         if lease.status not in before:
-            raise UnknownLease(f"work {work_id} is {lease.status}; only {' or '.join(before)} work can become {status}")
+            raise UnknownLease(f"Work {work_id} is {lease.status}; only {' or '.join(before)} work can become {status}")
         connection.execute(update(WorkAssignment).where(WorkAssignment.id == work_id).values(status=status))
         return _lease(connection, work_id)
 
@@ -208,7 +219,10 @@ def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> Row:
 
     Raises UnknownLease.
     """
-    return _end(engine, work_id, client_id, "completed", None)
+    with unit_of_work(engine, "complete", work=str(work_id)) as connection:
+        lease = _lease(connection, work_id, client_id)
+        _end(connection, lease, "completed", None)
+        return _lease(connection, work_id)
 
 
 def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: str | None) -> Row:
@@ -216,18 +230,32 @@ def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: s
 
     A number that several clients in a row gave up without a single curve is parked (coordinator/parking.py).
     """
-    return _end(engine, work_id, client_id, "failed", (reason or "abandoned")[:LONGEST_MESSAGE])
-
-
-def _end(engine: Engine, work_id: uuid.UUID, client_id: str | None, status: str, why: str | None) -> Row:
-    with unit_of_work(engine, status, work=str(work_id)) as connection:
+    with unit_of_work(engine, "abandon", work=str(work_id)) as connection:
         lease = _lease(connection, work_id, client_id)
-        _lock_composites(connection, [lease.composite_id])
-        if _close(connection, _still_open([work_id]), status, why):
-            if status == "failed":
-                parking.park_if_given_up(connection, lease.composite_id)
+        if _end(connection, lease, "failed", reason or "abandoned"):
+            parking.park_if_given_up(connection, lease.composite_id)
             refresh(connection, [lease.composite_id])
         return _lease(connection, work_id)
+
+
+def release(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None) -> Row:
+    """An operator ends a lease (of one of `methods`, if given). Idempotent; the lease then. Raises UnknownLease."""
+    with unit_of_work(engine, "release", work=str(work_id)) as connection:
+        lease = _lease(connection, work_id)
+        if methods is not None and lease.method not in methods:
+            raise UnknownLease(f"Work {work_id} is {lease.method} and no reservation; cancel it instead")
+        # Completed, and not failed: that would tell against the number.
+        _end(connection, lease, "completed", reason)
+        return _lease(connection, work_id)
+
+
+def _end(connection: Connection, lease: Row, status: str, why: str | None) -> bool:
+    """Close a lease, if it is open, and let others have what it leaves; whether it was."""
+    lock_composites(connection, [lease.composite_id])
+    if not _close(connection, _still_open([lease.id]), status, why and why[:LONGEST_MESSAGE]):
+        return False
+    refresh(connection, [lease.composite_id])
+    return True
 
 
 def of_client(engine: Engine, client_id: str, limit: int) -> list[Row]:
@@ -271,7 +299,7 @@ def expire(connection: Connection, leases: list[Row], now: datetime) -> int:
     What they have not brought can be leased again.
     """
     composite_ids = sorted({lease.composite_id for lease in leases})
-    _lock_composites(connection, composite_ids)
+    lock_composites(connection, composite_ids)
     still_overdue = _still_open([lease.id for lease in leases]).where(WorkAssignment.expires_at <= now)
     expired = _close(connection, still_overdue, "timeout", "its time ran out")
     if expired:
@@ -280,16 +308,6 @@ def expire(connection: Connection, leases: list[Row], now: datetime) -> int:
 
 
 # Inside --------------------------------------------------------------------------------------------------------------
-
-
-def _lock_composites(connection: Connection, composite_ids: list[int]) -> None:
-    # Roots before children, then by id: the order everybody locks composites in.
-    connection.execute(
-        select(Composite.id)
-        .where(Composite.id.in_(composite_ids))
-        .order_by(Composite.parent_id.is_not(None), Composite.id)
-        .with_for_update(key_share=True)
-    )
 
 
 def _still_open(lease_ids: list[uuid.UUID]) -> Select:
@@ -311,9 +329,9 @@ def _lock_lease(connection: Connection, work_id: uuid.UUID, client_id: str) -> R
 
 def _checked(lease: Row | None, work_id: uuid.UUID, client_id: str | None) -> Row:
     if lease is None:
-        raise UnknownLease(f"there is no work {work_id}; ask for new work")
+        raise UnknownLease(f"There is no work {work_id}; ask for new work")
     if client_id is not None and lease.client_id != client_id:
-        raise UnknownLease(f"work {work_id} is not leased to {client_id[:60]!r}; use the name that leased it")
+        raise UnknownLease(f"Work {work_id} is not leased to {client_id[:60]!r}; use the name that leased it")
     return lease
 
 

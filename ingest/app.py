@@ -10,11 +10,13 @@ from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
 from ingest import metrics, openapi
+from ingest.admin.work import admin_work
 from ingest.operations import health, operations
 from ingest.problems import answer_with_problems
 from ingest.results import results
 from ingest.stats import stats
 from ingest.waiting import OutcomePoller
+from ingest.work import work
 from models.engine import process_engine
 from models.wire import PRINTABLE
 from tasks import doorbell, heartbeats
@@ -38,6 +40,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
     app.register_api(results)
     app.register_api(stats)
+    app.register_api(work)
+    app.register_api(admin_work)
     app.register_api(operations)
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     openapi.serve(app)

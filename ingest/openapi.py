@@ -14,12 +14,15 @@ from flask_openapi_swagger.plugins import RegisterPlugin
 from pydantic import BaseModel
 from werkzeug.wrappers import Response as AnyResponse
 
+from ingest.problems import invalid
 from models.wire import Problem
 
 API = "/api/v1"
 
 RESULTS = Tag(name="Results", description="Sending results in and asking what became of them")
 READING = Tag(name="Reading", description="What is known about numbers")
+WORK = Tag(name="Work", description="Leases: what to run next, and how far it is")
+ADMIN_WORK = Tag(name="Administration: work", description="Reservations, pauses and leases, with X-Admin-Key")
 OPERATIONS = Tag(name="Operations", description="For load balancers, operators and Prometheus")
 
 _bodies: dict[str, Any] = {}
@@ -48,6 +51,18 @@ def blueprint(name: str, tag: Tag, url_prefix: str = API) -> APIBlueprint:
     return APIBlueprint(name, name, abp_tags=[tag], abp_responses=errors, url_prefix=url_prefix)
 
 
+def admin_blueprint(name: str, tag: Tag) -> APIBlueprint:
+    """A blueprint under /api/v1/admin, documented as asking for the key."""
+    errors: dict[Any, Any] = {
+        401: problem("No X-Admin-Key"),
+        403: problem("A wrong X-Admin-Key"),
+        422: problem("A parameter or the body is missing or malformed"),
+        503: problem("The database is away; send the same again later"),
+    }
+    key: list[dict[str, list[str]]] = [{"admin_key": []}]
+    return APIBlueprint(name, name, abp_tags=[tag], abp_security=key, abp_responses=errors, url_prefix=f"{API}/admin")
+
+
 def make_app() -> OpenAPI:
     """A Flask application that knows its own specification."""
     app = OpenAPI(
@@ -59,6 +74,8 @@ def make_app() -> OpenAPI:
         ),
         doc_ui=False,
         validation_error_model=Problem,
+        validation_error_callback=lambda error: invalid(error, "query").response(),
+        security_schemes={"admin_key": {"type": "apiKey", "in": "header", "name": "X-Admin-Key"}},
         static_folder=None,
     )
     app.openapi_version = "3.1.0"

@@ -1,17 +1,20 @@
 """Errors as RFC 9457 problems: never HTML or a stack trace, always a word for programs and a sentence for people."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import structlog
 from flask import Flask, Response, request
-from pydantic import ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from coordinator.expressions import ExpressionError, shorten
 from coordinator.unit_of_work import is_transient
+from models.wire import Name, printable
+
+_NAME = TypeAdapter(Annotated[Name, AfterValidator(printable)])
 
 log = structlog.get_logger("problems")
 
@@ -57,14 +60,23 @@ class Problem(Exception):
         return Response(orjson.dumps(body), self.status, self.headers, content_type="application/problem+json")
 
 
-def invalid(error: ValidationError) -> Problem:
-    """422 for a body whose shape is wrong, naming each field and what would be right."""
+def invalid(error: ValidationError, whole: str = "body") -> Problem:
+    """422 for a body (or whatever the `whole` is) of a wrong shape, naming each field and what would be right."""
     errors = [
-        {"field": ".".join(map(str, item["loc"])) or "body", "message": _complaint(item)}
+        {"field": ".".join(map(str, item["loc"])) or whole, "message": _complaint(item)}
         for item in error.errors(include_url=False, include_context=False)[:100]
     ]
     first = errors[0]
     return Problem(422, "invalid", f"{first['field']}: {first['message']}", errors=errors)
+
+
+def checked_name(field: str, value: str) -> str:
+    """`value`, stripped, if it can be a client's name; raises a 422 problem."""
+    try:
+        return _NAME.validate_python(value)
+    except ValidationError as error:
+        message = _complaint(error.errors(include_url=False, include_context=False)[0])
+        raise Problem(422, "invalid", f"{field}: {message}", errors=[{"field": field, "message": message}]) from error
 
 
 def _complaint(item: ErrorDetails) -> str:

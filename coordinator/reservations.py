@@ -1,0 +1,142 @@
+"""What operators do to work: numbers reserved for another method elsewhere, paused and resumed; leases looked at."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, insert, select
+
+from coordinator import demand, parking, registry, work
+from coordinator.expressions import ExpressionError, shorten
+from coordinator.unit_of_work import unit_of_work
+from models.tables import Composite, WorkAssignment
+
+_LEVELS = (Composite.current_t_level, Composite.target_t_level)
+
+
+class UnknownComposite(Exception):
+    """There is no such composite; the message is for people."""
+
+
+class Taken(Exception):
+    """Somebody else has reserved the number; the message is for people."""
+
+
+def reserve(
+    engine: Engine,
+    identifier: str,
+    client_id: str,
+    method: str,
+    hours: float,
+    *,
+    details: dict[str, Any] | None,
+    max_digits: int,
+) -> Row:
+    """Reserve a number (its value, or its id) for `method` elsewhere: it gets no work until released or overdue.
+
+    Leases that are open go on, and count. Returns the lease with `open_leases`, how many others there are. Raises
+    UnknownComposite, Taken.
+    """
+    with unit_of_work(engine, "reserve", client=client_id) as connection:
+        composite_id = _identify(connection, identifier, max_digits)
+        work.lock_composites(connection, [composite_id])
+        leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
+        for lease in leases:
+            if lease.method in demand.RESERVING:
+                until = lease.expires_at.isoformat(timespec="minutes")
+                raise Taken(f"{shorten(identifier)} is reserved by {lease.client_id} for {lease.method} until {until}")
+        work_id = uuid.uuid4()
+        connection.execute(
+            insert(WorkAssignment).values(
+                id=work_id,
+                composite_id=composite_id,
+                client_id=client_id,
+                method=method,
+                status="claimed",
+                created_at=func.clock_timestamp(),
+                expires_at=datetime.now(UTC) + timedelta(hours=hours),
+                lease_seconds=int(hours * 3600),
+                details=details,
+            )
+        )
+        work.refresh(connection, [composite_id])
+        return connection.execute(
+            select(WorkAssignment, Composite.current_composite, Composite.open_leases)
+            .join(Composite, Composite.id == WorkAssignment.composite_id)
+            .where(WorkAssignment.id == work_id)
+        ).one()
+
+
+def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None) -> Row:
+    """End anybody's lease, without blame for its number. Idempotent; the lease then. Raises work.UnknownLease."""
+    return work.release(engine, work_id, reason or "cancelled by an operator", None)
+
+
+def release(engine: Engine, work_id: uuid.UUID, reason: str | None) -> Row:
+    """End a reservation. Idempotent; the lease then. Raises work.UnknownLease, also for a lease that is none."""
+    return work.release(engine, work_id, reason or "released", demand.RESERVING)
+
+
+def pause(engine: Engine, composite_id: int, reason: str | None) -> Row:
+    """No work on a number until it is resumed; open leases go on. Raises UnknownComposite."""
+    return _hold(engine, composite_id, reason or "paused by an operator")
+
+
+def resume(engine: Engine, composite_id: int) -> Row:
+    """Let a paused or parked number be worked on again. Idempotent. Raises UnknownComposite."""
+    return _hold(engine, composite_id, None)
+
+
+def _hold(engine: Engine, composite_id: int, reason: str | None) -> Row:
+    with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
+        work.lock_composites(connection, [composite_id])
+        if reason is None:
+            parking.resume(connection, composite_id)
+        else:
+            parking.hold(connection, composite_id, parking.PAUSED, reason)
+        work.refresh(connection, [composite_id])
+        columns = (Composite.id, Composite.hold, Composite.hold_reason, Composite.open_leases, Composite.wants_ecm)
+        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
+        if row is None:
+            raise UnknownComposite(f"There is no composite with id {composite_id}")
+        return row
+
+
+def open_work(engine: Engine, *, client_id: str | None = None, limit: int = 1000) -> list[Row]:
+    """Open leases, those that run out first first, each with its number."""
+    statement = (
+        select(WorkAssignment, Composite.current_composite, Composite.digit_length, *_LEVELS)
+        .join(Composite, Composite.id == WorkAssignment.composite_id)
+        .where(WorkAssignment.closed_at.is_(None))
+        .order_by(WorkAssignment.expires_at, WorkAssignment.id)
+        .limit(limit)
+    )
+    if client_id is not None:
+        statement = statement.where(WorkAssignment.client_id == client_id)
+    with engine.connect() as connection:
+        return list(connection.execute(statement))
+
+
+def held(engine: Engine, limit: int = 1000) -> list[Row]:
+    """Numbers that are paused or parked, and why, the latest first."""
+    columns = (Composite.id, Composite.number, Composite.digit_length)
+    why = (Composite.hold, Composite.hold_reason, Composite.held_at)
+    statement = select(*columns, *why).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+    with engine.connect() as connection:
+        return list(connection.execute(statement.limit(limit)))
+
+
+def _identify(connection: Connection, identifier: str, max_digits: int) -> int:
+    """The composite with this value, else the one with this id."""
+    try:
+        found = registry.find(connection, identifier, max_digits)
+    except ExpressionError as error:
+        raise UnknownComposite(error.detail) from error
+    if found is not None:
+        return found.id
+    if identifier.isascii() and identifier.isdigit() and len(identifier) < 19:
+        known = select(Composite.id).where(Composite.id == int(identifier))
+        by_id: int | None = connection.execute(known).scalar_one_or_none()
+        if by_id is not None:
+            return by_id
+    raise UnknownComposite(f"{shorten(identifier)} is neither a number of this server nor the id of one")

@@ -1,0 +1,268 @@
+"""Work over HTTP: leases of ECM, P-1 and P+1, and what clients say of them."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from flask import Response, current_app
+from pydantic import BaseModel, Field
+from sqlalchemy import Row
+
+from coordinator import claims
+from coordinator import work as leases
+from coordinator.claims import Busy, Claim, NoWork, Wanted
+from ingest import openapi
+from ingest.problems import Problem, checked_name
+from models.limits import DEFAULT_B2
+from models.wire_work import (
+    AbandonQuery,
+    AnyWork,
+    AnyWorkQuery,
+    ClientQuery,
+    ClientWork,
+    EcmWork,
+    EcmWorkQuery,
+    LeaseState,
+    P1Work,
+    P1WorkQuery,
+    ProgressQuery,
+    WorkFilters,
+)
+
+work = openapi.blueprint("work", openapi.WORK)
+
+LEASES_SHOWN = 50
+NOT_YOURS: dict[Any, Any] = {
+    404: openapi.problem("`unknown_work`: no such lease, another client's, or in a state that forbids it")
+}
+INVALID: dict[Any, Any] = {422: openapi.problem("A parameter is missing or malformed")}
+
+
+@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
+def ecm_work(query: EcmWorkQuery) -> Response:
+    """Lease ECM work: a whole number for days, or with `shared` a number of curves."""
+    wanted = _wanted(
+        query,
+        order=query.work_type or "standard",
+        shared=query.shared,
+        b1=query.requested_b1,
+        stage1_only=query.stage1_only,
+    )
+    return _answer(EcmWork, wanted, _ecm_fields)
+
+
+@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
+def p1_work(query: P1WorkQuery) -> Response:
+    """Lease P-1 or P+1 work, or both, on a number that lacks it."""
+    return _answer(P1Work, _wanted(query, method=query.method), _p1_fields)
+
+
+@work.get("/work", operation_id="any_work", responses={200: AnyWork, **INVALID})
+def any_work(query: AnyWorkQuery) -> Response:
+    """Lease work of the first of these methods that there is any of: one run, with its parameters."""
+    answer: Response | None = None
+    for method in query.methods.split(","):
+        wanted = Wanted(
+            query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
+        )
+        made = _claim(wanted)
+        answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
+        if isinstance(made, Claim):
+            break
+    assert answer is not None  # there is always a method
+    return answer
+
+
+class WorkPath(BaseModel):
+    work_id: str = Field(description="the `work_id` of a lease")
+
+
+@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+def claim_work(path: WorkPath, query: ClientQuery) -> Response:
+    """assigned -> claimed."""
+    return _lease(lambda work_id: leases.advance(_engine(), work_id, query.client_id, "claimed"), path)
+
+
+@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+def start_work(path: WorkPath, query: ClientQuery) -> Response:
+    """assigned or claimed -> running."""
+    return _lease(lambda work_id: leases.advance(_engine(), work_id, query.client_id, "running"), path)
+
+
+@work.put("/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
+    """A heartbeat: extends the lease if curves advanced. A `status` that is not open says that the lease is over."""
+    return _lease(
+        lambda work_id: leases.heartbeat(_engine(), work_id, query.client_id, query.curves_completed, query.message),
+        path,
+    )
+
+
+@work.post(
+    "/work/<work_id>/complete", operation_id="complete_work", responses={200: LeaseState, **NOT_YOURS, **INVALID}
+)
+def complete_work(path: WorkPath, query: ClientQuery) -> Response:
+    """Done with a lease; idempotent, and also for one that is closed already in whatever way."""
+    return _lease(lambda work_id: leases.complete(_engine(), work_id, query.client_id), path)
+
+
+@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
+    """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
+    return _lease(lambda work_id: leases.abandon(_engine(), work_id, query.client_id, query.reason), path)
+
+
+class ClientPath(BaseModel):
+    client_id: str
+
+
+@work.get("/work/status/<client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
+def client_work(path: ClientPath) -> Response:
+    """A client's last 50 leases, open ones first, with everything needed to take them up again."""
+    client_id = checked_name("client_id", path.client_id)
+    rows = leases.of_client(_engine(), client_id, LEASES_SHOWN)
+    return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
+
+
+def assignment(row: Row[Any]) -> dict[str, Any]:
+    """A lease with its number, as lists of them show it."""
+    return {
+        "work_id": str(row.id),
+        "composite_id": row.composite_id,
+        "composite": row.current_composite,
+        "digit_length": row.digit_length,
+        "current_t_level": row.current_t_level,
+        "target_t_level": row.target_t_level,
+        "method": row.method,
+        "b1": row.b1,
+        "b2": None if row.b2 == DEFAULT_B2 else row.b2,
+        "curves": row.curves,
+        "parametrization": row.parametrization,
+        "shared": row.curves is not None,
+        "curves_completed": row.curves_completed,
+        "curves_submitted": row.curves_submitted,
+        "status": row.status,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
+        "closed_at": row.closed_at,
+        "message": row.message,
+    }
+
+
+def _wanted(query: WorkFilters, **more: Any) -> Wanted:
+    return Wanted(
+        query.client_id,
+        composite=query.composite,
+        min_digits=query.min_digits,
+        max_digits=query.max_digits,
+        min_priority=query.priority,
+        project=query.project,
+        min_target=query.min_target_tlevel,
+        max_target=query.max_target_tlevel,
+        max_current=query.max_current_tlevel,
+        days=query.timeout_days,
+        **more,
+    )
+
+
+def _claim(wanted: Wanted) -> Claim | NoWork:
+    try:
+        return claims.claim(_engine(), wanted, current_app.config["SETTINGS"])
+    except Busy as error:
+        detail = f"There is work, but {error}. Ask again in a second."
+        raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
+
+
+def _answer(model: type[BaseModel], wanted: Wanted, fields: Callable[[Claim], dict[str, Any]]) -> Response:
+    made = _claim(wanted)
+    return _json(model, fields(made) if isinstance(made, Claim) else _no_work(made))
+
+
+def _no_work(none: NoWork) -> dict[str, Any]:
+    return {"message": none.message, "retry_after": none.retry_after}
+
+
+def _common_fields(made: Claim) -> dict[str, Any]:
+    return {
+        "work_id": str(made.work_id),
+        "composite_id": made.composite.id,
+        "composite": made.composite.current_composite,
+        "digit_length": made.composite.digit_length,
+        "current_t_level": made.composite.current_t_level,
+        "target_t_level": made.composite.target_t_level,
+        "expires_at": made.expires_at,
+        "method": made.method,
+        "message": "Work leased",
+    }
+
+
+def _ecm_fields(made: Claim) -> dict[str, Any]:
+    assert made.plan is not None  # an ECM lease has one
+    return _common_fields(made) | {
+        "prior_t_level": made.prior_t_level,
+        "b1": made.plan.b1,
+        "b2": _b2(made.plan.b2),
+        "curves": made.plan.curves,
+        "parametrization": made.plan.parametrization,
+        "shared": made.shared,
+    }
+
+
+def _p1_fields(made: Claim) -> dict[str, Any]:
+    return _common_fields(made) | {"pm1_b1": made.pm1_b1, "pp1_b1": made.pp1_b1}
+
+
+def _any_fields(made: Claim) -> dict[str, Any]:
+    if made.plan is None:
+        parameters: dict[str, Any] = {"b1": made.pm1_b1 or made.pp1_b1, "b2": None}
+    else:
+        parameters = {
+            "b1": made.plan.b1,
+            "b2": _b2(made.plan.b2),
+            "curves": made.plan.curves,
+            "parametrization": made.plan.parametrization,
+        }
+    minutes = None if made.minutes is None else round(made.minutes, 2)
+    return _common_fields(made) | {"parameters": parameters, "estimated_time_minutes": minutes}
+
+
+def _b2(b2: int) -> int | None:
+    return None if b2 == DEFAULT_B2 else b2
+
+
+def _lease(change: Callable[[uuid.UUID], Row[Any]], path: WorkPath) -> Response:
+    """Do something to the lease of that id, and say how it stands then."""
+    return _json(LeaseState, lease_state(with_lease(change, path.work_id)))
+
+
+def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any]:
+    """What `change` makes of the lease of that id; raises a 404 problem if there is none for it to change."""
+    try:
+        return change(uuid.UUID(work_id))
+    except ValueError as error:
+        raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
+    except leases.UnknownLease as error:
+        raise Problem(404, "unknown_work", f"{error}.") from error
+
+
+def lease_state(row: Row[Any]) -> dict[str, Any]:
+    """How a lease stands."""
+    return {
+        "work_id": str(row.id),
+        "status": row.status,
+        "curves_completed": row.curves_completed,
+        "curves_submitted": row.curves_submitted,
+        "expires_at": row.expires_at,
+        "message": f"This work is {row.status}" + (f": {row.message}" if row.message and row.closed_at else ""),
+    }
+
+
+def _engine() -> Any:
+    return current_app.config["ENGINE"]
+
+
+def _json(model: type[BaseModel], body: dict[str, Any]) -> Response:
+    """The body with every field of `model`, null where nothing is said."""
+    whole = {name: body.get(name) for name in model.model_fields}
+    return Response(orjson.dumps(whole), 200, content_type="application/json")
