@@ -172,7 +172,11 @@ def _look(connection: Connection, wanted: Wanted, settings: Settings, wait_for: 
         if not _get_to(connection, composite_id, wait=bool(wait_for)):
             look.busy.append(composite_id)
             continue
-        look.answer = _lease(connection, composite_id, wanted, settings)
+        locked = _lock(connection, composite_id, wanted)
+        if locked is None:
+            look.busy.append(composite_id)
+            continue
+        look.answer = _lease(connection, locked, wanted, settings)
         return look
     if not look.busy and not wait_for:
         look.answer = _none(connection)
@@ -208,38 +212,45 @@ def _get_to(connection: Connection, composite_id: int, *, wait: bool) -> bool:
     if not wait:
         found: bool = connection.execute(_TRY_NUMBER, keys).scalar_one()
         return found
-    return _in_time(connection, _WAIT_FOR_NUMBER, keys)
+    return _in_time(connection, _WAIT_FOR_NUMBER, keys) is not None
 
 
 _TRY_NUMBER = text("SELECT pg_try_advisory_xact_lock(:lock, hashint8(:id))")
 _WAIT_FOR_NUMBER = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
 
 
-def _in_time(connection: Connection, statement: Any, parameters: dict[str, Any]) -> bool:
-    """Run a statement that waits for a lock; whether it got it within LOCK_PATIENCE_MS."""
+def _in_time(connection: Connection, statement: Any, parameters: dict[str, Any]) -> list[Row] | None:
+    """The rows of a statement that waits for a lock; None if it did not get it within LOCK_PATIENCE_MS."""
     try:
         with savepoint(connection):
-            connection.execute(statement, parameters)
+            return list(connection.execute(statement, parameters))
     except DBAPIError as error:
         if getattr(error.orig, "pgcode", None) != LOCK_NOT_AVAILABLE:
             raise
-        return False
-    return True
-
-
-def _lease(connection: Connection, composite_id: int, wanted: Wanted, settings: Settings) -> Claim | None:
-    """Lease a number that only this claim is at; None if it turns out to want no such work any more."""
-    locked = select(Composite).where(Composite.id == composite_id, *wanted.conditions()).with_for_update(key_share=True)
-    row = connection.execute(locked).one_or_none()
-    if row is None:
         return None
-    leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
+
+
+def _lock(connection: Connection, composite_id: int, wanted: Wanted) -> list[Row] | None:
+    """The number's row, locked, or none if it is not like what is wanted any more; None while something long has it.
+
+    A result that is being applied has it for milliseconds; one with a factor to split for some tenths of a second.
+    """
+    found = select(Composite).where(Composite.id == composite_id, *wanted.conditions())
+    return _in_time(connection, found.with_for_update(key_share=True), {})
+
+
+def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: Settings) -> Claim | None:
+    """Lease the number that only this claim is at; None if it turns out to want no such work any more."""
+    if not locked:
+        return None
+    (row,) = locked
+    leases = work.open_leases(connection, [row.id]).get(row.id, [])
     made = None
     now = demand.wants(row, leases)
     if any(now[column.key] for column in _wants(wanted.method)):
         made = _make(connection, row, leases, wanted, settings)
     # With the new lease in it, or because the row said something that is not true any more.
-    work.refresh(connection, [composite_id])
+    work.refresh(connection, [row.id])
     return made
 
 
@@ -324,9 +335,10 @@ def _look_at_named(connection: Connection, wanted: Wanted, settings: Settings) -
     found = registry.find(connection, written, settings.max_digits)
     if found is None:
         return _Look(NoWork(f"{shorten(written)} is not a number of this server.", ASK_AGAIN_LATEST))
-    if not _get_to(connection, found.id, wait=True):
-        return _Look(busy=[])
-    made = _lease(connection, found.id, wanted, settings)
+    locked = _lock(connection, found.id, wanted) if _get_to(connection, found.id, wait=True) else None
+    if locked is None:
+        return _Look()
+    made = _lease(connection, locked, wanted, settings)
     if made is not None:
         return _Look(made)
     row = connection.execute(select(Composite).where(Composite.id == found.id)).one()

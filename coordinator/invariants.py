@@ -294,7 +294,7 @@ def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
         vector = effort.effort_of([(int(b1), int(b2), param, int(curves)) for b1, b2, param, curves in sums])
         for lease in leases:
             run = (int(lease.b1), -1 if lease.b2 is None else int(lease.b2), lease.parametrization or 1)
-            need = effort.curves_to_reach(vector, lease.target_t_level, *run)
+            need = _need(vector, lease.target_t_level, run)
             # One more: what is just enough depends on the last bits of sums that were added up in another order.
             if lease.remaining > overlap * need + 1:
                 detail = (
@@ -302,3 +302,10 @@ def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
                 )
                 yield Violation("bounded leases", "composites", composite_id, detail + "that many are allowed")
             vector = effort.add_curves(vector, lease.remaining, *run)
+
+
+def _need(vector: np.ndarray, target: float, run: tuple[int, int, int]) -> float:
+    try:
+        return effort.curves_to_reach(vector, target, *run)
+    except ValueError:  # so small a B1 does not reach it with any number of curves
+        return float("inf")

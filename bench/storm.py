@@ -1,0 +1,191 @@
+"""A storm of claims: many clients at once that claim, finish, give up, vanish and find factors, and what came of it.
+
+`python -m bench --only storm` runs it at full size; the tests run a small one. Whoever runs it looks at the invariants
+while it lasts and afterwards.
+"""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from time import perf_counter
+
+import gmpy2
+from sqlalchemy import Engine, text
+
+from config.settings import Settings
+from coordinator import claims, inbox, registry, results, upkeep, work
+from coordinator.claims import Claim, Wanted
+from coordinator.unit_of_work import is_transient, unit_of_work
+from models.wire import SubmitResult
+
+# Seconds of work in a lease: so short that 10,000 of them do not bring 200 numbers to their targets.
+LEASE_SECONDS = 3.0
+ORDERS = ("standard", "progressive", "priority", "best")
+# What becomes of a lease, and how often of a hundred.
+FATES = {
+    "all curves come in": 40,
+    "some come in, then complete": 15,
+    "heartbeat, then given up": 15,
+    "runs out": 15,
+    "stays open": 13,
+    "finds a factor": 2,
+}
+
+
+@dataclass
+class Report:
+    """What the clients saw: seconds of each claim, how often what happened, and errors that should not be."""
+
+    seconds: list[float] = field(default_factory=list)
+    happened: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    elapsed: float = 0.0
+
+
+def load_numbers(engine: Engine, amount: int, seed: int) -> dict[int, int]:
+    """Register products of two primes of 90 to 130 digits; by composite id the factor that can be found."""
+    dice = random.Random(seed)
+    found: dict[int, int] = {}
+    with unit_of_work(engine, "load") as connection:
+        for _ in range(amount):
+            small = gmpy2.next_prime(gmpy2.mpz(dice.randrange(10**39, 10**40)))
+            large = gmpy2.next_prime(gmpy2.mpz(dice.randrange(10**50, 10 ** dice.randint(60, 90))))
+            number = small * large
+            composite_id = registry.register_new(connection, str(number), number, is_prime=False)
+            if composite_id is not None:
+                found[composite_id] = int(small)
+    return found
+
+
+def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int, seed: int) -> Report:
+    """Let `claimers` threads make `amount` claims together on the numbers of `factors`, and meet their fates."""
+    report = Report()
+    settings = Settings(lease_target_minutes=LEASE_SECONDS / 60, database_url="unused")
+    tickets = count()
+    started = perf_counter()
+    threads = [
+        threading.Thread(
+            target=_client, args=(engine, f"client-{n}", factors, settings, tickets, amount, seed + n, report)
+        )
+        for n in range(claimers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report.elapsed = perf_counter() - started
+    return report
+
+
+def _client(
+    engine: Engine,
+    name: str,
+    factors: dict[int, int],
+    settings: Settings,
+    tickets: Iterator[int],
+    amount: int,
+    seed: int,
+    report: Report,
+) -> None:
+    dice = random.Random(seed)
+    while next(tickets) < amount:
+        wanted = Wanted(name, order=dice.choice(ORDERS), shared=dice.random() < 0.9)
+        try:
+            began = perf_counter()
+            made = claims.claim(engine, wanted, settings)
+            report.seconds.append(perf_counter() - began)
+            if not isinstance(made, Claim):
+                report.happened["no work"] += 1
+                continue
+            (fate,) = dice.choices(list(FATES), FATES.values())
+            report.happened[fate] += 1
+            _meet(engine, made, name, fate, factors, settings)
+        except Exception as error:
+            # A result's transient fault is tried again by its task; a claim must not have any.
+            kind = "transient" if is_transient(error) else "error"
+            report.errors.append(f"{kind}: {type(error).__name__}: {error}"[:500])
+
+
+def _meet(engine: Engine, made: Claim, name: str, fate: str, factors: dict[int, int], settings: Settings) -> None:
+    curves = made.plan.curves if made.plan else 1
+    if fate == "all curves come in":
+        _send(engine, made, name, curves, None, settings)
+    elif fate == "some come in, then complete":
+        _send(engine, made, name, max(1, curves // 2), None, settings)
+        work.complete(engine, made.work_id, name)
+    elif fate == "heartbeat, then given up":
+        work.heartbeat(engine, made.work_id, name, max(1, curves // 3))
+        work.abandon(engine, made.work_id, name, "going home")
+    elif fate == "runs out":
+        with unit_of_work(engine, "let it run out") as connection:
+            overdue = text("UPDATE work_assignments SET expires_at = now() - interval '1 second' WHERE id = :id")
+            connection.execute(overdue, {"id": made.work_id})
+        upkeep.expire_work(engine, datetime.now(UTC))
+    elif fate == "finds a factor":
+        _send(engine, made, name, 1, factors[made.composite.id], settings)
+
+
+def _send(engine: Engine, made: Claim, name: str, curves: int, factor: int | None, settings: Settings) -> None:
+    """A result as its task applies it, tried again after a transient fault."""
+    body = {
+        "client_id": name,
+        "composite": made.composite.number,
+        "parameters": {"b1": made.plan.b1 if made.plan else 50_000, "curves": curves},
+        "results": {"factor_found": factor and str(factor), "execution_time": LEASE_SECONDS},
+        "work_id": str(made.work_id),
+        "raw_output": str(made.work_id),
+    }
+    receipt = inbox.receive(
+        engine, SubmitResult.model_validate(body), key=None, max_raw_output=1000, implicit_key_window=0
+    )
+    while True:
+        try:
+            results.apply_result(engine, receipt.submission_id, settings)
+            return
+        except Exception as error:
+            if not is_transient(error):
+                raise
+
+
+def measure(claimers: int = 32, numbers: int = 200, amount: int = 10_000, seed: int = 1) -> dict[str, object]:
+    """The storm at full size, on a PostgreSQL of its own: claims a second, how long they took, and what is broken."""
+    import logging
+    import tempfile
+    from pathlib import Path
+
+    import structlog
+
+    from config.embedded import start_postgres
+    from coordinator import invariants
+    from models.engine import make_engine
+    from models.migrate import upgrade
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with tempfile.TemporaryDirectory(prefix="ecm-storm-") as home:
+        server = start_postgres(Path(home))
+        try:
+            upgrade(server.url)
+            engine = make_engine(server.url, pool_size=claimers + 1, pool_timeout=60)
+            factors = load_numbers(engine, numbers, seed)
+            report = storm(engine, factors, claimers=claimers, amount=amount, seed=seed)
+            broken = invariants.violations(engine, max_digits=1000)
+            engine.dispose()
+        finally:
+            server.stop()
+    seconds = sorted(report.seconds)
+    return {
+        "claims": len(seconds),
+        "claimers": claimers,
+        "numbers": numbers,
+        "seconds": round(report.elapsed, 1),
+        "p50_ms": round(1000 * seconds[len(seconds) // 2], 1),
+        "p99_ms": round(1000 * seconds[len(seconds) * 99 // 100], 1),
+        "slowest_ms": round(1000 * seconds[-1], 1),
+        "happened": dict(report.happened),
+        "errors": Counter(report.errors).most_common(10),
+        "broken_invariants": [list(map(str, violation)) for violation in broken],
+    }
