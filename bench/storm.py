@@ -4,22 +4,28 @@
 while it lasts and afterwards.
 """
 
+import logging
 import random
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import count
+from pathlib import Path
 from time import perf_counter
 
 import gmpy2
+import structlog
 from sqlalchemy import Engine, text
 
+from config.embedded import start_postgres
 from config.settings import Settings
-from coordinator import claims, inbox, registry, results, upkeep, work
+from coordinator import claims, inbox, invariants, registry, results, upkeep, work
 from coordinator.claims import Claim, Wanted
 from coordinator.unit_of_work import is_transient, unit_of_work
+from models.engine import make_engine
+from models.migrate import upgrade
 from models.wire import SubmitResult
 
 # Seconds of work in a lease: so short that 10,000 of them do not bring 200 numbers to their targets.
@@ -34,6 +40,15 @@ FATES = {
     "stays open": 13,
     "finds a factor": 2,
 }
+
+
+@dataclass(frozen=True)
+class Sea:
+    """Where a storm is: the database, by composite id the factors that can be found, and the settings."""
+
+    engine: Engine
+    factors: dict[int, int]
+    settings: Settings
 
 
 @dataclass
@@ -64,13 +79,11 @@ def load_numbers(engine: Engine, amount: int, seed: int) -> dict[int, int]:
 def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int, seed: int) -> Report:
     """Let `claimers` threads make `amount` claims together on the numbers of `factors`, and meet their fates."""
     report = Report()
-    settings = Settings(lease_target_minutes=LEASE_SECONDS / 60, database_url="unused")
-    tickets = count()
+    sea = Sea(engine, factors, Settings(lease_target_minutes=LEASE_SECONDS / 60, database_url="unused"))
+    tickets = iter(range(amount))
     started = perf_counter()
     threads = [
-        threading.Thread(
-            target=_client, args=(engine, f"client-{n}", factors, settings, tickets, amount, seed + n, report)
-        )
+        threading.Thread(target=_client, args=(sea, f"client-{n}", tickets, random.Random(seed + n), report))
         for n in range(claimers)
     ]
     for thread in threads:
@@ -81,71 +94,62 @@ def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int
     return report
 
 
-def _client(
-    engine: Engine,
-    name: str,
-    factors: dict[int, int],
-    settings: Settings,
-    tickets: Iterator[int],
-    amount: int,
-    seed: int,
-    report: Report,
-) -> None:
-    dice = random.Random(seed)
-    while next(tickets) < amount:
+def _client(sea: Sea, name: str, tickets: Iterator[int], dice: random.Random, report: Report) -> None:
+    for _ in tickets:
         wanted = Wanted(name, order=dice.choice(ORDERS), shared=dice.random() < 0.9)
         try:
             began = perf_counter()
-            made = claims.claim(engine, wanted, settings)
+            made = claims.claim(sea.engine, wanted, sea.settings)
             report.seconds.append(perf_counter() - began)
             if not isinstance(made, Claim):
                 report.happened["no work"] += 1
                 continue
-            (fate,) = dice.choices(list(FATES), FATES.values())
+            (fate,) = dice.choices(list(FATES), list(FATES.values()))
             report.happened[fate] += 1
-            _meet(engine, made, name, fate, factors, settings)
+            _meet(sea, made, name, fate)
         except Exception as error:
             # A result's transient fault is tried again by its task; a claim must not have any.
             kind = "transient" if is_transient(error) else "error"
             report.errors.append(f"{kind}: {type(error).__name__}: {error}"[:500])
 
 
-def _meet(engine: Engine, made: Claim, name: str, fate: str, factors: dict[int, int], settings: Settings) -> None:
+def _meet(sea: Sea, made: Claim, name: str, fate: str) -> None:
     curves = made.plan.curves if made.plan else 1
     if fate == "all curves come in":
-        _send(engine, made, name, curves, None, settings)
+        _send(sea, made, name, curves)
     elif fate == "some come in, then complete":
-        _send(engine, made, name, max(1, curves // 2), None, settings)
-        work.complete(engine, made.work_id, name)
+        _send(sea, made, name, max(1, curves // 2))
+        work.complete(sea.engine, made.work_id, name)
     elif fate == "heartbeat, then given up":
-        work.heartbeat(engine, made.work_id, name, max(1, curves // 3))
-        work.abandon(engine, made.work_id, name, "going home")
+        work.heartbeat(sea.engine, made.work_id, name, max(1, curves // 3))
+        work.abandon(sea.engine, made.work_id, name, "going home")
     elif fate == "runs out":
-        with unit_of_work(engine, "let it run out") as connection:
+        with unit_of_work(sea.engine, "let it run out") as connection:
             overdue = text("UPDATE work_assignments SET expires_at = now() - interval '1 second' WHERE id = :id")
             connection.execute(overdue, {"id": made.work_id})
-        upkeep.expire_work(engine, datetime.now(UTC))
+        upkeep.expire_work(sea.engine, datetime.now(UTC))
     elif fate == "finds a factor":
-        _send(engine, made, name, 1, factors[made.composite.id], settings)
+        _send(sea, made, name, 1, str(sea.factors[made.composite.id]))
 
 
-def _send(engine: Engine, made: Claim, name: str, curves: int, factor: int | None, settings: Settings) -> None:
+def _send(sea: Sea, made: Claim, name: str, curves: int, factor: str | None = None) -> None:
     """A result as its task applies it, tried again after a transient fault."""
     body = {
         "client_id": name,
         "composite": made.composite.number,
         "parameters": {"b1": made.plan.b1 if made.plan else 50_000, "curves": curves},
-        "results": {"factor_found": factor and str(factor), "execution_time": LEASE_SECONDS},
+        "results": {"factor_found": factor, "execution_time": LEASE_SECONDS},
         "work_id": str(made.work_id),
         "raw_output": str(made.work_id),
     }
     receipt = inbox.receive(
-        engine, SubmitResult.model_validate(body), key=None, max_raw_output=1000, implicit_key_window=0
+        sea.engine, SubmitResult.model_validate(body), key=None, max_raw_output=1000, implicit_key_window=0
     )
-    while True:
+    settled = False
+    while not settled:
         try:
-            results.apply_result(engine, receipt.submission_id, settings)
-            return
+            results.apply_result(sea.engine, receipt.submission_id, sea.settings)
+            settled = True
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -153,17 +157,6 @@ def _send(engine: Engine, made: Claim, name: str, curves: int, factor: int | Non
 
 def measure(claimers: int = 32, numbers: int = 200, amount: int = 10_000, seed: int = 1) -> dict[str, object]:
     """The storm at full size, on a PostgreSQL of its own: claims a second, how long they took, and what is broken."""
-    import logging
-    import tempfile
-    from pathlib import Path
-
-    import structlog
-
-    from config.embedded import start_postgres
-    from coordinator import invariants
-    from models.engine import make_engine
-    from models.migrate import upgrade
-
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with tempfile.TemporaryDirectory(prefix="ecm-storm-") as home:
         server = start_postgres(Path(home))

@@ -1,0 +1,338 @@
+"""What claims hand out, to whom, in which order, and what they say when there is nothing."""
+
+import uuid
+
+import pytest
+from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, submit
+from primes import prime, product
+
+from coordinator import claims, effort, planning, registry, work
+from coordinator.claims import Claim, NoWork, Wanted
+from coordinator.unit_of_work import unit_of_work
+
+MINUTE = SETTINGS.model_copy(update={"lease_target_minutes": 1})
+
+
+def load(engine, *digits, **columns):
+    """Register products of two primes with so many digits each; their ids. `columns` are set on all of them."""
+    ids = []
+    for which, size in enumerate(digits):
+        number = product(prime(size // 2, which), prime(size - size // 2 + 1, which + 50))  # just above 10**(size - 1)
+        with unit_of_work(engine, "load") as connection:
+            ids.append(registry.register_new(connection, str(number), number, is_prime=False))
+    for name, value in columns.items():
+        run_sql(engine, f"UPDATE composites SET {name} = :value WHERE id = ANY(:ids)", value=value, ids=ids)
+    return ids
+
+
+def claim(engine, client="alice", settings=MINUTE, **wanted):
+    return claims.claim(engine, Wanted(client, **wanted), settings)
+
+
+def shared(engine, client="alice", settings=MINUTE, **wanted):
+    return claim(engine, client, settings, shared=True, **wanted)
+
+
+def lease(engine, made):
+    (row,) = rows(engine, "SELECT * FROM work_assignments WHERE id = :id", id=made.work_id)
+    return row
+
+
+def state(engine, composite_id):
+    (row,) = rows(engine, "SELECT * FROM composites WHERE id = :id", id=composite_id)
+    return row
+
+
+# Orders and filters --------------------------------------------------------------------------------------------------
+
+
+def test_each_order_has_its_own_first_number(engine):
+    small, done, dear, large = load(engine, 90, 100, 110, 150)
+    run_sql(engine, "UPDATE composites SET planned_t_level = 9, current_t_level = 9 WHERE id <> :id", id=done)
+    run_sql(engine, "UPDATE composites SET priority = 5 WHERE id = :id", id=dear)
+    run_sql(engine, "UPDATE composites SET work_value = 3 WHERE id = :id", id=large)
+    first = {
+        order: claim(engine, order=order).composite.id for order in ("priority", "best", "progressive", "standard")
+    }
+    assert first == {"priority": dear, "best": large, "progressive": done, "standard": small}
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"min_digits": 101}, 110),
+        ({"min_digits": 101, "max_digits": 109}, None),
+        ({"max_digits": 90}, 90),
+        ({"min_priority": 3}, 110),
+        ({"min_target": 45}, 150),
+        ({"max_target": 27}, None),
+        ({"max_current": 0}, 100),
+        ({"project": "aliquot"}, 150),
+        ({"project": "no such project"}, None),
+    ],
+)
+def test_filters_leave_only_what_is_asked_for(engine, filters, expected):
+    small, _, dear, large = load(engine, 90, 100, 110, 150)
+    run_sql(engine, "UPDATE composites SET priority = 3 WHERE id = :id", id=dear)
+    run_sql(engine, "UPDATE composites SET current_t_level = 1, planned_t_level = 1 WHERE id = :id", id=small)
+    with unit_of_work(engine, "project") as connection:
+        registry.join_project(connection, large, "aliquot")
+    made = claim(engine, **filters)
+    if expected is None:
+        assert isinstance(made, NoWork)
+        assert 30 <= made.retry_after <= 600
+        assert str(made.retry_after) in made.message
+    else:
+        assert made.composite.digit_length == expected
+
+
+def test_what_wants_no_work_is_never_leased(engine):
+    ids = load(engine, 90, 91, 92, 93)
+    for client in ("alice", "bob"):
+        submit(engine, result(state(engine, ids[0]).number, client=client, b1=3_000_000, curves=10_000))
+    submit(engine, result(state(engine, ids[1]).number, str(prime(45, 1)), curves=1))
+    run_sql(engine, "UPDATE composites SET is_prime = NULL WHERE id = :id", id=ids[2])
+    run_sql(engine, "UPDATE composites SET hold = 'paused' WHERE id = :id", id=ids[3])
+    for method in ("ecm", "pm1"):
+        made = claim(engine, method=method)
+        # At its target a number wants no more curves, but P-1 all the same.
+        assert isinstance(made, NoWork) or (method, made.composite.id) == ("pm1", ids[0])
+    with unit_of_work(engine, "refresh") as connection:
+        work.refresh(connection, ids)
+    assert [state(engine, one).wants_ecm for one in ids] == [False] * 4
+    assert_sound(engine)
+
+
+# What a lease is -----------------------------------------------------------------------------------------------------
+
+
+def test_a_client_of_today_gets_the_whole_number_for_days(engine):
+    (only,) = load(engine, 120)
+    made = claim(engine)
+    row = lease(engine, made)
+    assert (row.composite_id, row.curves, row.status) == (only, None, "assigned")
+    assert abs((row.expires_at - row.created_at).total_seconds() - 5 * 86_400) < 5
+    assert (made.plan.b1, made.shared) == (25_000, False)
+    for again in (claim(engine, "bob"), shared(engine, "bob")):
+        assert isinstance(again, NoWork)
+    work.abandon(engine, made.work_id, None, None)
+    assert isinstance(claim(engine, "bob", days=0.5), Claim)
+    assert_sound(engine)
+
+
+def test_shared_leases_follow_one_another_up_to_the_target_and_no_further(engine):
+    load(engine, 90)
+    made, vector = [], effort.no_effort()
+    while isinstance(one := shared(engine, f"client-{len(made)}"), Claim):
+        made.append(one)
+        expected = planning.plan_curves(vector, 90, effort.target_t_level(90), planning.Wish(1, 60))
+        assert one.plan == expected
+        vector = effort.add_curves(vector, one.plan.curves, one.plan.b1, one.plan.b2, one.plan.parametrization)
+    assert len(made) > 1
+    assert [one.plan.b1 for one in made] == sorted(one.plan.b1 for one in made)
+    assert effort.t_level(vector) >= 90 * 4 / 13
+    assert_sound(engine)
+    # What one gives back is leased again.
+    work.abandon(engine, made[0].work_id, "client-0", "going home")
+    assert isinstance(shared(engine, "late"), Claim)
+    assert_sound(engine)
+
+
+def test_only_so_many_share_a_number(engine, monkeypatch):
+    monkeypatch.setattr(
+        "coordinator.demand.settings", lambda: SETTINGS.model_copy(update={"max_active_per_composite": 2})
+    )
+    load(engine, 200)
+    kinds = [type(shared(engine, name)) for name in "abc"]
+    assert kinds == [Claim, Claim, NoWork]
+
+
+def test_a_fast_client_gets_a_longer_lease_of_the_same_time(engine):
+    load(engine, 150, 151)
+    number = rows(engine, "SELECT number FROM composites ORDER BY id")[0].number
+    usual = planning.seconds_per_curve(50_000, -1, 150) * 100
+    submit(engine, result(number, client="fast", results={"execution_time": usual / 8}))
+    submit(engine, result(number, client="slow", results={"execution_time": usual * 4}))
+    plans = {name: shared(engine, name, min_digits=151, b1=3_000_000).plan for name in ("fast", "unknown", "slow")}
+    curves = {name: plan.curves for name, plan in plans.items()}
+    assert curves["fast"] == pytest.approx(8 * curves["unknown"], rel=0.1)
+    assert curves["slow"] == pytest.approx(curves["unknown"] / 4, rel=0.3)
+
+
+def test_a_client_may_insist_on_b1_and_on_stage_1_only(engine):
+    load(engine, 120)
+    made = shared(engine, b1=123_456, stage1_only=True)
+    assert (made.plan.b1, made.plan.b2) == (123_456, 0)
+    assert (lease(engine, made).b1, lease(engine, made).b2) == (123_456, 0)
+
+
+def test_a_named_number_is_leased_or_its_reason_is_given(engine):
+    small, named, held, gone = load(engine, 90, 100, 101, 102)
+    text = state(engine, named).number
+    assert claim(engine, composite=text).composite.id == named
+    assert "open lease" in claim(engine, "bob", composite=text).message
+    run_sql(engine, "UPDATE composites SET hold = 'parked', hold_reason = 'x crashed' WHERE id = :id", id=held)
+    assert "parked: x crashed" in claim(engine, composite=state(engine, held).number).message
+    submit(engine, result(state(engine, gone).number, str(prime(51, 3)), curves=1))
+    assert "fully factored" in claim(engine, composite=state(engine, gone).number).message
+    assert "is not a number of this server" in claim(engine, composite="2^67-1").message
+    submit(engine, result(state(engine, small).number, b1=3_000_000, curves=10_000))
+    assert "reached its target" in claim(engine, composite=state(engine, small).number).message
+
+
+def test_prior_work_is_told_apart(engine):
+    (only,) = load(engine, 120)
+    run_sql(
+        engine,
+        "INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)"
+        " VALUES (:id, 50000, -1, 1, 261)",
+        id=only,
+    )
+    assert claim(engine).prior_t_level == pytest.approx(25, abs=0.1)
+
+
+# P-1 and P+1 ---------------------------------------------------------------------------------------------------------
+
+
+def test_p1_work_is_for_numbers_that_lack_it_at_one_step_above_their_target(engine):
+    (only,) = load(engine, 120)
+    both = claim(engine, method="p1")
+    assert (both.pm1_b1, both.pp1_b1) == (11_000_000, 11_000_000)  # t36.9: 3e6, and one step more
+    assert isinstance(claim(engine, "bob", method="pm1"), NoWork)
+    assert isinstance(shared(engine, "bob"), Claim)  # curves are another matter
+    number = state(engine, only).number
+    submit(engine, result(number, method="pm1", b1=11_000_000, curves=1, work_id=str(both.work_id)))
+    submit(engine, result(number, method="pp1", b1=3_000_000, curves=1, work_id=str(both.work_id)))
+    work.complete(engine, both.work_id, "alice")
+    assert isinstance(claim(engine, "bob", method="pm1"), NoWork)
+    rest = claim(engine, "bob", method="p1")
+    assert (rest.pm1_b1, rest.pp1_b1) == (None, 11_000_000)
+    assert_sound(engine)
+
+
+def test_a_stage_1_of_p1_is_not_the_whole_of_it(engine):
+    load(engine, 120)
+    number = rows(engine, "SELECT number FROM composites")[0].number
+    submit(engine, result(number, method="pm1", b1=11_000_000, b2=0, curves=1))
+    assert claim(engine, method="pm1").pm1_b1 == 11_000_000
+
+
+# The life of a lease -------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_extends_only_what_advances_and_no_further_than_its_curves(engine):
+    load(engine, 120)
+    made = shared(engine)
+    run_sql(engine, "UPDATE work_assignments SET expires_at = now() + interval '1 minute'")
+
+    def beat(curves):
+        before = lease(engine, made).expires_at
+        return work.heartbeat(engine, made.work_id, "alice", curves, "on it").expires_at - before
+
+    assert beat(0).total_seconds() == 0
+    assert beat(3).total_seconds() > 1000
+    run_sql(engine, "UPDATE work_assignments SET expires_at = now() + interval '1 minute'")
+    assert beat(3).total_seconds() == beat(2).total_seconds() == 0
+    assert beat(10**9).total_seconds() > 1000
+    run_sql(engine, "UPDATE work_assignments SET expires_at = now() + interval '1 minute'")
+    assert beat(10**9).total_seconds() == 0
+    row = lease(engine, made)
+    assert (row.status, row.curves_completed, row.curves_submitted, row.message) == ("running", row.curves, 0, "on it")
+
+
+def test_results_complete_a_lease_whatever_its_heartbeats_said(engine):
+    load(engine, 120)
+    made = shared(engine)
+    number, curves = made.composite.number, made.plan.curves
+    work.heartbeat(engine, made.work_id, "alice", curves)
+    submit(engine, result(number, b1=made.plan.b1, curves=curves - 1, work_id=str(made.work_id), sigma="1:7"))
+    assert lease(engine, made).status == "running"
+    submit(engine, result(number, b1=made.plan.b1, curves=1, work_id=str(made.work_id), sigma="1:8"))
+    assert lease(engine, made).status == "completed"
+    assert state(engine, made.composite.id).open_leases == 0
+    assert_sound(engine)
+
+
+def test_a_number_that_is_finished_ends_its_leases_and_says_so(engine):
+    load(engine, 120)
+    made, other = shared(engine), shared(engine, "bob")
+    submit(engine, result(made.composite.number, str(prime(60)), curves=1, work_id=str(made.work_id)))
+    told = work.heartbeat(engine, other.work_id, "bob", 5)
+    assert (told.status, told.message) == ("completed", work.NOTHING_LEFT)
+    assert (told.curves_completed, told.expires_at) == (0, lease(engine, other).expires_at)
+    assert work.complete(engine, other.work_id, "bob").status == "completed"
+    assert_sound(engine)
+
+
+def test_leases_that_the_target_does_without_are_ended(engine):
+    load(engine, 120)
+    made = [shared(engine, name) for name in "ab"]
+    submit(engine, result(made[0].composite.number, b1=11_000_000, curves=10_000, client="c"))
+    assert [work.heartbeat(engine, one.work_id, name, 1).message for one, name in zip(made, "ab", strict=True)] == [
+        work.TARGET_REACHED
+    ] * 2
+    assert_sound(engine)
+
+
+def test_a_lease_is_somebodys(engine):
+    load(engine, 120)
+    made = shared(engine)
+    for call in (
+        lambda: work.advance(engine, made.work_id, "bob", "claimed"),
+        lambda: work.heartbeat(engine, made.work_id, "bob", 1),
+        lambda: work.complete(engine, made.work_id, "bob"),
+        lambda: work.abandon(engine, made.work_id, "bob", None),
+        lambda: work.heartbeat(engine, uuid.uuid4(), "alice", 1),
+    ):
+        before = lease(engine, made)
+        with pytest.raises(work.UnknownLease):
+            call()
+        assert lease(engine, made) == before
+
+
+# Parking -------------------------------------------------------------------------------------------------------------
+
+
+def give_up(engine, *clients, reason="it crashes"):
+    for client in clients:
+        made = shared(engine, client)
+        work.abandon(engine, made.work_id, client, reason)
+
+
+def test_a_number_that_several_clients_give_up_in_a_row_is_parked(engine):
+    (only,) = load(engine, 120)
+    give_up(engine, "a", "a", "a", "b")
+    assert state(engine, only).hold is None
+    give_up(engine, "c", reason="no memory")
+    row = state(engine, only)
+    assert (row.hold, row.wants_ecm, row.wants_pm1) == ("parked", False, False)
+    assert row.hold_reason == "c: no memory; b: it crashes; a: it crashes"
+    assert isinstance(shared(engine, "d"), NoWork)
+    assert_sound(engine)
+
+
+def test_curves_or_a_completed_lease_in_between_speak_for_a_number(engine):
+    (only,) = load(engine, 120)
+    give_up(engine, "a", "b")
+    made = shared(engine, "c")
+    submit(engine, result(made.composite.number, client="c", curves=1, work_id=str(made.work_id)))
+    work.abandon(engine, made.work_id, "c", "going home")
+    give_up(engine, "d", "e")
+    assert state(engine, only).hold is None
+    give_up(engine, "f")
+    assert state(engine, only).hold == "parked"
+
+
+def test_the_work_columns_are_what_a_recompute_says(engine):
+    ids = load(engine, 90, 120, 150)
+    shared(engine, max_digits=90)
+    claim(engine, min_digits=150)
+    submit(engine, result(state(engine, ids[1]).number, curves=50))
+    names = "open_leases, wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value"
+    before = rows(engine, f"SELECT {names} FROM composites ORDER BY id")
+    run_sql(engine, "UPDATE composites SET wants_ecm = NOT wants_ecm, planned_t_level = 99, open_leases = 7")
+    with unit_of_work(engine, "refresh") as connection:
+        work.refresh(connection, ids)
+    assert rows(engine, f"SELECT {names} FROM composites ORDER BY id") == before
+    assert scalar(engine, "SELECT count(*) FROM composites WHERE wants_ecm") == 2
+    assert composite(engine, state(engine, ids[2]).number).open_leases == 1
