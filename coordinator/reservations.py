@@ -126,6 +126,12 @@ def held(engine: Engine, limit: int = 1000) -> list[Row]:
         return list(connection.execute(statement.limit(limit)))
 
 
+def identify(engine: Engine, identifier: str, max_digits: int) -> int:
+    """The id of the composite with this value, else of the one with this id. Raises UnknownComposite."""
+    with engine.connect() as connection:
+        return _identify(connection, identifier, max_digits)
+
+
 def _identify(connection: Connection, identifier: str, max_digits: int) -> int:
     """The composite with this value, else the one with this id."""
     try:

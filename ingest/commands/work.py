@@ -1,0 +1,278 @@
+"""`ecm-coordinator work`: what operators do to leases and to numbers kept from work, on the database itself."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from config.logging import configure_logging
+from config.settings import default_home, settings
+from models.wire import printable
+
+if TYPE_CHECKING:  # the command's --help needs no database library
+    from rich.table import Table
+    from sqlalchemy import Engine, Row
+
+MANY = 1000
+# Where there is no terminal nothing is known of a line's width: wide enough for every column.
+UNBOUNDED_WIDTH = 240
+
+
+def _one_line(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A text that the database takes and a table can show."""
+    try:
+        return value and printable(value.encode().decode())
+    except UnicodeEncodeError:
+        raise click.BadParameter("should be UTF-8") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+REASON_OPTION = click.option("--reason", callback=_one_line, help="Why, for its client and other operators to read.")
+HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
+
+
+@click.group()
+def work() -> None:
+    """Leases of work and numbers kept from it: look, cancel, time out, pause, resume.
+
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    """
+
+
+@work.command()
+@click.option("--client", callback=_one_line, help="Only this client's leases.")
+@click.option("--held", is_flag=True, help="Paused and parked numbers, with the reasons, instead of leases.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=MANY, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@HOME_OPTION
+def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path | None) -> None:
+    """Show open leases, those that run out first first."""
+    if held and client is not None:
+        raise click.UsageError("--held shows numbers, which are no client's; leave --client out")
+    from coordinator import reservations
+
+    with _engine(home) as engine:
+        rows = (
+            reservations.held(engine, limit + 1)
+            if held
+            else reservations.open_work(engine, client_id=client, limit=limit + 1)
+        )
+    shown = rows[:limit]
+    if as_json:
+        _print_json([_held(row) for row in shown] if held else _assignments(shown))
+    elif not shown:
+        click.echo("No number is paused or parked." if held else "No lease is open.")
+    else:
+        _print_table(_held_table(shown) if held else _lease_table(shown))
+    if len(rows) > limit:
+        click.echo(f"There are more than these {limit}; --limit shows them.", err=True)
+
+
+@work.command()
+@click.argument("work_id")
+@REASON_OPTION
+@HOME_OPTION
+def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
+    """End the lease or reservation WORK_ID, whoever holds it; one that is closed already stays as it is.
+
+    Its client learns of it by its next heartbeat. Exits with 1 if there is no such lease.
+    """
+    from coordinator import reservations
+    from coordinator.work import UnknownLease
+
+    try:
+        lease_id = uuid.UUID(work_id)
+    except ValueError:
+        raise click.ClickException(f"{work_id[:60]!r} is no work id; those are UUIDs (see `work ls`)") from None
+    try:
+        with _engine(home) as engine:
+            lease = reservations.cancel(engine, lease_id, reason)
+    except UnknownLease:
+        raise click.ClickException(f"there is no work {lease_id}; see `work ls`") from None
+    click.echo(f"{lease.id} of {lease.client_id} is {lease.status}" + (f": {lease.message}" if lease.message else ""))
+
+
+@work.command()
+@HOME_OPTION
+def cleanup(home: Path | None) -> None:
+    """Time out now the leases that are overdue, as beat does every few seconds."""
+    from coordinator import upkeep
+
+    with _engine(home) as engine:
+        expired = upkeep.expire_work(engine, datetime.now(UTC))
+    click.echo(f"{expired} overdue leases timed out.")
+
+
+@work.command()
+@click.argument("number", callback=_one_line)
+@REASON_OPTION
+@HOME_OPTION
+def pause(number: str, reason: str | None, home: Path | None) -> None:
+    """Lease no more work on NUMBER (its value or its id) until it is resumed; open leases go on.
+
+    Exits with 1 if there is no such number.
+    """
+    from coordinator import reservations
+
+    with _engine(home) as engine, _known():
+        row = reservations.pause(engine, _identify(engine, number), reason)
+    click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
+
+
+@work.command()
+@click.argument("number", callback=_one_line)
+@HOME_OPTION
+def resume(number: str, home: Path | None) -> None:
+    """Let NUMBER (its value or its id), paused or parked, be worked on again.
+
+    Exits with 1 if there is no such number.
+    """
+    from coordinator import reservations
+
+    with _engine(home) as engine, _known():
+        row = reservations.resume(engine, _identify(engine, number))
+    click.echo(f"composite {row.id} is neither paused nor parked" + ("" if row.wants_ecm else "; it wants no ECM now"))
+
+
+# The database --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _engine(home: Path | None) -> Iterator["Engine"]:
+    """An engine for the coordinator's database; what is wrong with that is said in a sentence."""
+    from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+
+    from models.engine import make_engine
+
+    # Lines of transactions are no news here, and never go where JSON goes.
+    configure_logging(settings().log_format, "WARNING")
+    url = settings().database_url or _embedded_url(home or default_home())
+    try:
+        engine = make_engine(url)
+    except ArgumentError as error:
+        raise click.ClickException("DATABASE_URL is not like postgresql://user:password@host/database") from error
+    try:
+        yield engine
+    except OperationalError as error:
+        raise click.ClickException(f"the database does not answer: {str(error.orig).strip()}") from error
+    except ProgrammingError as error:
+        raise click.ClickException(
+            f"the database's schema is not this version's ({str(error.orig).splitlines()[0]});"
+            " `ecm-coordinator migrate` brings it there"
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _embedded_url(home: Path) -> str:
+    from config.embedded import postgres
+
+    if not postgres.data_directory(home).exists():
+        raise click.ClickException(
+            f"DATABASE_URL is not set, and {home} has no database; name the home of `up` with --home"
+        )
+    return postgres.postgres_url(home)
+
+
+def _identify(engine: "Engine", number: str) -> int:
+    from coordinator import reservations
+
+    return reservations.identify(engine, number.strip(), settings().max_digits)
+
+
+@contextlib.contextmanager
+def _known() -> Iterator[None]:
+    from coordinator.reservations import UnknownComposite
+
+    try:
+        yield
+    except UnknownComposite as error:
+        raise click.ClickException(str(error)) from error
+
+
+# What is shown -------------------------------------------------------------------------------------------------------
+
+
+def _assignments(rows: list["Row[Any]"]) -> list[dict[str, Any]]:
+    from ingest.work import assignment
+
+    return [assignment(row) for row in rows]
+
+
+def _held(row: "Row[Any]") -> dict[str, Any]:
+    return {
+        "composite_id": row.id,
+        "number": row.number,
+        "digit_length": row.digit_length,
+        "hold": row.hold,
+        "hold_reason": row.hold_reason,
+        "held_at": row.held_at,
+    }
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def _lease_table(rows: list["Row[Any]"]) -> "Table":
+    now = datetime.now(UTC)
+    table = _table("work", "client", "composite", "run", ">curves", "status", ">runs out")
+    for row in rows:
+        curves = f"{row.curves_completed:,}" + ("" if row.curves is None else f" of {row.curves:,}")
+        run = row.method if row.b1 is None else f"{row.method} B1={row.b1:,}"
+        number = f"{row.composite_id} ({row.digit_length} digits)"
+        _add(table, str(row.id), row.client_id, number, run, curves, row.status, _ahead(row.expires_at - now))
+    return table
+
+
+def _held_table(rows: list["Row[Any]"]) -> "Table":
+    from coordinator.expressions import shorten
+
+    table = _table("composite", "number", ">digits", "held", "since", "why")
+    for row in rows:
+        since = row.held_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        _add(table, str(row.id), shorten(row.number), f"{row.digit_length}", row.hold, since, row.hold_reason or "")
+    return table
+
+
+def _ahead(left: timedelta) -> str:
+    minutes = int(left.total_seconds() / 60)
+    if minutes < 0:
+        return "overdue"
+    days, hours = divmod(minutes // 60, 24)
+    return f"in {days} d {hours} h" if days else f"in {hours} h {minutes % 60} min"
+
+
+def _table(*titles: str) -> "Table":
+    """A table with these columns, those with ">" right-aligned; the first one is never cut, for it is typed again."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, title in enumerate(titles):
+        right = title.startswith(">")
+        table.add_column(title.lstrip(">"), justify="right" if right else "left", no_wrap=place == 0, overflow="fold")
+    return table
+
+
+def _add(table: "Table", *cells: str) -> None:
+    from rich.text import Text
+
+    # As text, for in what clients call themselves "[red]" is no colour.
+    table.add_row(*map(Text, cells))
+
+
+def _print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNBOUNDED_WIDTH
+    console.print(table)
