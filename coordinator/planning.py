@@ -12,11 +12,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from coordinator import effort
 from coordinator.effort import B1_LADDER, DIGITS
 from coordinator.effort.arrays import Array, read_only
-from models.limits import DEFAULT_B2, STAGE1_ONLY
+from models.limits import DEFAULT_B2, MAX_CURVES
 
 # GMP-ECM 7 on one core: microseconds of stage 1 for each unit of B1, by digits of the number (docs/effort.md).
 PRICED_DIGITS = (100, 160, 250, 385, 600, 1200, 2400)
@@ -62,9 +63,10 @@ def seconds_per_curve(b1: float, b2: int, digits: int) -> float:
     """What one curve costs, in seconds on one core of ordinary speed (the table above, log-log between its points).
 
     Stage 2 with a given B2 is taken to cost as the square root of B2: the size of its polynomials, more or less.
+    A B2 up to B1, 0 among them, is stage 1 only.
     """
     stage1 = b1 * 1e-6 * _microseconds(digits)
-    if b2 == STAGE1_ONLY:
+    if b2 != DEFAULT_B2 and b2 <= b1:
         return stage1
     stage2 = stage1 * STAGE2_AT_11000 * (b1 / 11_000) ** STAGE2_EXPONENT
     if b2 != DEFAULT_B2:
@@ -109,19 +111,19 @@ def _prices(b1: tuple[int, ...], b2: int, digits: int) -> Array:
     return read_only(np.array([seconds_per_curve(one, b2, digits) for one in b1]))
 
 
-def _left(vector: Array, digits: int) -> tuple[Array, float]:
-    """(For each d the factors still expected, the chance that the number has one of those at all).
-
-    The number is known to be composite, so what is expected of a number of which anything might be true is divided by
-    that chance.
-    """
-    left = expected_factors(digits) * effort.missed(vector)
-    return left, -math.expm1(-float(left.sum()))
+def _left(vector: Array, digits: int) -> Array:
+    """For each d in DIGITS how many prime factors of d digits are expected still to be found."""
+    return expected_factors(digits) * effort.missed(vector)
 
 
 def value_per_second(vector: Array, digits: int) -> float:
-    """Factors expected of one second of the best curves on a number with this effort; 0 when nothing is to be found."""
-    left, certainty = _left(vector, digits)
+    """Factors expected of one second of the best curves on a number with this effort; 0 when nothing is to be found.
+
+    The number is known to be composite, so what is expected of a number of which anything might be true is divided by
+    the chance that there is something to be found at all.
+    """
+    left = _left(vector, digits)
+    certainty = -math.expm1(-float(left.sum()))
     if certainty <= 0.0:
         return 0.0
     ladder = _curves(B1_LADDER, DEFAULT_B2)
@@ -144,15 +146,19 @@ def plan_curves(vector: Array, digits: int, target: float, wish: Wish) -> Plan |
     choices = (wish.b1,) if wish.b1 else B1_LADDER
     curves = _curves(choices, wish.b2)
     prices = _prices(choices, wish.b2, digits)
-    left, _ = _left(vector, digits)
-    needed = [_curves_needed(vector, target, b1, wish.b2) for b1 in choices]
-    least = np.maximum(1.0, np.minimum(needed, wish.least * wish.speed / prices))
+    left = _left(vector, digits)
+    least = np.maximum(1.0, wish.least * wish.speed / prices)
+    for i in np.flatnonzero(_reaches(vector + least[:, None] * curves.effort, target)):
+        least[i] = min(least[i], _curves_needed(vector, target, choices[i], wish.b2))
     found = (-np.expm1(-least[:, None] * curves.effort)) @ left
     best = int(np.argmax(found / (least * prices)))
-    if wish.b1 is None and found[best] <= 0.0:
-        best = _cheapest(needed, prices)
-    at_most = max(1, int(min(needed[best], wish.most * wish.speed / prices[best])))
-    count = _until_another_is_better(vector, curves, prices, digits, best, max(1, int(least[best])), at_most)
+    if found[best] <= 0.0:
+        best = int(np.argmin([_curves_needed(vector, target, b1, wish.b2) for b1 in choices] * prices))
+    needed = _curves_needed(vector, target, choices[best], wish.b2)
+    at_most = max(1, int(min(needed, wish.most * wish.speed / prices[best], MAX_CURVES)))
+    count = _until_another_is_better(
+        vector, curves, prices, digits, best, at_least=max(1, int(least[best])), at_most=at_most
+    )
     return Plan(choices[best], wish.b2, PARAMETRIZATION, count, count * float(prices[best]))
 
 
@@ -163,17 +169,21 @@ def _curves_needed(vector: Array, target: float, b1: int, b2: int) -> float:
         return math.inf
 
 
-def _cheapest(needed: list[float], prices: Array) -> int:
-    return int(np.argmin(np.asarray(needed) * prices))
+def _reaches(vectors: Array, target: float) -> npt.NDArray[np.bool_]:
+    """Which of these effort vectors, one a row, are at the target: effort.t_level >= target for all at once."""
+    size = max(target, float(DIGITS[0])) - float(DIGITS[0])
+    low, high = math.floor(size), math.ceil(size)
+    still_missed = effort.missed(vectors[:, [low, high]]) @ (1 - (size - low), size - low)
+    return still_missed <= math.exp(-1)
 
 
 def _until_another_is_better(
-    vector: Array, curves: _Curves, prices: Array, digits: int, best: int, at_least: int, at_most: int
+    vector: Array, curves: _Curves, prices: Array, digits: int, best: int, *, at_least: int, at_most: int
 ) -> int:
     """How many curves, from `at_least` to `at_most`, until a larger B1 brings more for its price."""
 
     def still_best(count: int) -> bool:
-        left, _ = _left(vector + count * curves.effort[best], digits)
+        left = _left(vector + count * curves.effort[best], digits)
         return int(np.argmax(curves.chance @ left / prices)) <= best
 
     if at_least >= at_most or still_best(at_most):
