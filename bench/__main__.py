@@ -6,20 +6,23 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import effort, pipeline
+from bench import effort, pipeline, planner
 
 
 @click.command()
 @click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
-@click.option("--only", type=click.Choice(["effort", "pipeline"]), help="Just this one.")
+@click.option("--only", type=click.Choice(["effort", "planner", "pipeline"]), help="Just this one.")
 def bench(target: Path | None, only: str | None) -> None:
-    """Measure the effort model and the whole results pipeline on this machine; compare ratios, not machines."""
+    """Measure the effort model, the planner and the results pipeline on this machine; compare ratios, not machines."""
     console = Console()
     figures = {}
-    if only != "pipeline":
+    if only in (None, "effort"):
         figures["effort"] = effort.measure()
         click.echo(effort.report(figures["effort"]))
-    if only != "effort":
+    if only in (None, "planner"):
+        figures["planner"] = planner.measure()
+        click.echo(planner.report(figures["planner"]))
+    if only in (None, "pipeline"):
         figures["pipeline"] = pipeline.measure()
         console.print(pipeline.as_table(figures["pipeline"]))
     text = json.dumps(figures, indent=2)
