@@ -1,13 +1,17 @@
-"""`ecm-coordinator demo`: the main job once through, on real numbers and a private stack.
+"""`ecm-coordinator demo`: the main job once through, on real numbers, with a private coordinator and two agents.
 
-A coordinator of its own is started on free ports with its data in a temporary directory; GMP-ECM runs on each number of
-demo_composites.txt; each result is posted and followed until it is applied; then everything is stopped and removed.
+A coordinator of its own is started on free ports with its data in a temporary directory; the numbers of
+demo_composites.txt are loaded; two agents lease work, run GMP-ECM and send their results until every number is fully
+factored; then the table is printed, and everything is stopped and removed.
 """
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,71 +22,54 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from agent import client, gmp_ecm, spool
-from agent.cli import curve_progress, report_wait, shorten
-from agent.gmp_ecm import Factor
-from agent.run import Order, run_curves
+from agent import gmp_ecm
 from bench.stack import StackError, private_stack
 
-B1 = 11_000  # finds 20 digits in 107 curves on average, at some 20 ms a curve
-CURVES = 1_000
-APPLY_PATIENCE = 60.0  # seconds
-FINISH_PATIENCE = 20.0  # a small cofactor is finished in the background, which takes FLINT a moment
-FINISHED_BY_SERVER = 45  # digits: a cofactor this small is the server's own job
+AGENTS = ("ada", "bob")
+LEASE_MINUTES = 0.05  # seconds of work rather than an hour: many leases for so few numbers
+PATIENCE = 240.0  # seconds, for all numbers; a quiet machine takes a tenth of that
+LOOK_EVERY = 0.3
+STOP_PATIENCE = 30.0
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
-@dataclass
-class Row:
-    """What became of one number."""
-
-    source: str
-    number: str
-    curves: int
-    factors: list[Factor]
-    applied: bool
-    stats: dict[str, Any]
-
-
 @click.command()
 def demo() -> None:
-    """Run GMP-ECM on a dozen real composites against a private coordinator, and show what it makes of the results."""
+    """Let two agents factor a dozen real composites against a private coordinator, and show what came of it."""
     try:
-        ecm = gmp_ecm.find_ecm()
+        gmp_ecm.find_ecm()
     except gmp_ecm.EcmMissing as error:
         raise click.ClickException(str(error)) from error
     composites = read_composites()
-    rows = []
     console.print("starting a private coordinator ...")
     started = time.monotonic()
     with started_stack() as (server, home):
         console.print(f"{server} is ready after {time.monotonic() - started:.1f} s")
-        for position, (number, source) in enumerate(composites, 1):
-            row = factor_and_post(number, source, ecm, server, home / "spool")
-            rows.append(row)
-            found = ", ".join(factor.value for factor in row.factors) or "no factor"
-            verdict = "applied" if row.applied else "NOT APPLIED"
-            console.print(f"{position:2}/{len(composites)}  {source}: {row.curves} curves, {found}, {verdict}")
-        for row in rows:
-            row.stats = settled_stats(server, row.number)
-    console.print(as_table(rows))
-    applied = sum(row.applied for row in rows)
+        load(server, [number for number, _ in composites])
+        agents = [start_agent(server, name, home) for name in AGENTS]
+        console.print(f"{len(composites)} numbers are loaded; the agents {' and '.join(AGENTS)} begin")
+        try:
+            stats = watch(server, composites)
+        finally:
+            for agent in agents:
+                stop_agent(agent)
+    console.print(as_table(composites, stats))
+    finished = sum(is_finished(stat) for stat in stats)
     console.print(
-        f"{len(rows)} numbers, {sum(row.curves for row in rows)} curves,"
-        f" {sum(len(row.factors) for row in rows)} factors found by GMP-ECM, {applied} results applied,"
-        f" {sum(row.stats.get('status') == 'fully_factored' for row in rows)} numbers fully factored,"
-        f" {time.monotonic() - started:.0f} s"
+        f"{finished} of {len(composites)} numbers are fully factored, with"
+        f" {sum(stat['ecm_work']['total_curves'] for stat in stats)} curves in"
+        f" {sum(stat['ecm_work']['total_attempts'] for stat in stats)} results, {time.monotonic() - started:.0f} s"
     )
-    if applied != len(rows):
-        raise click.ClickException(f"{len(rows) - applied} of {len(rows)} results were not applied")
+    if finished != len(composites):
+        raise click.ClickException(f"{len(composites) - finished} numbers are not factored")
 
 
 @contextmanager
 def started_stack() -> Iterator[tuple[str, Path]]:
     """A private stack, whose failures are told in a line."""
     try:
-        with private_stack("--no-flower") as stack:
+        with private_stack("--no-flower", LEASE_TARGET_MINUTES=str(LEASE_MINUTES)) as stack:
             yield stack
     except StackError as error:
         raise click.ClickException(str(error)) from error
@@ -95,55 +82,84 @@ def read_composites() -> list[tuple[str, str]]:
     return [(number, source) for number, source in (line.split("  # ") for line in lines)]
 
 
-def factor_and_post(number: str, source: str, ecm: Path, server: str, root: Path) -> Row:
-    """Run curves on a number until one finds a factor, and follow the result until the server has applied it."""
-    order = Order(server=server, client_id="demo", composite=number, b1=B1, curves=CURVES)
-    with curve_progress(order) as on_line:
-        output, entry = run_curves(order, ecm, root, on_line=on_line)
-    if entry is None:
-        return Row(source, number, 0, [], False, {})
-    answer = client.deliver(entry, patience=APPLY_PATIENCE, on_wait=report_wait, first_delay=0.1)
-    if answer.verdict == "settled":
-        spool.settle(entry)
-    else:
-        console.print(f"{shorten(number)}: {answer.message}")
-        entry.release()
-    return Row(source, number, output.curves_completed, output.factors, answer.verdict == "settled", {})
+def load(server: str, numbers: list[str]) -> None:
+    """Make the numbers known: a result of no curves registers its number."""
+    for number in numbers:
+        body = {"client_id": "demo", "composite": number, "parameters": {"b1": 100, "curves": 0}}
+        answer = requests.post(f"{server}/api/v1/submit_result", json=body, timeout=60)
+        if answer.status_code != 200:
+            raise click.ClickException(f"{shorten(number)} could not be loaded: {answer.text[:300]}")
 
 
-def settled_stats(server: str, number: str) -> dict[str, Any]:
-    """The server's view of a number, once it has finished the cofactor that is its own to finish."""
-    until = time.monotonic() + FINISH_PATIENCE
-    while True:
-        answer = requests.get(f"{server}/api/v1/stats/{number}", timeout=30)
-        stats: dict[str, Any] = answer.json() if answer.ok else {}
-        small = len(stats.get("current_composite") or "") <= FINISHED_BY_SERVER
-        if not (stats.get("status") == "composite" and small) or time.monotonic() > until:
-            return stats
-        time.sleep(0.2)
+def start_agent(server: str, name: str, home: Path) -> subprocess.Popen[bytes]:
+    """`agent work` on one core, with a spool and a log of its own under `home`."""
+    options = ["--server", server, "--name", name, "--threads", "1", "--spool", str(home / name)]
+    with (home / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from ingest.cli import main; main()", "agent", "work", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"NO_COLOR": "1"},
+            start_new_session=True,
+        )
 
 
-def as_table(rows: list[Row]) -> Table:
-    # It has to fit the 80 columns of a terminal or a log, its factors and sigmas whole.
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("number", "factor", "sigma", "t-level", "cofactor"):
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        t_level = row.stats.get("current_t_level")
+def stop_agent(agent: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C does it: what is done is sent, and the lease given back."""
+    agent.send_signal(signal.SIGINT)
+    try:
+        agent.wait(STOP_PATIENCE)
+    except subprocess.TimeoutExpired:
+        agent.kill()
+        agent.wait()
+
+
+def watch(server: str, composites: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What the server says of each number in the end, telling of each as it is finished."""
+    until = time.monotonic() + PATIENCE
+    known: dict[str, dict[str, Any]] = {}
+    while time.monotonic() < until:
+        for number, source in composites:
+            if number in known and is_finished(known[number]):
+                continue
+            known[number] = requests.get(f"{server}/api/v1/stats/{number}", timeout=30).json()
+            if is_finished(known[number]):
+                done = sum(map(is_finished, known.values()))
+                console.print(f"{done:2}/{len(composites)}  {source} = {' * '.join(known[number]['factors_found'])}")
+        if all(map(is_finished, known.values())):
+            break
+        time.sleep(LOOK_EVERY)
+    return [known[number] for number, _ in composites]
+
+
+def is_finished(stats: dict[str, Any]) -> bool:
+    return stats.get("status") == "fully_factored"
+
+
+def as_table(composites: list[tuple[str, str]], stats: list[dict[str, Any]]) -> Table:
+    """Number by number: its size, its factors' sizes, and what it took."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, justify in (
+        ("number", "left"),
+        ("digits", "right"),
+        ("curves", "right"),
+        ("t-level", "right"),
+        ("target", "right"),
+        ("factors", "left"),
+    ):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for (number, source), stat in zip(composites, stats, strict=True):
         table.add_row(
-            row.source,
-            "\n".join(factor.value for factor in row.factors) or "-",
-            "\n".join(factor.sigma or "-" for factor in row.factors) or "-",
-            "-" if t_level is None else f"{t_level:.2f}",
-            cofactor_state(row.stats),
+            source,
+            str(len(number)),
+            str(stat["ecm_work"]["total_curves"]),
+            f"{stat['current_t_level']:.2f}",
+            f"{stat['target_t_level']:.1f}",
+            " * ".join(f"p{len(factor)}" for factor in stat["factors_found"]) if is_finished(stat) else "not finished",
         )
     return table
 
 
-def cofactor_state(stats: dict[str, Any]) -> str:
-    """What is left of a number: `3 primes` when it is fully factored, else the composite still to do, as `C50`."""
-    if stats.get("status") == "fully_factored":
-        return f"{len(stats.get('factors_found') or [])} primes"
-    if left := stats.get("current_composite"):
-        return f"C{len(left)}"
-    return "unknown"
+def shorten(number: str) -> str:
+    return number if len(number) <= 40 else f"{number[:15]}...{number[-15:]}"

@@ -5,12 +5,11 @@ import re
 import gmpy2
 import pytest
 
-from bench.demo import cofactor_state, read_composites
+from bench.demo import as_table, read_composites
 
 FORMS = (
     (r"2\^(\d+)-1", lambda n: 2**n - 1),
     (r"2\^(\d+)\+1", lambda n: 2**n + 1),
-    (r"\(10\^(\d+)-1\)/9", lambda n: (10**n - 1) // 9),
     (r"F\((\d+)\)", gmpy2.fib),
 )
 
@@ -22,27 +21,31 @@ def value(source):
     raise ValueError(source)
 
 
-def test_there_are_a_dozen_of_every_kind():
+def test_there_are_a_dozen_numbers():
     sources = [source for _, source in read_composites()]
     assert len(sources) == len(set(sources)) == 12
-    assert all(any(re.fullmatch(form, source) for source in sources) for form, _ in FORMS)
 
 
 @pytest.mark.parametrize(("number", "source"), read_composites(), ids=[source for _, source in read_composites()])
 def test_a_composite_cofactor_without_small_factors(number, source):
-    assert 35 <= len(number) <= 70
+    assert 60 <= len(number) <= 105, "smaller ones are the server's own job, larger ones take too long"
     assert value(source) % int(number) == 0
     assert not gmpy2.is_prime(int(number))
     assert gmpy2.gcd(int(number), gmpy2.primorial(10**6)) == 1
 
 
-@pytest.mark.parametrize(
-    ("stats", "state"),
-    [
-        ({"status": "fully_factored", "factors_found": ["3", "5"]}, "2 primes"),
-        ({"status": "composite", "current_composite": "9" * 50}, "C50"),
-        ({}, "unknown"),
-    ],
-)
-def test_cofactor_states(stats, state):
-    assert cofactor_state(stats) == state
+def test_the_table_says_what_became_of_each():
+    finished = {
+        "status": "fully_factored",
+        "factors_found": ["11", "13"],
+        "current_t_level": 12.5,
+        "target_t_level": 19,
+    }
+    waiting = finished | {"status": "composite"}
+    work = {"ecm_work": {"total_curves": 3}}
+    table = as_table([("143", "F(1)"), ("9" * 60, "F(2)")], [finished | work, waiting | work])
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert cells == [
+        ("F(1)", "3", "3", "12.50", "19.0", "p2 * p2"),
+        ("F(2)", "60", "3", "12.50", "19.0", "not finished"),
+    ]
