@@ -58,10 +58,19 @@ ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "best": (Composite.work_value.desc(), Composite.id.asc()),
 }
 
+_ECM_LEASES = (
+    select(func.count())
+    .where(
+        WorkAssignment.composite_id == Composite.id, WorkAssignment.closed_at.is_(None), WorkAssignment.method == ECM
+    )
+    .correlate(Composite)
+    .scalar_subquery()
+)
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a client asks for; None leaves it open. `composite` names one number, and then nothing else is looked at.
+    """What a client asks for; None leaves it open. `composite` names one number, which must be like the rest, too.
 
     `method`: ecm, pm1, pp1 or p1 (both). `days` is how long a lease lasts; `shared` asks for a number of curves of a
     number that others work on too, instead of all of it.
@@ -104,8 +113,9 @@ class Wanted:
             )
             chosen.append(Composite.id.in_(members))
         if self.method == ECM and not self.shared:
-            # All of a number is leased only when nobody has a part of it.
-            chosen.append(Composite.open_leases == 0)
+            # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted for
+            # the few numbers that have leases at all.
+            chosen.append((Composite.open_leases == 0) | (_ECM_LEASES == 0))
         return chosen
 
 
@@ -362,8 +372,9 @@ def _reasons(connection: Connection, row: Row, wanted: Wanted) -> Iterator[str]:
         yield f"has had P-1 and P+1 up to B1 = {row.wanted_p1_b1:,}, or they are out on lease"
     if row.current_t_level >= row.target_t_level:
         yield f"has reached its target of t{row.target_t_level:.1f}"
-    if leases:
-        yield f"has {len(leases)} open leases, which leave nothing for one like this"
+    curves_out = sum(lease.method == ECM for lease in leases)
+    if curves_out and not (wanted.shared and row.wants_ecm):
+        yield f"has open leases ({curves_out}), which leave nothing for one like this"
     yield "does not match the other filters"
 
 
