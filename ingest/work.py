@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from flask import Response, current_app
+from flask import Response, current_app, request
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
@@ -37,6 +37,12 @@ NOT_YOURS: dict[Any, Any] = {
     404: openapi.problem("`unknown_work`: no such lease, another client's, or in a state that forbids it")
 }
 INVALID: dict[Any, Any] = {422: openapi.problem("A parameter is missing or malformed")}
+
+
+@work.after_request
+def _forbid_caching(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 @work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
@@ -167,6 +173,8 @@ def _wanted(query: WorkFilters, **more: Any) -> Wanted:
 
 
 def _claim(wanted: Wanted) -> Claim | NoWork:
+    if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
+        raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
     try:
         return claims.claim(_engine(), wanted, current_app.config["SETTINGS"])
     except Busy as error:

@@ -71,6 +71,18 @@ def test_no_work_is_all_null_but_when_to_ask_again(stack):
         assert "ask again" in said["message"]
 
 
+def test_only_a_get_leases_anything_and_nobody_keeps_its_answer(stack):
+    """What a monitor or a link checker asks by HEAD, a cache on the way must not answer, and must cost no lease."""
+    value, before = registered(stack), stack.counts()
+    for path in ("/ecm-work", "/p1-work", "/work"):
+        query = {"client_id": "one", "composite": value}
+        answer = stack.http.head(stack.api + path, params=query, timeout=10)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+    assert stack.counts() == before
+    answer = stack.get("/ecm-work", params={"client_id": "one", "composite": value})
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
 # Shared leases -------------------------------------------------------------------------------------------------------
 
 

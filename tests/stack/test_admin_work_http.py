@@ -1,0 +1,255 @@
+"""Work over HTTP as operators arrange it: parking, reservations, pauses, and what anyone may read of all that."""
+
+import pytest
+from bodies import plain, problem
+from leasing import admin_key, ask, bring, named, registered, tell, told
+from stacks import until
+from traffic import prime
+
+from models.wire_work import Assignment
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def key(stack):
+    return admin_key(stack)
+
+
+def composite_id(stack, value):
+    return stack.scalar("SELECT id FROM composites WHERE number = :value", value=value)
+
+
+def reserve(stack, key, value, **fields):
+    body = {"composite_identifier": value, "client_id": "siever", **fields}
+    headers = {} if key is None else {"X-Admin-Key": key}
+    return stack.http.post(f"{stack.api}/admin/work/reserve", json=body, headers=headers, timeout=40)
+
+
+# Who may -------------------------------------------------------------------------------------------------------------
+
+ENDPOINTS = [
+    ("GET", "/admin/work/assignments"),
+    ("DELETE", "/admin/work/assignments/00000000-0000-4000-8000-000000000000"),
+    ("POST", "/admin/work/cleanup"),
+    ("POST", "/admin/work/reserve"),
+    ("POST", "/admin/work/release/00000000-0000-4000-8000-000000000000"),
+    ("POST", "/admin/composites/1/pause"),
+    ("POST", "/admin/composites/1/resume"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+@pytest.mark.parametrize("wrong", [None, "", "x" * 64, "ключ"])
+def test_nobody_without_the_key(stack, method, path, wrong):
+    held = "SELECT id, hold FROM composites WHERE hold IS NOT NULL ORDER BY id"
+    before = stack.counts(), stack.rows(held)
+    headers = {} if wrong is None else {"X-Admin-Key": wrong.encode()}
+    answer = stack.http.request(method, stack.api + path, headers=headers, timeout=10)
+    said = problem(answer, *((401, "unauthorized") if wrong is None else (403, "forbidden")))
+    assert "X-Admin-Key" in said["detail"]
+    assert (stack.counts(), stack.rows(held)) == before
+
+
+# Parking -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_three_clients_give_up_is_parked_until_it_is_resumed(stack, key):
+    value = registered(stack)
+    for client in ("one", "one", "two", "three"):
+        lease = ask(stack, client, composite=value, shared=1)
+        assert lease["work_id"], lease["message"]
+        told(
+            tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id=client, reason=f"{client} fell over"), "failed"
+        )
+    said = ask(stack, "four", composite=value)
+    assert said["work_id"] is None
+    for word in ("is parked", "one: one fell over", "two: two fell over", "three: three fell over"):
+        assert word in said["message"]
+    assert ask(stack, "four", "/p1-work", composite=value)["work_id"] is None
+    (row,) = stack.rows("SELECT id, hold, hold_reason FROM composites WHERE number = :value", value=value)
+    assert (row.hold, row.hold_reason) == (
+        "parked",
+        "three: three fell over; two: two fell over; one: one fell over",
+    )
+    for _ in range(2):
+        answer = tell(stack, "POST", f"/admin/composites/{row.id}/resume", key)
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "composite_id": row.id,
+            "hold": None,
+            "hold_reason": None,
+            "message": "It gets work again",
+        }
+    # The past is forgiven: one more who gives up is the first.
+    lease = ask(stack, "four", composite=value)
+    told(tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id="four"), "failed")
+    assert ask(stack, "five", composite=value)["work_id"]
+
+
+# Pauses --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_number_gets_no_work_and_its_leases_go_on(stack, key):
+    value = registered(stack)
+    number_id = composite_id(stack, value)
+    lease = ask(stack, "one", composite=value, shared=1)
+    answer = tell(stack, "POST", f"/admin/composites/{number_id}/pause", key, reason="<b>looked at</b>; -- it's")
+    assert answer.json()["hold"] == "paused"
+    assert answer.json()["hold_reason"] == "<b>looked at</b>; -- it's"
+    for path in ("/ecm-work", "/p1-work"):
+        said = ask(stack, "two", path, composite=value)
+        assert "is paused: <b>looked at</b>; -- it's" in said["message"]
+    bring(stack, "one", lease, lease["curves"])
+    told(tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=1), "completed")
+    assert ask(stack, "two", composite=value)["work_id"] is None
+    assert tell(stack, "POST", f"/admin/composites/{number_id}/resume", key).json()["hold"] is None
+    assert ask(stack, "two", composite=value)["work_id"]
+
+
+@pytest.mark.parametrize("unknown", [0, 2**31, 2**63 - 1, 2**63, 10**40])
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_numbers_that_are_not_there_are_not_paused(stack, key, unknown, verb):
+    said = problem(tell(stack, "POST", f"/admin/composites/{unknown}/{verb}", key), 404, "unknown_composite")
+    assert str(unknown)[:30] in said["detail"]
+
+
+# Reservations --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reserved_number_gets_no_work_until_it_is_released(stack, key):
+    value = registered(stack)
+    lease = ask(stack, "one", composite=value, shared=1)
+    answer = reserve(stack, key, value, method="snfs", duration_hours=2, metadata={"polynomial": "x^6 + 1"})
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert (said["composite"], said["method"], said["client_id"]) == (value, "snfs", "siever")
+    assert "1 open leases on it go on" in said["message"]
+    for path in ("/ecm-work", "/p1-work"):
+        assert "is reserved for another method" in ask(stack, "two", path, composite=value)["message"]
+    taken = problem(reserve(stack, key, value, client_id="another"), 409, "reserved")
+    for word in ("siever", "snfs", "release"):
+        assert word in taken["detail"]
+    # Those that are out go on, and count.
+    bring(stack, "one", lease, lease["curves"])
+    # It is in everybody's lists, and a client's own.
+    (own,) = stack.get("/work/status/siever").json()["assignments"][:1]
+    assert (own["work_id"], own["method"], own["status"]) == (said["work_id"], "snfs", "claimed")
+    path = f"/admin/work/release/{said['work_id']}"
+    for _ in range(2):
+        told(tell(stack, "POST", path, key, reason="the sieving is done"), "completed", "the sieving is done")
+    assert ask(stack, "two", composite=value)["work_id"]
+    stack.assert_sound()
+
+
+def test_a_reservation_ends_with_its_number_and_with_its_time(stack, key):
+    small = prime(12)
+    value = registered(stack, str(small * prime(150)))
+    kept = reserve(stack, key, value).json()
+    short = reserve(stack, key, registered(stack), duration_hours=1 / 3600).json()
+    body = plain(value, client_id="siever", method="nfs", results={"factor_found": str(small)})
+    assert stack.submit(body).json()["factor_status"] == "new_factor"
+    path = f"/work/{kept['work_id']}/progress"
+    told(tell(stack, "PUT", path, client_id="siever", curves_completed=0), "completed", "nothing is left")
+    until(lambda: ask(stack, "two", composite=short["composite"])["work_id"])
+
+
+def test_reservations_by_id_and_of_what_is_not_there(stack, key):
+    value = registered(stack)
+    said = reserve(stack, key, str(composite_id(stack, value))).json()
+    assert (said["composite"], said["method"]) == (value, "nfs")
+    for unknown in (str(prime(40)), "0", "9" * 18, "9" * 40):
+        assert unknown[:16] in problem(reserve(stack, key, unknown), 404, "unknown_composite")["detail"]
+    problem(tell(stack, "POST", "/admin/work/release/7", key), 404, "unknown_work")
+    lease = ask(stack, "one", composite=registered(stack))
+    refused = problem(tell(stack, "POST", f"/admin/work/release/{lease['work_id']}", key), 404, "unknown_work")
+    assert "no reservation" in refused["detail"]
+
+
+# Leases --------------------------------------------------------------------------------------------------------------
+
+
+def test_operators_see_open_leases_and_cancel_them(stack, key):
+    client = named("client")
+    leases = [ask(stack, client, composite=registered(stack), timeout_days=days) for days in (2, 1)]
+    for _ in range(2):
+        path = f"/admin/work/assignments/{leases[0]['work_id']}"
+        told(tell(stack, "DELETE", path, key, reason="not now"), "completed", "not now")
+    shown = stack.get("/admin/work/assignments", headers={"X-Admin-Key": key}).json()["assignments"]
+    assert [item["work_id"] for item in shown if item["composite"] in {lease["composite"] for lease in leases}] == [
+        leases[1]["work_id"]
+    ]
+    assert set(shown[0]) == set(Assignment.model_fields)
+    assert [item["expires_at"] for item in shown] == sorted(item["expires_at"] for item in shown)
+    answer = tell(stack, "PUT", f"/work/{leases[0]['work_id']}/progress", client_id=client, curves_completed=1)
+    told(answer, "completed", "not now")
+    assert ask(stack, "two", composite=leases[0]["composite"])["work_id"]
+    problem(tell(stack, "DELETE", "/admin/work/assignments/7", key), 404, "unknown_work")
+
+
+def test_overdue_leases_are_timed_out_on_demand_or_before(stack, key):
+    client = named("client")
+    lease = ask(stack, client, composite=registered(stack))
+    past = "UPDATE work_assignments SET expires_at = now() - interval '1 minute' WHERE id = :id"
+    stack.run_sql(past, id=lease["work_id"])
+    said = tell(stack, "POST", "/admin/work/cleanup", key).json()
+    assert said["message"] == f"{said['expired']} overdue leases timed out"
+    (shown,) = stack.get(f"/work/status/{client}").json()["assignments"]
+    assert (shown["status"], shown["message"]) == ("timeout", "its time ran out")
+
+
+# Anyone --------------------------------------------------------------------------------------------------------------
+
+
+def test_anyone_may_read_from_anywhere_but_what_is_behind_the_key(stack, key):
+    for path in ("/work/status/one", "/ecm-work?client_id=one&project=none", "/p1-work", "/work/status/%01"):
+        answer = stack.get(path, headers={"Origin": "https://example.org"})
+        assert answer.headers["Access-Control-Allow-Origin"] == "*", path
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+    for headers in ({"X-Admin-Key": key}, {}):
+        answer = stack.get("/admin/work/assignments", headers=headers | {"Origin": "https://example.org"})
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+WORK_PATHS = {
+    "/ecm-work": {"get": {"200", "422", "503"}},
+    "/p1-work": {"get": {"200", "422", "503"}},
+    "/work": {"get": {"200", "422", "503"}},
+    "/work/{work_id}/claim": {"post": {"200", "404", "422", "503"}},
+    "/work/{work_id}/start": {"post": {"200", "404", "422", "503"}},
+    "/work/{work_id}/progress": {"put": {"200", "404", "422", "503"}},
+    "/work/{work_id}/complete": {"post": {"200", "404", "422", "503"}},
+    "/work/{work_id}": {"delete": {"200", "404", "422", "503"}},
+    "/work/status/{client_id}": {"get": {"200", "422", "503"}},
+    "/admin/work/assignments": {"get": {"200", "401", "403", "503"}},
+    "/admin/work/assignments/{work_id}": {"delete": {"200", "401", "403", "404", "503"}},
+    "/admin/work/cleanup": {"post": {"200", "401", "403", "503"}},
+    "/admin/work/reserve": {"post": {"200", "401", "403", "404", "409", "422", "503"}},
+    "/admin/work/release/{work_id}": {"post": {"200", "401", "403", "404", "503"}},
+    "/admin/composites/{composite_id}/pause": {"post": {"200", "401", "403", "404", "503"}},
+    "/admin/composites/{composite_id}/resume": {"post": {"200", "401", "403", "404", "503"}},
+}
+
+
+def test_the_specification_has_all_of_it(stack):
+    said = stack.http.get(f"{stack.url}/openapi.json").json()
+    for path, methods in WORK_PATHS.items():
+        documented = said["paths"][f"/api/v1{path}"]
+        assert set(documented) == set(methods), path
+        for method, statuses in methods.items():
+            operation = documented[method]
+            assert operation["summary"], path
+            assert set(operation["responses"]) >= statuses, path
+            placed = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
+            assert placed == {name.strip("{}") for name in path.split("/") if name.startswith("{")}, path
+            assert (operation.get("security") == [{"admin_key": []}]) == path.startswith("/admin"), path
+    theirs = {path.removeprefix("/api/v1") for path in said["paths"] if "work" in path or "/admin/" in path}
+    assert theirs == set(WORK_PATHS)
+    queried = {parameter["name"] for parameter in said["paths"]["/api/v1/ecm-work"]["get"]["parameters"]}
+    assert queried == {
+        *("client_id", "min_digits", "max_digits", "priority", "work_type", "timeout_days", "project", "composite"),
+        *("min_target_tlevel", "max_target_tlevel", "max_current_tlevel", "stage1_only", "requested_b1", "shared"),
+    }
+    reserving = said["paths"]["/api/v1/admin/work/reserve"]["post"]["requestBody"]["content"]["application/json"]
+    assert reserving["schema"]["$ref"].endswith("/Reservation")
+    assert "composite_identifier" in said["components"]["schemas"]["Reservation"]["properties"]
