@@ -123,7 +123,7 @@ class ClientPath(BaseModel):
     client_id: str
 
 
-@work.get("/work/status/<client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
+@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
 def client_work(path: ClientPath) -> Response:
     """A client's last 50 leases, open ones first, with everything needed to take them up again."""
     client_id = checked_name("client_id", path.client_id)

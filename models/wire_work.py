@@ -47,11 +47,14 @@ class WorkFilters(ClientQuery):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for low, high in (("min_digits", "max_digits"), ("min_target_tlevel", "max_target_tlevel")):
-            least, most = getattr(self, low), getattr(self, high)
-            if least is not None and most is not None and least > most:
-                raise ValueError(f"{low} is {least}, {high} is {most}: no number is within that")
+        _check_range("min_digits", self.min_digits, "max_digits", self.max_digits)
+        _check_range("min_target_tlevel", self.min_target_tlevel, "max_target_tlevel", self.max_target_tlevel)
         return self
+
+
+def _check_range(low: str, least: float | None, high: str, most: float | None) -> None:
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"{low} is {least}, {high} is {most}: no number is within that")
 
 
 class EcmWorkQuery(WorkFilters):
@@ -80,6 +83,11 @@ class AnyWorkQuery(ClientQuery):
         if unknown := [name for name in names if name not in ("ecm", "pm1", "pp1")]:
             raise ValueError(f"{unknown[0][:40]!r} is no method that work is leased for; use ecm, pm1 or pp1")
         return ",".join(names)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        _check_range("min_digits", self.min_digits, "max_digits", self.max_digits)
+        return self
 
 
 class ProgressQuery(ClientQuery):
