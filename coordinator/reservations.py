@@ -22,6 +22,10 @@ class Taken(Exception):
     """Somebody else has reserved the number; the message is for people."""
 
 
+class Finished(Exception):
+    """The number is fully factored; the message is for people."""
+
+
 def reserve(
     engine: Engine,
     identifier: str,
@@ -35,11 +39,13 @@ def reserve(
     """Reserve a number (its value, or its id) for `method` elsewhere: it gets no work until released or overdue.
 
     Leases that are open go on, and count. Returns the lease with `open_leases`, how many others there are. Raises
-    UnknownComposite, Taken.
+    UnknownComposite, Taken, Finished.
     """
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = _identify(connection, identifier, max_digits)
         work.lock_composites(connection, [composite_id])
+        if connection.execute(select(Composite.is_fully_factored).where(Composite.id == composite_id)).scalar_one():
+            raise Finished(f"{shorten(identifier)} is fully factored: there is nothing left to do on it")
         leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
         for lease in leases:
             if lease.method in demand.RESERVING:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, case, func, select, update
+from sqlalchemy import Connection, Engine, Row, Select, case, func, null, select, update
 
 from coordinator import demand, effort, parking
 from coordinator.unit_of_work import unit_of_work
@@ -109,6 +109,8 @@ def count_curves(connection: Connection, lease_id: uuid.UUID, curves: int) -> No
             curves_completed=func.greatest(WorkAssignment.curves_completed, done),
             status=case((all_done, "completed"), else_=WorkAssignment.status),
             closed_at=case((all_done, func.now()), else_=WorkAssignment.closed_at),
+            # What was said of it until then, such as that its time ran out, is not why it is closed.
+            message=case((all_done, null()), else_=WorkAssignment.message),
         )
     )
 

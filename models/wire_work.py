@@ -1,5 +1,6 @@
 """What crosses the wire about work: what clients ask for, and the leases they get."""
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +11,7 @@ from models.wire import Name, Wire, printable
 
 MOST_DIGITS = 1_000_000
 HIGHEST_T_LEVEL = 100
+MOST_METADATA = 64 * 1024
 # In a query an empty value is one that was not given.
 BLANK = BeforeValidator(lambda value: None if value == "" else value)
 
@@ -82,7 +84,7 @@ class AnyWorkQuery(ClientQuery):
         names = [name.strip() for name in value.split(",") if name.strip()] or ["ecm"]
         if unknown := [name for name in names if name not in ("ecm", "pm1", "pp1")]:
             raise ValueError(f"{unknown[0][:40]!r} is no method that work is leased for; use ecm, pm1 or pp1")
-        return ",".join(names)
+        return ",".join(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -208,6 +210,18 @@ class Reservation(Wire):
     metadata: dict[str, Any] | None = None
 
     _printable = field_validator("client_id")(printable)
+
+    @field_validator("metadata")
+    @classmethod
+    def _storable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        # JSON has no infinity, but a number such as 1e400 is read as one.
+        try:
+            size = len(json.dumps(value, allow_nan=False))
+        except ValueError as error:
+            raise ValueError("should have no number as large as this one has") from error
+        if size > MOST_METADATA:
+            raise ValueError(f"should have at most {MOST_METADATA} characters as JSON; this has {size}")
+        return value
 
 
 class Reserved(Wire):

@@ -49,7 +49,7 @@ def cleanup() -> Response:
     "/work/reserve",
     operation_id="admin_reserve",
     request_body=openapi.takes(Reservation),
-    responses={200: Reserved, 409: openapi.problem("`reserved`: by somebody else"), **UNKNOWN_COMPOSITE},
+    responses={200: Reserved, 409: openapi.problem("`reserved`: by somebody; `fully_factored`"), **UNKNOWN_COMPOSITE},
 )
 def reserve() -> Response:
     """Reserve a number for another method elsewhere: it gets no work meanwhile. Open leases go on, and count."""
@@ -69,6 +69,8 @@ def reserve() -> Response:
         raise _unknown(error) from error
     except reservations.Taken as error:
         raise Problem(409, "reserved", f"{error}; release that first.") from error
+    except reservations.Finished as error:
+        raise Problem(409, "fully_factored", f"{error}.") from error
     others = row.open_leases - 1
     return _json(
         {

@@ -1,11 +1,16 @@
 """Work over HTTP as operators arrange it: parking, reservations, pauses, and what anyone may read of all that."""
 
+import json
+
 import pytest
 from bodies import plain, problem
+from click.testing import CliRunner
 from leasing import admin_key, ask, bring, named, registered, tell, told
 from stacks import until
 from traffic import prime
 
+from config.settings import settings
+from ingest.commands.work import work
 from models.wire_work import Assignment
 
 pytestmark = pytest.mark.stack
@@ -154,6 +159,14 @@ def test_a_reservation_ends_with_its_number_and_with_its_time(stack, key):
     until(lambda: ask(stack, "two", composite=short["composite"])["work_id"])
 
 
+def test_a_finished_number_is_not_reserved(stack, key):
+    small = prime(12)
+    value = str(small * prime(20))
+    assert stack.submit(plain(value, results={"factor_found": str(small)})).status_code == 200
+    assert "is fully factored" in problem(reserve(stack, key, value), 409, "fully_factored")["detail"]
+    stack.assert_sound()
+
+
 def test_reservations_by_id_and_of_what_is_not_there(stack, key):
     value = registered(stack)
     said = reserve(stack, key, str(composite_id(stack, value))).json()
@@ -196,6 +209,22 @@ def test_overdue_leases_are_timed_out_on_demand_or_before(stack, key):
     assert said["message"] == f"{said['expired']} overdue leases timed out"
     (shown,) = stack.get(f"/work/status/{client}").json()["assignments"]
     assert (shown["status"], shown["message"]) == ("timeout", "its time ran out")
+
+
+def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
+    client = named("client")
+    lease = ask(stack, client, composite=registered(stack))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setattr("ingest.commands.work.configure_logging", lambda *_: None)
+    settings.cache_clear()
+    home = ("--home", str(stack.home))
+    (shown,) = json.loads(CliRunner().invoke(work, ["ls", "--json", "--client", client, *home]).stdout)
+    assert shown["work_id"] == lease["work_id"]
+    result = CliRunner().invoke(work, ["cancel", lease["work_id"], *home])
+    said = f"{lease['work_id']} of {client} is completed: cancelled by an operator"
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, said)
+    answer = tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id=client, curves_completed=1)
+    told(answer, "completed", "cancelled by an operator")
 
 
 # Anyone --------------------------------------------------------------------------------------------------------------

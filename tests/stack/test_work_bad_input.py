@@ -302,6 +302,8 @@ RESERVATIONS = {
     "minus an hour": ({"duration_hours": -1}, "duration_hours", "-1"),
     "a century": ({"duration_hours": 24 * 36525}, "duration_hours", "43800"),
     "metadata that is no object": ({"metadata": ["x"]}, "metadata", "array"),
+    "metadata beyond all numbers": ({"metadata": {"x": [{"y": float("-inf")}]}}, "metadata", "number"),
+    "metadata of a megabyte": ({"metadata": {"x": "y" * 2**20}}, "metadata", "65536"),
 }
 
 
@@ -311,7 +313,8 @@ def test_reservations_that_make_no_sense(stack, name):
     value = registered(stack)
     before = everything(stack)
     body = {"composite_identifier": value, "client_id": "one", "method": "nfs"} | changes
-    refused(_reserve(stack, json.dumps(body).encode()), word, field=field)
+    sent = json.dumps(body).replace("Infinity", "1e400")  # which is how it can be written
+    refused(_reserve(stack, sent.encode()), word, field=field)
     assert everything(stack) == before
 
 

@@ -310,6 +310,7 @@ def test_beat_takes_back_what_ran_out_and_a_late_result_completes_it(stack):
     assert stack.get(f"/stats/{value}").json()["current_t_level"] > before
     said = told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
     assert said["curves_submitted"] == lease["curves"]
+    assert "ran out" not in said["message"]
     stack.assert_sound()
 
 
