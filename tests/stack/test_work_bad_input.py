@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import socket
 import threading
 
@@ -342,3 +343,40 @@ def test_reasons_of_operators_are_one_line(stack):
             refused(tell(stack, "POST", path, key, reason=value), word, field="reason")
     for number in ("x", "-1", "1.5", "%00", ""):
         problem(tell(stack, "POST", f"/admin/composites/{number}/pause", key), 404, "not_found")
+
+
+NASTY = (
+    "",
+    "-1",
+    "0",
+    "7",
+    "1e400",
+    "nan",
+    "9" * 500,
+    "%00",
+    "%ED%A0%80",
+    "%",
+    "a%0Ab",
+    "'--",
+    "[]",
+    "null",
+    "1_0",
+    "%EF%BC%91",
+)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_random_queries_never_make_it_fall_over(stack):
+    """Fields repeated, misplaced and full of anything: work that there is none of, or a refusal."""
+    fields = (*WRONG, *WRONG_ECM, "method", "methods", "reason", "message", "curves_completed", "client_id", "what")
+    there_is_none = ("project=none-of-these", "min_digits=999999")
+    random.seed(4)
+    for _ in range(200):
+        chosen = [f"{random.choice(fields)}={random.choice(NASTY)}" for _ in range(random.randrange(4))]
+        method, path = random.choice([*[("GET", path) for path in ASKING], *TELLING.values()])
+        if method != "GET":
+            path = f"/work/00000000-0000-4000-8000-000000000000{path}"
+        # Of a field that is given twice the first counts.
+        query = "&".join([*there_is_none, "client_id=one", *chosen])
+        answer = stack.http.request(method, f"{stack.api}{path}?{query}", timeout=10)
+        assert answer.status_code in ((200, 422) if method == "GET" else (404, 422)), (query, answer.text)
