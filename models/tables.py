@@ -1,8 +1,7 @@
 """The tables. Names that operators' SQL and existing clients use are listed in the architecture and stay."""
 
 import uuid
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,11 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
-    DateTime,
-    Dialect,
     Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    Numeric,
     Sequence,
     SmallInteger,
     Text,
@@ -27,45 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
 
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware moment; naive ones are refused before they reach the database."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; times are timezone-aware UTC here")
-        return value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value if value is None else value.astimezone(UTC)
-
-
-class EffortVector(TypeDecorator[np.ndarray]):
-    """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes."""
-
-    impl = LargeBinary
-    cache_ok = True
-
-    def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
-        return None if value is None else np.asarray(value, dtype="<f8").tobytes()
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
-        return None if value is None else np.frombuffer(bytes(value), dtype="<f8")
-
-
-class Bound(TypeDecorator[int]):
-    """A stage bound: B2 reaches 1e21, past PostgreSQL's bigint."""
-
-    impl = Numeric(22, 0)
-    cache_ok = True
-
-    def process_result_value(self, value: Decimal | None, dialect: Dialect) -> int | None:
-        return None if value is None else int(value)
+from models.types import Bound, EffortVector, UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -200,6 +159,9 @@ class EcmAttempt(Base):
     execution_time: Mapped[float | None]
     # The same curves sent again, in whatever words, must not count twice (null: no sigma, nothing to tell them by).
     curves_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
+    # Taken back by an operator: it adds no effort, and its curves may be sent again (their hash is gone).
+    voided_at: Mapped[datetime | None]
+    void_reason: Mapped[str | None]
     work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
     # Written under its composite's lock: by the clock, and not by when its transaction began, for leases are counted
     # against what was done before them.
@@ -210,7 +172,8 @@ class Factor(Base):
     """A factor in a composite's tree; its own splits lie beneath it (`split_from_id`).
 
     `multiplicity` is relative to the row it lies beneath. `origin`: submitted (a client's claim, or what was new
-    in it), split (found by the server in a composite factor or a small cofactor), cofactor (what was left was prime).
+    in it), known (from elsewhere, told by an operator), split (found by the server in a composite factor or a small
+    cofactor), cofactor (what was left was prime).
     `child_composite_id` is the composite that leases work for this factor, if it is too large to split here.
     """
 
@@ -243,6 +206,14 @@ class Factor(Base):
     method: Mapped[str | None]
     sigma: Mapped[str | None]
     parametrization: Mapped[int | None] = mapped_column(SmallInteger)
+    # Of a factor known from elsewhere: who says so, and since when it is known.
+    source: Mapped[str | None]
+    found_at: Mapped[datetime | None]
+    # The order of the curve that found it, as p1^e1 * p2 ..., and whether B1 and B2 explain the find (null: unknown).
+    group_order: Mapped[str | None]
+    group_order_factors: Mapped[str | None]
+    is_explained: Mapped[bool | None] = mapped_column(Boolean)
+    order_remark: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -382,3 +353,68 @@ class ProjectComposite(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("project_composites_composite", "composite_id"),)
+
+
+class AdminEvent(Base):
+    """What an operator changed: who, what, and the values before and after."""
+
+    __tablename__ = "admin_events"
+    __table_args__ = (Index("admin_events_target", "target", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    actor: Mapped[str]  # admin (over HTTP, by the key), or the account that ran the command
+    action: Mapped[str]
+    target: Mapped[str]  # kind and id, such as "composite 17"
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+    request_id: Mapped[str | None]
+
+
+class ClientKey(Base):
+    """A key that a client proves its name with; only its SHA-256 is kept."""
+
+    __tablename__ = "client_keys"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    key_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+
+class Recalculation(Base):
+    """A maintenance run over many composites: computed in chunks without locks, then written all at once.
+
+    `state`: computing, writing, done, failed. `cursor` is the last composite id whose vector was computed.
+    """
+
+    __tablename__ = "recalculations"
+    __table_args__ = (
+        CheckConstraint("state IN ('computing', 'writing', 'done', 'failed')", name="recalculations_state"),
+        # One at a time.
+        Index("recalculations_running", text("(true)"), unique=True, postgresql_where=text("finished_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    only_missing: Mapped[bool] = mapped_column(Boolean)
+    state: Mapped[str] = mapped_column(Text, server_default=text("'computing'"))
+    total: Mapped[int] = mapped_column(BigInteger)
+    done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    cursor: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    changed: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[str | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class RecalculatedEffort(Base):
+    """What a recalculation computed for a composite and found to differ, waiting to be written."""
+
+    __tablename__ = "recalculated_efforts"
+
+    recalculation_id: Mapped[int] = mapped_column(ForeignKey("recalculations.id", ondelete="CASCADE"), primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    effort: Mapped[np.ndarray] = mapped_column(EffortVector)
+    # What the composite's row said when this was computed; if it says something else now, it is computed anew.
+    seen_effort: Mapped[np.ndarray] = mapped_column(EffortVector)
+    attempt_count: Mapped[int] = mapped_column(BigInteger)

@@ -1,0 +1,47 @@
+"""Column types: moments with their time zone, effort vectors, bounds past bigint."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from sqlalchemy import DateTime, Dialect, LargeBinary, Numeric
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware moment; naive ones are refused before they reach the database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; times are timezone-aware UTC here")
+        return value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value if value is None else value.astimezone(UTC)
+
+
+class EffortVector(TypeDecorator[np.ndarray]):
+    """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else np.asarray(value, dtype="<f8").tobytes()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
+        return None if value is None else np.frombuffer(bytes(value), dtype="<f8")
+
+
+class Bound(TypeDecorator[int]):
+    """A stage bound: B2 reaches 1e21, past PostgreSQL's bigint."""
+
+    impl = Numeric(22, 0)
+    cache_ok = True
+
+    def process_result_value(self, value: Decimal | None, dialect: Dialect) -> int | None:
+        return None if value is None else int(value)
