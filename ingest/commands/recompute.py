@@ -1,26 +1,27 @@
 """`ecm-coordinator recompute-effort`."""
 
 import json
+from pathlib import Path
 
 import click
 
-from config.settings import settings
+from ingest.commands.database import HOME_OPTION, database
 
 
 @click.command("recompute-effort")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
-def recompute_effort(as_json: bool) -> None:
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after the composite with this id.")
+@HOME_OPTION
+def recompute_effort(as_json: bool, after: int, home: Path | None) -> None:
     """Recompute every composite's curve sums and t-level from its attempts, and correct what differs.
 
-    Works on the database of DATABASE_URL while everything runs; results that arrive meanwhile are not lost. Exits with
-    1 if anything differed.
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs; results
+    that arrive meanwhile are not lost. Exits with 1 if anything differed.
     """
     from coordinator import ledger
-    from models.engine import make_engine
 
-    if not settings().database_url:
-        raise click.ClickException("DATABASE_URL is not set; it says which database to look at.")
-    differences = ledger.recompute_all(make_engine(settings().database_url))
+    with database(home) as engine:
+        differences = ledger.recompute_all(engine, after)
     if as_json:
         click.echo(json.dumps([difference._asdict() for difference in differences]))
     else:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from config.logging import configure_logging
-from config.settings import default_home, settings
-from models.wire import printable
+from config.settings import settings
+from ingest.commands.database import HOME_OPTION, database, one_line
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
@@ -22,18 +21,7 @@ MANY = 1000
 UNBOUNDED_WIDTH = 240
 
 
-def _one_line(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """A text that the database takes and a table can show."""
-    try:
-        return value and printable(value.encode().decode())
-    except UnicodeEncodeError:
-        raise click.BadParameter("should be UTF-8") from None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-REASON_OPTION = click.option("--reason", callback=_one_line, help="Why, for its client and other operators to read.")
-HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
+REASON_OPTION = click.option("--reason", callback=one_line, help="Why, for its client and other operators to read.")
 
 
 @click.group()
@@ -45,7 +33,7 @@ def work() -> None:
 
 
 @work.command()
-@click.option("--client", callback=_one_line, help="Only this client's leases.")
+@click.option("--client", callback=one_line, help="Only this client's leases.")
 @click.option("--held", is_flag=True, help="Paused and parked numbers, with the reasons, instead of leases.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=MANY, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -56,7 +44,7 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
         raise click.UsageError("--held shows numbers, which are no client's; leave --client out")
     from coordinator import reservations
 
-    with _engine(home) as engine:
+    with database(home) as engine:
         rows = (
             reservations.held(engine, limit + 1)
             if held
@@ -90,7 +78,7 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
     except ValueError:
         raise click.ClickException(f"{work_id[:60]!r} is no work id; those are UUIDs (see `work ls`)") from None
     try:
-        with _engine(home) as engine:
+        with database(home) as engine:
             lease = reservations.cancel(engine, lease_id, reason)
     except UnknownLease:
         raise click.ClickException(f"there is no work {lease_id}; see `work ls`") from None
@@ -103,13 +91,13 @@ def cleanup(home: Path | None) -> None:
     """Time out now the leases that are overdue, as beat does every few seconds."""
     from coordinator import upkeep
 
-    with _engine(home) as engine:
+    with database(home) as engine:
         expired = upkeep.expire_work(engine, datetime.now(UTC))
     click.echo(f"{expired} overdue leases timed out.")
 
 
 @work.command()
-@click.argument("number", callback=_one_line)
+@click.argument("number", callback=one_line)
 @REASON_OPTION
 @HOME_OPTION
 def pause(number: str, reason: str | None, home: Path | None) -> None:
@@ -119,13 +107,13 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
     """
     from coordinator import reservations
 
-    with _engine(home) as engine, _known():
+    with database(home) as engine, _known():
         row = reservations.pause(engine, _identify(engine, number), reason)
     click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
 
 
 @work.command()
-@click.argument("number", callback=_one_line)
+@click.argument("number", callback=one_line)
 @HOME_OPTION
 def resume(number: str, home: Path | None) -> None:
     """Let NUMBER (its value or its id), paused or parked, be worked on again.
@@ -134,49 +122,9 @@ def resume(number: str, home: Path | None) -> None:
     """
     from coordinator import reservations
 
-    with _engine(home) as engine, _known():
+    with database(home) as engine, _known():
         row = reservations.resume(engine, _identify(engine, number))
     click.echo(f"composite {row.id} is neither paused nor parked" + ("" if row.wants_ecm else "; it wants no ECM now"))
-
-
-# The database --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _engine(home: Path | None) -> Iterator["Engine"]:
-    """An engine for the coordinator's database; what is wrong with that is said in a sentence."""
-    from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
-
-    from models.engine import make_engine
-
-    # Lines of transactions are no news here, and never go where JSON goes.
-    configure_logging(settings().log_format, "WARNING")
-    url = settings().database_url or _embedded_url(home or default_home())
-    try:
-        engine = make_engine(url)
-    except ArgumentError as error:
-        raise click.ClickException("DATABASE_URL is not like postgresql://user:password@host/database") from error
-    try:
-        yield engine
-    except OperationalError as error:
-        raise click.ClickException(f"the database does not answer: {str(error.orig).strip()}") from error
-    except ProgrammingError as error:
-        raise click.ClickException(
-            f"the database's schema is not this version's ({str(error.orig).splitlines()[0]});"
-            " `ecm-coordinator migrate` brings it there"
-        ) from error
-    finally:
-        engine.dispose()
-
-
-def _embedded_url(home: Path) -> str:
-    from config.embedded import postgres
-
-    if not postgres.data_directory(home).exists():
-        raise click.ClickException(
-            f"DATABASE_URL is not set, and {home} has no database; name the home of `up` with --home"
-        )
-    return postgres.postgres_url(home)
 
 
 def _identify(engine: "Engine", number: str) -> int:

@@ -1,0 +1,64 @@
+"""The coordinator's database for commands that work on it directly, while everything runs or not."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from config.logging import configure_logging
+from config.settings import default_home, settings
+from models.wire import printable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
+
+
+def one_line(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A text that the database takes and a table can show."""
+    try:
+        return value and printable(value.encode().decode())
+    except UnicodeEncodeError:
+        raise click.BadParameter("should be UTF-8") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@contextlib.contextmanager
+def database(home: Path | None) -> Iterator["Engine"]:
+    """An engine for the coordinator's database; what is wrong with that is said in a sentence."""
+    from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+
+    from models.engine import make_engine
+
+    # Lines of transactions are no news here, and never go where JSON goes.
+    configure_logging(settings().log_format, "WARNING")
+    url = settings().database_url or _embedded_url(home or default_home())
+    try:
+        engine = make_engine(url)
+    except ArgumentError as error:
+        raise click.ClickException("DATABASE_URL is not like postgresql://user:password@host/database") from error
+    try:
+        yield engine
+    except OperationalError as error:
+        raise click.ClickException(f"the database does not answer: {str(error.orig).strip()}") from error
+    except ProgrammingError as error:
+        raise click.ClickException(
+            f"the database's schema is not this version's ({str(error.orig).splitlines()[0]});"
+            " `ecm-coordinator migrate` brings it there"
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _embedded_url(home: Path) -> str:
+    from config.embedded import postgres
+
+    if not postgres.data_directory(home).exists():
+        raise click.ClickException(
+            f"DATABASE_URL is not set, and {home} has no database; name the home of `up` with --home"
+        )
+    return postgres.postgres_url(home)
