@@ -13,31 +13,26 @@ only when there is none.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from operator import ge, le
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, func, insert, select, text
+from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import InstrumentedAttribute
 
 from config.settings import Settings
-from coordinator import demand, effort, planning, registry, work
+from coordinator import candidates, demand, effort, planning, registry, work
+from coordinator.candidates import CLIENT_LOCK, NUMBER_LOCK
 from coordinator.demand import BOTH_P1, ECM, PM1, PP1
 from coordinator.expressions import shorten
 from coordinator.planning import Plan, Wish
 from coordinator.speeds import measured_speed
 from coordinator.unit_of_work import savepoint, unit_of_work
 from models.limits import DEFAULT_B2, STAGE1_ONLY
-from models.tables import Composite, CompositeEffort, Project, ProjectComposite, WorkAssignment
+from models.tables import Composite, CompositeEffort, WorkAssignment
 
-# The first keys of our advisory locks: any two numbers that nobody else takes.
-CLIENT_LOCK, NUMBER_LOCK = 0x436C69, 0x4E756D
-# As many claims at a time find a number of their own without waiting.
-CANDIDATES = 40
 LOCK_PATIENCE_MS = 400
 # How long a claim goes on when others are at every number there is.
 CLAIM_PATIENCE = 5.0
@@ -51,21 +46,9 @@ SLACK, SHORTEST_LEASE = 3.0, 1800
 SHORTEST_SHARE = 1 / 60
 ASK_AGAIN_SOONEST, ASK_AGAIN_LATEST = 30, 600
 
-ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
-    "standard": (Composite.digit_length.asc(), Composite.id.asc()),
-    "progressive": (Composite.planned_t_level.asc(), Composite.id.asc()),
-    "priority": (Composite.priority.desc(), Composite.digit_length.asc(), Composite.id.asc()),
-    "best": (Composite.work_value.desc(), Composite.id.asc()),
-}
-
-_ECM_LEASES = (
-    select(func.count())
-    .where(
-        WorkAssignment.composite_id == Composite.id, WorkAssignment.closed_at.is_(None), WorkAssignment.method == ECM
-    )
-    .correlate(Composite)
-    .scalar_subquery()
-)
+# What of a wish is a filter as it stands.
+FILTERED = ("min_digits", "max_digits", "min_priority", "min_target", "max_target", "max_current")
+NO_PROJECT = -1
 
 
 @dataclass(frozen=True)
@@ -92,31 +75,11 @@ class Wanted:
     stage1_only: bool = False
     days: float | None = None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """What a number must satisfy but for wanting such work."""
-        bounds: tuple[tuple[Any, Any, Callable[..., Any]], ...] = (
-            (self.min_digits, Composite.digit_length, ge),
-            (self.max_digits, Composite.digit_length, le),
-            (self.min_priority, Composite.priority, ge),
-            (self.min_target, Composite.target_t_level, ge),
-            (self.max_target, Composite.target_t_level, le),
-            (self.max_current, Composite.current_t_level, le),
-        )
-        chosen: list[ColumnElement[bool]] = [
-            within(column, bound) for bound, column, within in bounds if bound is not None
-        ]
-        if self.project is not None:
-            members = (
-                select(ProjectComposite.composite_id)
-                .join(Project, Project.id == ProjectComposite.project_id)
-                .where(Project.name == self.project)
-            )
-            chosen.append(Composite.id.in_(members))
-        if self.method == ECM and not self.shared:
-            # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted for
-            # the few numbers that have leases at all.
-            chosen.append((Composite.open_leases == 0) | (_ECM_LEASES == 0))
-        return chosen
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The columns any of which says that a number wants such work: what is wanted most first."""
+        methods = (PM1, PP1) if self.method == BOTH_P1 else (self.method,)
+        return tuple(f"wants_{method}" for method in methods)
 
 
 @dataclass(frozen=True)
@@ -151,6 +114,13 @@ class _Look:
     busy: list[int] = field(default_factory=list)
 
 
+class _Like(NamedTuple):
+    """What a number must be like but for wanting such work: filters of coordinator/candidates.py and their values."""
+
+    filters: tuple[str, ...]
+    values: dict[str, Any]
+
+
 class Busy(Exception):
     """Other claims were at every number for CLAIM_PATIENCE seconds: ask again at once."""
 
@@ -175,57 +145,71 @@ def _look(connection: Connection, wanted: Wanted, settings: Settings, wait_for: 
     if held >= settings.max_work_per_client:
         message = f"You hold {held} leases, and {settings.max_work_per_client} is the most; complete or abandon some."
         return _Look(NoWork(message, ASK_AGAIN_SOONEST))
+    like = _like(connection, wanted)
     if wanted.composite is not None:
-        return _look_at_named(connection, wanted, settings)
-    look = _Look()
-    for composite_id in wait_for or _candidates(connection, wanted):
-        if not _get_to(connection, composite_id, wait=bool(wait_for)):
-            look.busy.append(composite_id)
-            continue
-        locked = _lock(connection, composite_id, wanted)
-        if locked is None:
-            look.busy.append(composite_id)
-            continue
-        look.answer = _lease(connection, locked, wanted, settings)
-        return look
-    if not look.busy and not wait_for:
-        look.answer = _none(connection)
-    return look
+        return _look_at_named(connection, wanted, like, settings)
+    reached = _wait_for(connection, wait_for) if wait_for else _first_free(connection, wanted, like)
+    for composite_id in reached:
+        locked = _lock(connection, composite_id, like)
+        if locked is not None:
+            return _Look(_lease(connection, locked, wanted, settings))
+    if wait_for:
+        return _Look()
+    busy = _candidates(connection, wanted, like)
+    return _Look(busy=busy) if busy else _Look(_none(connection))
 
 
 _BEGIN = text("SELECT set_config('lock_timeout', :patience, true), pg_advisory_xact_lock(:lock, hashtext(:client))")
+# Not in one statement with that lock: what others did while it was waited for must be seen.
 _HELD = text("SELECT count(*) FROM work_assignments WHERE client_id = :client AND closed_at IS NULL")
 
 
-def _wants(method: str) -> tuple[InstrumentedAttribute[bool], ...]:
-    """By method, the columns any of which says that a number wants it: what is wanted most first."""
-    return {
-        ECM: (Composite.wants_ecm,),
-        PM1: (Composite.wants_pm1,),
-        PP1: (Composite.wants_pp1,),
-        BOTH_P1: (Composite.wants_pm1, Composite.wants_pp1),
-    }[method]
+def _like(connection: Connection, wanted: Wanted) -> _Like:
+    values = {name: value for name in FILTERED if (value := getattr(wanted, name)) is not None}
+    if wanted.project is not None:
+        # By its id, of which the query planner knows how many numbers it has.
+        known = connection.execute(candidates.PROJECT_ID, {"project": wanted.project}).scalar_one_or_none()
+        values["project_id"] = NO_PROJECT if known is None else known
+    alone = ("alone",) if wanted.method == ECM and not wanted.shared else ()
+    return _Like((*values, *alone), values)
 
 
-def _candidates(connection: Connection, wanted: Wanted) -> list[int]:
-    order = ORDERS[wanted.order if wanted.method == ECM else "standard"]
-    for wants in _wants(wanted.method):
-        found = select(Composite.id).where(wants, *wanted.conditions()).order_by(*order).limit(CANDIDATES)
-        if ids := list(connection.execute(found).scalars()):
+def _first_free(connection: Connection, wanted: Wanted, like: _Like) -> Iterator[int]:
+    """The numbers to try, in the wanted order, that no other claim is at: this one alone is at each from then on."""
+    order = wanted.order if wanted.method == ECM else "standard"
+    for wants in wanted.wants:
+        free = connection.execute(candidates.first_free(wants, order, like.filters), like.values).scalar_one_or_none()
+        passed: list[int] = []
+        while free is not None:
+            yield free
+            passed.append(free)
+            others = candidates.first_free(wants, order, (*like.filters, "passed"))
+            free = connection.execute(others, {**like.values, "passed": passed}).scalar_one_or_none()
+
+
+def _wait_for(connection: Connection, numbers: list[int]) -> Iterator[int]:
+    """Those of these numbers that other claims leave in time: this one alone is at each from then on."""
+    for composite_id in numbers:
+        if _get_to(connection, composite_id):
+            yield composite_id
+
+
+def _candidates(connection: Connection, wanted: Wanted, like: _Like) -> list[int]:
+    """The first numbers that want such work, whoever is at them."""
+    order = wanted.order if wanted.method == ECM else "standard"
+    for wants in wanted.wants:
+        found = connection.execute(candidates.first(wants, order, like.filters), like.values)
+        if ids := list(found.scalars()):
             return ids
     return []
 
 
-def _get_to(connection: Connection, composite_id: int, *, wait: bool) -> bool:
-    """Whether this claim alone is at that number now."""
+def _get_to(connection: Connection, composite_id: int) -> bool:
+    """Whether this claim alone is at that number now, having waited for others."""
     keys = {"lock": NUMBER_LOCK, "id": composite_id}
-    if not wait:
-        found: bool = connection.execute(_TRY_NUMBER, keys).scalar_one()
-        return found
     return _in_time(connection, _WAIT_FOR_NUMBER, keys) is not None
 
 
-_TRY_NUMBER = text("SELECT pg_try_advisory_xact_lock(:lock, hashint8(:id))")
 _WAIT_FOR_NUMBER = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
 
 
@@ -240,13 +224,14 @@ def _in_time(connection: Connection, statement: Any, parameters: dict[str, Any])
         return None
 
 
-def _lock(connection: Connection, composite_id: int, wanted: Wanted) -> list[Row] | None:
+def _lock(connection: Connection, composite_id: int, like: _Like) -> list[Row] | None:
     """The number's row, locked, or none if it is not like what is wanted any more; None while something long has it.
 
     A result that is being applied has it for milliseconds; one with a factor to split for some tenths of a second.
     """
-    found = select(Composite).where(Composite.id == composite_id, *wanted.conditions())
-    return _in_time(connection, found.with_for_update(key_share=True), {})
+    which = {**like.values, "id": composite_id}
+    at_once = connection.execute(candidates.locked(like.filters, wait=False), which).all()
+    return list(at_once) or _in_time(connection, candidates.locked(like.filters, wait=True), which)
 
 
 def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: Settings) -> Claim | None:
@@ -255,16 +240,22 @@ def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: 
         return None
     (row,) = locked
     leases = work.open_leases(connection, [row.id]).get(row.id, [])
-    made = None
     now = demand.wants(row, leases)
-    if any(now[column.key] for column in _wants(wanted.method)):
+    made = None
+    if any(now[column] for column in wanted.wants):
         made = _make(connection, row, leases, wanted, settings)
-    # With the new lease in it, or because the row said something that is not true any more.
-    work.refresh(connection, [row.id])
-    return made
+    if made is None:  # the row said something that is not true any more
+        work.refresh(connection, [row.id])
+        return None
+    claim, lease = made
+    work.restate(connection, row, [*leases, lease])
+    return claim
 
 
-def _make(connection: Connection, row: Row, leases: list[Row], wanted: Wanted, settings: Settings) -> Claim | None:
+def _make(
+    connection: Connection, row: Row, leases: list[Row], wanted: Wanted, settings: Settings
+) -> tuple[Claim, Row] | None:
+    """What the client is told, and the lease."""
     if wanted.method == ECM:
         return _make_ecm(connection, row, leases, wanted, settings)
     lacking: dict[str, int] = {
@@ -273,11 +264,16 @@ def _make(connection: Connection, row: Row, leases: list[Row], wanted: Wanted, s
         if wanted.method in (method, BOTH_P1) and reached < row.wanted_p1_b1
     }
     seconds = int((wanted.days or DEFAULT_DAYS) * SECONDS_PER_DAY)
-    work_id, expires_at = _insert(connection, row.id, wanted, seconds, b1=row.wanted_p1_b1, b2=DEFAULT_B2)
-    return Claim(work_id, row, wanted.method, None, False, expires_at, pm1_b1=lacking.get(PM1), pp1_b1=lacking.get(PP1))
+    lease = _insert(connection, row.id, wanted, seconds, b1=row.wanted_p1_b1, b2=DEFAULT_B2)
+    made = Claim(
+        lease.id, row, wanted.method, None, False, lease.expires_at, pm1_b1=lacking.get(PM1), pp1_b1=lacking.get(PP1)
+    )
+    return made, lease
 
 
-def _make_ecm(connection: Connection, row: Row, leases: list[Row], wanted: Wanted, settings: Settings) -> Claim | None:
+def _make_ecm(
+    connection: Connection, row: Row, leases: list[Row], wanted: Wanted, settings: Settings
+) -> tuple[Claim, Row] | None:
     most = settings.lease_target_minutes * 60
     speed = measured_speed(connection, wanted.client_id)
     wish = Wish(most * SHORTEST_SHARE, most, speed, b1=wanted.b1, b2=STAGE1_ONLY if wanted.stage1_only else DEFAULT_B2)
@@ -292,60 +288,58 @@ def _make_ecm(connection: Connection, row: Row, leases: list[Row], wanted: Wante
     else:
         run, usual = {}, DEFAULT_DAYS * SECONDS_PER_DAY
     seconds = int(usual if wanted.days is None else wanted.days * SECONDS_PER_DAY)
-    work_id, expires_at = _insert(connection, row.id, wanted, seconds, **run)
-    return Claim(
-        work_id,
+    lease = _insert(connection, row.id, wanted, seconds, **run)
+    made = Claim(
+        lease.id,
         row,
         ECM,
         plan,
         wanted.shared,
-        expires_at,
+        lease.expires_at,
         prior_t_level=_prior_t_level(connection, row.id),
         minutes=own_seconds / 60,
     )
+    return made, lease
 
 
-def _insert(
-    connection: Connection, composite_id: int, wanted: Wanted, seconds: int, **run: int
-) -> tuple[uuid.UUID, datetime]:
-    work_id = uuid.uuid4()
-    expires_at = datetime.now(UTC) + timedelta(seconds=max(1, seconds))
-    connection.execute(
-        insert(WorkAssignment).values(
-            id=work_id,
-            composite_id=composite_id,
-            client_id=wanted.client_id,
-            method=wanted.method,
-            created_at=func.clock_timestamp(),
-            expires_at=expires_at,
-            lease_seconds=max(1, seconds),
-            **run,
-        )
-    )
-    return work_id, expires_at
+def _insert(connection: Connection, composite_id: int, wanted: Wanted, seconds: int, **run: int) -> Row:
+    lease = {
+        "id": uuid.uuid4(),
+        "composite_id": composite_id,
+        "client_id": wanted.client_id,
+        "method": wanted.method,
+        "expires_at": datetime.now(UTC) + timedelta(seconds=max(1, seconds)),
+        "lease_seconds": max(1, seconds),
+    }
+    return connection.execute(_INSERT, {**_NO_RUN, **run, **lease}).one()
+
+
+_NO_RUN = dict.fromkeys(("b1", "b2", "parametrization", "curves"))
+_INSERT = insert(candidates.LEASES).values(created_at=func.clock_timestamp()).returning(candidates.LEASES)
 
 
 def _prior_t_level(connection: Connection, composite_id: int) -> float:
     """The t-level that work from before the registry gives by itself."""
-    rows = connection.execute(
-        select(
-            CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization, CompositeEffort.prior_curves
-        ).where(CompositeEffort.composite_id == composite_id, CompositeEffort.prior_curves > 0)
-    ).all()
+    runs = connection.execute(_PRIOR, {"id": composite_id}).all()
     return (
-        effort.t_level(effort.effort_of([(row.b1, row.b2, row.parametrization, row.prior_curves) for row in rows]))
-        if rows
+        effort.t_level(effort.effort_of([(run.b1, run.b2, run.parametrization, run.prior_curves) for run in runs]))
+        if runs
         else 0.0
     )
 
 
-def _look_at_named(connection: Connection, wanted: Wanted, settings: Settings) -> _Look:
+_PRIOR = select(
+    CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization, CompositeEffort.prior_curves
+).where(CompositeEffort.composite_id == bindparam("id"), CompositeEffort.prior_curves > 0)
+
+
+def _look_at_named(connection: Connection, wanted: Wanted, like: _Like, settings: Settings) -> _Look:
     """Lease the number that the client names, or say why not."""
     written = wanted.composite or ""
     found = registry.find(connection, written, settings.max_digits)
     if found is None:
         return _Look(NoWork(f"{shorten(written)} is not a number of this server.", ASK_AGAIN_LATEST))
-    locked = _lock(connection, found.id, wanted) if _get_to(connection, found.id, wait=True) else None
+    locked = _lock(connection, found.id, like) if _get_to(connection, found.id) else None
     if locked is None:
         return _Look()
     made = _lease(connection, locked, wanted, settings)

@@ -1,6 +1,6 @@
 """How fast a client is, from the attempts it has sent."""
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from coordinator import planning
 from models.limits import DEFAULT_B2
@@ -16,17 +16,20 @@ def measured_speed(connection: Connection, client_id: str) -> float:
 
     From its last ECM attempts that say how long they took; their number's size is taken as it is now.
     """
-    rows = connection.execute(
-        select(EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.curves, EcmAttempt.execution_time, Composite.digit_length)
-        .join(Composite, Composite.id == EcmAttempt.composite_id)
-        .where(EcmAttempt.client_id == client_id)
-        .order_by(EcmAttempt.id.desc())
-        .limit(ATTEMPTS)
-    ).all()
     ordinary = own = 0.0
-    for row in rows:
+    for row in connection.execute(_LAST, {"client": client_id}):
         if row.b1 and row.curves and row.execution_time:
             b2 = DEFAULT_B2 if row.b2 is None else row.b2
             ordinary += row.curves * planning.seconds_per_curve(row.b1, b2, row.digit_length)
             own += row.execution_time
     return min(max(ordinary / own, SLOWEST), FASTEST) if own else 1.0
+
+
+# Built once: building a statement costs more than running it.
+_LAST = (
+    select(EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.curves, EcmAttempt.execution_time, Composite.digit_length)
+    .join(Composite, Composite.id == EcmAttempt.composite_id)
+    .where(EcmAttempt.client_id == bindparam("client"))
+    .order_by(EcmAttempt.id.desc())
+    .limit(ATTEMPTS)
+)

@@ -11,13 +11,15 @@ composite wants (coordinator/demand.py). Leases are handed out in coordinator/cl
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, case, func, null, select, update
+from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, case, func, null, or_, select, true, update
 
 from coordinator import demand, effort, parking
 from coordinator.unit_of_work import unit_of_work
+from models.limits import STAGE1_ONLY
 from models.tables import Composite, WorkAssignment
+from models.wire import SubmitResult
 
 EXPIRY_BATCH = 100
 OPEN = ("assigned", "claimed", "running")
@@ -62,6 +64,15 @@ _LEASE_COLUMNS = (
     WorkAssignment.lease_seconds,
 )
 
+# Built once: building a statement costs more than running it.
+_DEMAND = select(*_DEMAND_COLUMNS).where(Composite.id.in_(bindparam("ids", expanding=True)))
+_RESTATE = update(cast(Table, Composite.__table__)).where(Composite.id == bindparam("composite"))
+_OPEN_LEASES = (
+    select(*_LEASE_COLUMNS)
+    .where(WorkAssignment.composite_id.in_(bindparam("ids", expanding=True)), WorkAssignment.closed_at.is_(None))
+    .order_by(WorkAssignment.created_at, WorkAssignment.id)
+)
+
 
 class UnknownLease(Exception):
     """There is no such lease, or it is another client's; the message is for people."""
@@ -93,13 +104,17 @@ def find_lease(
     return lease_id, None
 
 
-def count_curves(connection: Connection, lease_id: uuid.UUID, curves: int) -> None:
+def count_curves(connection: Connection, lease_id: uuid.UUID, result: SubmitResult) -> None:
     """Count a result's curves on a lease whose composite is locked.
 
-    A lease of curves is completed when all of them are done, also when it ran out before; a lease of a whole number
-    stays open until its client completes it or the number is finished.
+    On a lease of curves only those count that are as good as what was leased; it is completed when all of them are
+    done, also when it ran out before. A lease of a whole number stays open until its client completes it or the number
+    is finished.
     """
-    done = WorkAssignment.curves_submitted + curves
+    lease = _lease(connection, lease_id)
+    if result.method != demand.ECM or (lease.curves is not None and not _as_good(result, lease)):
+        return
+    done = WorkAssignment.curves_submitted + result.curves
     all_done = (WorkAssignment.curves <= done) & WorkAssignment.status.not_in(("completed", "failed"))
     connection.execute(
         update(WorkAssignment)
@@ -113,6 +128,13 @@ def count_curves(connection: Connection, lease_id: uuid.UUID, curves: int) -> No
             message=case((all_done, null()), else_=WorkAssignment.message),
         )
     )
+
+
+def _as_good(result: SubmitResult, lease: Row) -> bool:
+    """Whether a run's bounds are at least those of the lease; a given B2 for a default one is taken as it is."""
+    if (result.parameters.b1 or 0) < lease.b1:
+        return False
+    return result.b2 != STAGE1_ONLY or lease.b2 == STAGE1_ONLY
 
 
 def close_all(connection: Connection, composite_id: int, why: str) -> None:
@@ -131,17 +153,24 @@ def refresh(connection: Connection, composite_ids: Iterable[int]) -> None:
     """Say anew what these locked composites want, and end leases whose curves nobody needs any more."""
     ids = list(composite_ids)
     leases = open_leases(connection, ids)
-    for row in connection.execute(select(*_DEMAND_COLUMNS).where(Composite.id.in_(ids))).all():
+    for row in connection.execute(_DEMAND, {"ids": ids}).all():
         needed, superfluous = _parted(row, leases.get(row.id, []))
         if superfluous:
             _close(connection, _still_open([lease.id for lease in superfluous]), "completed", TARGET_REACHED)
-        now = demand.wants(row, needed)
-        if any(getattr(row, name) != value for name, value in now.items()):
-            connection.execute(update(Composite).where(Composite.id == row.id).values(now))
+        restate(connection, row, needed)
+
+
+def restate(connection: Connection, composite: Row, leases: Sequence[Row]) -> None:
+    """Say anew what this locked composite wants, whose open leases are these."""
+    now = demand.wants(composite, leases)
+    if any(getattr(composite, name) != value for name, value in now.items()):
+        connection.execute(_RESTATE, {"composite": composite.id, **now})
 
 
 def _parted(composite: Row, leases: list[Row]) -> tuple[list[Row], list[Row]]:
     """(the leases that it takes to reach the target, oldest first, those by curves that it does without)."""
+    if effort.t_level(demand.planned(composite.effort, leases)) < composite.target_t_level:
+        return leases, []
     needed: list[Row] = []
     superfluous: list[Row] = []
     vector = composite.effort
@@ -158,25 +187,17 @@ def _parted(composite: Row, leases: list[Row]) -> tuple[list[Row], list[Row]]:
 def open_leases(connection: Connection, composite_ids: Sequence[int]) -> dict[int, list[Row]]:
     """The open leases of these composites, oldest first."""
     leases: dict[int, list[Row]] = {}
-    statement = (
-        select(*_LEASE_COLUMNS)
-        .where(WorkAssignment.composite_id.in_(composite_ids), WorkAssignment.closed_at.is_(None))
-        .order_by(WorkAssignment.created_at, WorkAssignment.id)
-    )
-    for row in connection.execute(statement):
+    for row in connection.execute(_OPEN_LEASES, {"ids": composite_ids}):
         leases.setdefault(row.composite_id, []).append(row)
     return leases
 
 
-def lock_composites(connection: Connection, composite_ids: list[int]) -> None:
-    """Lock these composites for this unit of work."""
+def lock_composites(connection: Connection, composite_ids: list[int], *, skip_locked: bool = False) -> list[int]:
+    """Lock these composites for this unit of work; the ids of those that exist, and that it has got."""
     # Roots before children, then by id: the order everybody locks composites in.
-    connection.execute(
-        select(Composite.id)
-        .where(Composite.id.in_(composite_ids))
-        .order_by(Composite.parent_id.is_not(None), Composite.id)
-        .with_for_update(key_share=True)
-    )
+    ordered = select(Composite.id).where(Composite.id.in_(composite_ids))
+    ordered = ordered.order_by(Composite.parent_id.is_not(None), Composite.id)
+    return list(connection.execute(ordered.with_for_update(key_share=True, skip_locked=skip_locked)).scalars())
 
 
 # What clients do -----------------------------------------------------------------------------------------------------
@@ -222,7 +243,7 @@ def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> Row:
     Raises UnknownLease.
     """
     with unit_of_work(engine, "complete", work=str(work_id)) as connection:
-        lease = _lease(connection, work_id, client_id)
+        lease = _lease(connection, work_id, client_id, mine=True)
         _end(connection, lease, "completed", None)
         return _lease(connection, work_id)
 
@@ -233,10 +254,8 @@ def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: s
     A number that several clients in a row gave up without a single curve is parked (coordinator/parking.py).
     """
     with unit_of_work(engine, "abandon", work=str(work_id)) as connection:
-        lease = _lease(connection, work_id, client_id)
-        if _end(connection, lease, "failed", reason or "abandoned"):
-            parking.park_if_given_up(connection, lease.composite_id)
-            refresh(connection, [lease.composite_id])
+        lease = _lease(connection, work_id, client_id, mine=True)
+        _end(connection, lease, "failed", reason or "abandoned")
         return _lease(connection, work_id)
 
 
@@ -251,33 +270,38 @@ def release(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[s
         return _lease(connection, work_id)
 
 
-def _end(connection: Connection, lease: Row, status: str, why: str | None) -> bool:
-    """Close a lease, if it is open, and let others have what it leaves; whether it was."""
+def _end(connection: Connection, lease: Row, status: str, why: str | None) -> None:
+    """Close a lease, if it is open, and let others have what it leaves."""
     lock_composites(connection, [lease.composite_id])
     if not _close(connection, _still_open([lease.id]), status, why and why[:LONGEST_MESSAGE]):
-        return False
+        return
+    if status == "failed":
+        parking.park_if_given_up(connection, lease.composite_id)
     refresh(connection, [lease.composite_id])
-    return True
 
 
 def of_client(engine: Engine, client_id: str, limit: int) -> list[Row]:
     """A client's last leases with what they are of, open ones first, then the newest."""
+    columns = (Composite.current_composite, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
+    # Two questions, each of which an index answers in order, however many leases there have been.
+    chosen = [
+        select(WorkAssignment.id)
+        .where(WorkAssignment.client_id == client_id, condition)
+        .order_by(WorkAssignment.created_at.desc())
+        .limit(limit)
+        .subquery()
+        for condition in (WorkAssignment.closed_at.is_(None), true())
+    ]
+    either = or_(*(WorkAssignment.id.in_(select(ids.c.id)) for ids in chosen))
+    statement = (
+        select(*_LEASE_COLUMNS, *columns)
+        .join(Composite, Composite.id == WorkAssignment.composite_id)
+        .where(either)
+        .order_by(WorkAssignment.closed_at.is_not(None), WorkAssignment.created_at.desc(), WorkAssignment.id)
+        .limit(limit)
+    )
     with engine.connect() as connection:
-        return list(
-            connection.execute(
-                select(
-                    *_LEASE_COLUMNS,
-                    Composite.current_composite,
-                    Composite.digit_length,
-                    Composite.current_t_level,
-                    Composite.target_t_level,
-                )
-                .join(Composite, Composite.id == WorkAssignment.composite_id)
-                .where(WorkAssignment.client_id == client_id)
-                .order_by(WorkAssignment.closed_at.is_not(None), WorkAssignment.created_at.desc(), WorkAssignment.id)
-                .limit(limit)
-            )
-        )
+        return list(connection.execute(statement))
 
 
 # What the clock does -------------------------------------------------------------------------------------------------
@@ -295,18 +319,21 @@ def overdue(connection: Connection, now: datetime) -> list[Row]:
     )
 
 
-def expire(connection: Connection, leases: list[Row], now: datetime) -> int:
-    """Time out those of `leases` that are still open and overdue now that they are locked; returns how many.
+def expire(connection: Connection, leases: Sequence[Row], now: datetime, *, wait: bool) -> tuple[int, list[Row]]:
+    """Time out those of `leases` that are still open and overdue now that they are locked: (how many, those left).
 
-    What they have not brought can be leased again.
+    What they have not brought can be leased again. Unless this is to `wait`, the leases of numbers that somebody has
+    locked are left: while it waited for one, it would hold up all the others.
     """
-    composite_ids = sorted({lease.composite_id for lease in leases})
-    lock_composites(connection, composite_ids)
-    still_overdue = _still_open([lease.id for lease in leases]).where(WorkAssignment.expires_at <= now)
-    expired = _close(connection, still_overdue, "timeout", "its time ran out")
+    ids = {lease.composite_id for lease in leases}
+    locked = set(lock_composites(connection, sorted(ids), skip_locked=not wait))
+    here = [lease.id for lease in leases if lease.composite_id in locked]
+    expired = _close(
+        connection, _still_open(here).where(WorkAssignment.expires_at <= now), "timeout", "its time ran out"
+    )
     if expired:
-        refresh(connection, composite_ids)
-    return expired
+        refresh(connection, locked)
+    return expired, [lease for lease in leases if lease.composite_id not in locked]
 
 
 # Inside --------------------------------------------------------------------------------------------------------------
@@ -316,22 +343,22 @@ def _still_open(lease_ids: list[uuid.UUID]) -> Select:
     return select(WorkAssignment.id).where(WorkAssignment.id.in_(lease_ids), WorkAssignment.closed_at.is_(None))
 
 
-def _lease(connection: Connection, work_id: uuid.UUID, client_id: str | None = None) -> Row:
-    return _checked(
-        connection.execute(select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id)).one_or_none(),
-        work_id,
-        client_id,
-    )
+def _lease(connection: Connection, work_id: uuid.UUID, client_id: str | None = None, *, mine: bool = False) -> Row:
+    """A lease; `mine`: for a client, whose it must be if it says who it is."""
+    found = connection.execute(select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id)).one_or_none()
+    return _checked(found, work_id, client_id, mine=mine)
 
 
 def _lock_lease(connection: Connection, work_id: uuid.UUID, client_id: str) -> Row:
     locked = select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id).with_for_update(key_share=True)
-    return _checked(connection.execute(locked).one_or_none(), work_id, client_id)
+    return _checked(connection.execute(locked).one_or_none(), work_id, client_id, mine=True)
 
 
-def _checked(lease: Row | None, work_id: uuid.UUID, client_id: str | None) -> Row:
+def _checked(lease: Row | None, work_id: uuid.UUID, client_id: str | None, *, mine: bool) -> Row:
     if lease is None:
         raise UnknownLease(f"There is no work {work_id}; ask for new work")
+    if mine and lease.method in demand.RESERVING:
+        raise UnknownLease(f"Work {work_id} is a reservation, which only an operator ends")
     if client_id is not None and lease.client_id != client_id:
         raise UnknownLease(f"Work {work_id} is not leased to {client_id[:60]!r}; use the name that leased it")
     return lease
