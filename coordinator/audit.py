@@ -1,0 +1,36 @@
+"""The audit trail: what operators change, recorded in the unit of work that changes it."""
+
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, insert
+
+from models.tables import AdminEvent
+
+log = structlog.get_logger("audit")
+
+# Over HTTP there is one key, and whoever holds it is this; on the command line it is the account's name.
+ADMIN = "admin"
+
+
+def record(
+    connection: Connection,
+    *,
+    actor: str,
+    action: str,
+    target: str,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    request_id: str | None = None,
+) -> None:
+    """Record that `actor` did `action` to `target` ("composite 17"): JSON-able values before and after it.
+
+    The row stands or falls with the change. The log line is written at once: what it announces is committed if the
+    line `Transaction committed` of its unit of work follows.
+    """
+    connection.execute(
+        insert(AdminEvent).values(
+            actor=actor, action=action, target=target, before=before, after=after, request_id=request_id
+        )
+    )
+    log.info("Administration", actor=actor, action=action, target=target, before=before, after=after)
