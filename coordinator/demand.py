@@ -70,11 +70,14 @@ def needs_curves(composite: Standing) -> bool:
 
 def planned(vector: np.ndarray, leases: Sequence[OpenLease]) -> np.ndarray:
     """The effort with all that is out on lease, by curves, taken as done."""
+    curves: dict[tuple[int, int, int], int] = {}
     for lease in leases:
         if lease.method == ECM and lease.curves is not None and lease.b1 is not None:
-            left = max(0, lease.curves - lease.curves_submitted)
             b2 = DEFAULT_B2 if lease.b2 is None else lease.b2
-            vector = effort.add_curves(vector, left, lease.b1, b2, lease.parametrization or planning.PARAMETRIZATION)
+            run = (lease.b1, b2, lease.parametrization or planning.PARAMETRIZATION)
+            curves[run] = curves.get(run, 0) + max(0, lease.curves - lease.curves_submitted)
+    for run, left in curves.items():
+        vector = effort.add_curves(vector, left, *run)
     return vector
 
 

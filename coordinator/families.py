@@ -167,8 +167,8 @@ def write_back(connection: Connection, members: list[Member], change: Change) ->
         if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
             _provide_for_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
-    if changed:
-        work.refresh(connection, [member.id for member in members])
+    # Also when nothing was divided: that a cofactor is composite is what makes it work.
+    work.refresh(connection, [member.id for member in members])
     root_id = members[0].parent_id or members[0].id
     if changed and sharers(connection, registry.family_ids(connection, root_id)):
         change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, root_id)
@@ -250,7 +250,13 @@ def _child_for(connection: Connection, members: list[Member], root: Member, leaf
         key=lambda member: effort.t_level(member.vector),
     )
     child_id = registry.register_new(
-        connection, text, leaf.value, is_prime=False, parent_id=root.id, vector=origin.vector
+        connection,
+        text,
+        leaf.value,
+        is_prime=False,
+        parent_id=root.id,
+        vector=origin.vector,
+        p1_reached=_p1_reached(connection, origin.id),
     )
     if child_id is None:  # another family has just made one, with its own effort
         return registry.register(connection, text, leaf.value, is_prime=False)
@@ -264,6 +270,12 @@ def _child_for(connection: Connection, members: list[Member], root: Member, leaf
     columns = ["composite_id", "b1", "b2", "parametrization", "prior_curves"]
     connection.execute(insert(CompositeEffort).from_select(columns, inherited))
     return child_id
+
+
+def _p1_reached(connection: Connection, composite_id: int) -> tuple[int, int]:
+    """The B1 that P-1 and P+1 have been run to on a composite."""
+    row = connection.execute(select(Composite.pm1_b1, Composite.pp1_b1).where(Composite.id == composite_id)).one()
+    return row.pm1_b1, row.pp1_b1
 
 
 def _write_composite(connection: Connection, member: Member, change: Change) -> bool:

@@ -12,11 +12,11 @@ import numpy as np
 from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, select, text
 
-from coordinator import effort
+from coordinator import demand, effort, work
 from coordinator.arithmetic import digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate_number, shorten
 from coordinator.registry import sha256
-from models.tables import Composite, CompositeEffort, Factor
+from models.tables import Composite, CompositeEffort, Factor, WorkAssignment
 
 # A primality test of 300 digits takes a millisecond; larger factors are believed.
 PRIMALITY_CHECKED_DIGITS = 300
@@ -134,13 +134,6 @@ STATEMENTS = (
     ),
     (
         "finished",
-        "composites",
-        "SELECT id, 'it is offered as work, but there is nothing to do on it or it is held back' AS detail"
-        " FROM composites WHERE (wants_ecm OR wants_pm1 OR wants_pp1)"
-        " AND (is_prime IS NOT FALSE OR is_fully_factored OR hold IS NOT NULL)",
-    ),
-    (
-        "finished",
         "factors",
         "SELECT f.id, format('a leaf of composite %s, which is fully factored, is not known to be prime', c.id)"
         " AS detail FROM factors f JOIN composites c ON c.id = f.composite_id"
@@ -253,7 +246,11 @@ def _effort(connection: Connection) -> Iterator[Violation]:
         connection,
         select(CompositeEffort).order_by(CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2),
     )
-    columns = (Composite.id, Composite.effort, Composite.current_t_level)
+    open_leases = _Groups(
+        connection,
+        select(WorkAssignment).where(WorkAssignment.closed_at.is_(None)).order_by(WorkAssignment.composite_id),
+    )
+    columns = (*work.DEMAND_COLUMNS, Composite.current_t_level)
     for row in _stream(connection, select(*columns).order_by(Composite.id)):
         own = sums.of(row.id)
         rebuilt = effort.effort_of([(s.b1, s.b2, s.parametrization, s.curves + s.prior_curves) for s in own])
@@ -262,6 +259,12 @@ def _effort(connection: Connection) -> Iterator[Violation]:
         if abs(row.current_t_level - effort.t_level(rebuilt)) > RELATIVE_ERROR * 100:
             detail = f"current_t_level is {row.current_t_level}, its curves give {effort.t_level(rebuilt)}"
             yield Violation("effort", "composites", row.id, detail)
+        wanted = demand.wants(row, open_leases.of(row.id))
+        stale = [
+            f"{name} is {getattr(row, name)}, not {now}" for name, now in wanted.items() if getattr(row, name) != now
+        ]
+        if stale:
+            yield Violation("work", "composites", row.id, "; ".join(stale))
 
 
 # Need is counted as it was when the oldest of the leases was handed out: results that come without a lease lower it

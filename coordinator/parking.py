@@ -3,10 +3,10 @@
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from config.settings import settings
-from models.tables import Composite, WorkAssignment
+from models.tables import Composite, EcmAttempt, WorkAssignment
 
 log = structlog.get_logger("parking")
 
@@ -21,25 +21,31 @@ def park_if_given_up(connection: Connection, composite_id: int) -> None:
     In a row: since the last lease that brought curves or was completed, and since it was last resumed. Leases that ran
     out say nothing: machines are switched off.
     """
-    resumed = select(Composite.resumed_at).where(Composite.id == composite_id).scalar_subquery()
+    composite = connection.execute(
+        select(Composite.hold, Composite.resumed_at).where(Composite.id == composite_id)
+    ).one()
+    if composite.hold is not None:
+        return
     past = connection.execute(
         select(
             WorkAssignment.client_id,
             WorkAssignment.status,
             WorkAssignment.message,
-            (WorkAssignment.curves_submitted > 0).label("brought_curves"),
+            WorkAssignment.composite_id,
+            WorkAssignment.created_at,
+            WorkAssignment.curves_submitted,
         )
         .where(
             WorkAssignment.composite_id == composite_id,
             WorkAssignment.closed_at.is_not(None),
-            WorkAssignment.closed_at > func.coalesce(resumed, func.to_timestamp(0)),
+            *([WorkAssignment.closed_at > composite.resumed_at] if composite.resumed_at else []),
         )
         .order_by(WorkAssignment.closed_at.desc())
         .limit(LOOKED_AT)
     )
     reasons: dict[str, str] = {}
     for lease in past:
-        if lease.brought_curves or lease.status == "completed":
+        if lease.status == "completed" or lease.curves_submitted or _sent_curves(connection, lease):
             break
         if lease.status == "failed":
             reasons.setdefault(lease.client_id, lease.message or "no reason given")
@@ -47,6 +53,22 @@ def park_if_given_up(connection: Connection, composite_id: int) -> None:
         why = "; ".join(f"{client}: {reason}" for client, reason in reasons.items())[:2000]
         hold(connection, composite_id, PARKED, why)
         log.warning("A number is parked: clients give it up", composite=composite_id, reasons=why[:300])
+
+
+def _sent_curves(connection: Connection, lease: Row) -> bool:
+    """Whether its client has sent curves of that number since: not every client names the lease with its results."""
+    recent = (
+        select(EcmAttempt.composite_id, EcmAttempt.curves, EcmAttempt.created_at)
+        .where(EcmAttempt.client_id == lease.client_id)
+        .order_by(EcmAttempt.id.desc())
+        .limit(LOOKED_AT)
+        .subquery()
+        .c
+    )
+    found = select(recent.curves).where(
+        recent.composite_id == lease.composite_id, recent.created_at >= lease.created_at, recent.curves > 0
+    )
+    return connection.execute(found.limit(1)).first() is not None
 
 
 def hold(connection: Connection, composite_id: int, kind: str, reason: str | None) -> None:

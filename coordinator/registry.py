@@ -70,7 +70,7 @@ def learn_spelling(connection: Connection, composite_id: int, written: str) -> N
         add_aliases(connection, composite_id, [sha256(written)], NUMBER)
 
 
-class _Fresh(NamedTuple):
+class Fresh(NamedTuple):
     """A composite about to be registered, as demand sees it."""
 
     effort: np.ndarray
@@ -109,15 +109,20 @@ def register_new(
     is_prime: bool | None,
     parent_id: int | None = None,
     vector: np.ndarray | None = None,
+    p1_reached: tuple[int, int] = (0, 0),
 ) -> int | None:
     """Make `value` known as written; its id, or None if there is a composite of that number already.
 
-    `is_prime` is None while unknown. The new row is its own cofactor until factors are recorded.
+    `is_prime` is None while unknown; `p1_reached` are the B1 of its P-1 and P+1 so far. The new row is its own cofactor
+    until factors are recorded.
     """
     text = decimal(value)
     digits = digit_count(value)
     effort_so_far = effort.no_effort() if vector is None else vector
-    fresh = _Fresh(effort_so_far, digits, is_prime, is_prime is True, effort.target_t_level(digits))
+    pm1_b1, pp1_b1 = p1_reached
+    fresh = Fresh(
+        effort_so_far, digits, is_prime, is_prime is True, effort.target_t_level(digits), pm1_b1=pm1_b1, pp1_b1=pp1_b1
+    )
     new_id = connection.execute(
         insert(Composite)
         .values(
@@ -131,6 +136,8 @@ def register_new(
             target_t_level=fresh.target_t_level,
             current_t_level=effort.t_level(effort_so_far),
             effort=effort_so_far,
+            pm1_b1=pm1_b1,
+            pp1_b1=pp1_b1,
             **demand.wants(fresh, []),
         )
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])

@@ -44,8 +44,12 @@ def reserve(
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = _identify(connection, identifier, max_digits)
         work.lock_composites(connection, [composite_id])
-        if connection.execute(select(Composite.is_fully_factored).where(Composite.id == composite_id)).scalar_one():
+        left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
+        row = connection.execute(left).one()
+        if row.is_fully_factored:
             raise Finished(f"{shorten(identifier)} is fully factored: there is nothing left to do on it")
+        if row.current_composite == "1":
+            raise Finished(f"{shorten(identifier)} has no cofactor left; reserve the composite factor that is meant")
         leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
         for lease in leases:
             if lease.method in demand.RESERVING:

@@ -162,7 +162,7 @@ def _apply_verified(
         target = connection.execute(select(Composite.target_t_level).where(Composite.id == composite_id)).scalar_one()
 
     if lease_id and not repeated:
-        work.count_curves(connection, lease_id, result.curves)
+        work.count_curves(connection, lease_id, result)
     work.refresh(connection, [row.id for row in family])
     if result.project:
         registry.join_project(connection, composite_id, result.project)

@@ -12,9 +12,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import work
 from coordinator.unit_of_work import unit_of_work
-from models.tables import Client, Job, Submission
+from models.engine import make_engine
+from models.tables import Client, Composite, Job, Submission
 
 PRUNE_BATCH = 5_000
+RESTATE_BATCH = 200
 # Waiting doubles with every ring up to 2**6 times the first: a long backlog is not published over and over.
 MOST_DOUBLINGS = 6
 
@@ -26,10 +28,40 @@ def expire_work(engine: Engine, now: datetime) -> int:
         with unit_of_work(engine, "expire_work") as connection:
             # Ids first, then locks in everybody's order, then a second look at what they hold.
             overdue = work.overdue(connection, now)
-            batch = work.expire(connection, overdue, now) if overdue else 0
+            batch, left = work.expire(connection, overdue, now, wait=False) if overdue else (0, [])
+        for composite_id in sorted({lease.composite_id for lease in left}):
+            leases = [lease for lease in left if lease.composite_id == composite_id]
+            with unit_of_work(engine, "expire_work_of_one", composite=composite_id) as connection:
+                batch += work.expire(connection, leases, now, wait=True)[0]
         if not batch:
             return expired
         expired += batch
+
+
+def restate_work(database_url: str) -> None:
+    """As `restate_all`, for whoever has no engine yet."""
+    engine = make_engine(database_url)
+    try:
+        restate_all(engine)
+    finally:
+        engine.dispose()
+
+
+def restate_all(engine: Engine) -> None:
+    """Say of every number anew what work it wants: after a migration, or when a limit on leases was changed.
+
+    In batches by id, each a unit of work under its composites' locks.
+    """
+    after = 0
+    while True:
+        with unit_of_work(engine, "restate_work", after=after) as connection:
+            batch = select(Composite.id).where(Composite.id > after).order_by(Composite.id).limit(RESTATE_BATCH)
+            ids = list(connection.execute(batch).scalars())
+            work.lock_composites(connection, ids)
+            work.refresh(connection, ids)
+        if not ids:
+            return
+        after = ids[-1]
 
 
 def submissions_to_ring(engine: Engine, *, ring_after: float, limit: int, patient: bool = True) -> list[Row]:

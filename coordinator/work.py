@@ -27,7 +27,7 @@ LONGEST_MESSAGE = 500
 TARGET_REACHED = "its curves are not needed any more: the number has reached its target"
 NOTHING_LEFT = "nothing is left to do on this number"
 
-_DEMAND_COLUMNS = (
+DEMAND_COLUMNS = (
     Composite.id,
     Composite.effort,
     Composite.digit_length,
@@ -65,7 +65,7 @@ _LEASE_COLUMNS = (
 )
 
 # Built once: building a statement costs more than running it.
-_DEMAND = select(*_DEMAND_COLUMNS).where(Composite.id.in_(bindparam("ids", expanding=True)))
+_DEMAND = select(*DEMAND_COLUMNS).where(Composite.id.in_(bindparam("ids", expanding=True)))
 _RESTATE = update(cast(Table, Composite.__table__)).where(Composite.id == bindparam("composite"))
 _OPEN_LEASES = (
     select(*_LEASE_COLUMNS)

@@ -247,9 +247,11 @@ def _lease(change: Callable[[uuid.UUID], Row[Any]], path: WorkPath) -> Response:
 def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any]:
     """What `change` makes of the lease of that id; raises a 404 problem if there is none for it to change."""
     try:
-        return change(uuid.UUID(work_id))
+        lease_id = uuid.UUID(work_id)
     except ValueError as error:
         raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
+    try:
+        return change(lease_id)
     except leases.UnknownLease as error:
         raise Problem(404, "unknown_work", f"{error}.") from error
 

@@ -33,14 +33,19 @@ def current_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(database_url: str) -> None:
-    """Bring the schema of `database_url` to the newest revision; all of it or nothing, one process at a time."""
+def upgrade(database_url: str) -> bool:
+    """Bring the schema of `database_url` to the newest revision; all of it or nothing, one process at a time.
+
+    Returns whether it was at an older one.
+    """
     engine = make_engine(database_url)
     try:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            before = current_revision(connection)
             config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            return before is not None and before != newest_revision()
     finally:
         engine.dispose()

@@ -1,6 +1,7 @@
 """What crosses the wire about work: what clients ask for, and the leases they get."""
 
 import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,8 @@ from models.wire import Name, Wire, printable
 
 MOST_DIGITS = 1_000_000
 HIGHEST_T_LEVEL = 100
+LONGEST_REASON = 500
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 MOST_METADATA = 64 * 1024
 # In a query an empty value is one that was not given.
 BLANK = BeforeValidator(lambda value: None if value == "" else value)
@@ -18,14 +21,25 @@ BLANK = BeforeValidator(lambda value: None if value == "" else value)
 Digits = Annotated[Annotated[int, Field(ge=1, le=MOST_DIGITS)] | None, BLANK]
 Level = Annotated[Annotated[float, Field(ge=0, le=HIGHEST_T_LEVEL)] | None, BLANK]
 Days = Annotated[Annotated[float, Field(gt=0, le=365)] | None, BLANK]
-Reason = Annotated[Annotated[str, StringConstraints(max_length=2000)] | None, BLANK]
+
+
+def one_line(value: Any) -> Any:
+    """A text with its line breaks and control characters made spaces, shortened: no reason is refused for its looks."""
+    if not isinstance(value, str):
+        return value
+    return UNPRINTABLE.sub(" ", value).strip()[:LONGEST_REASON] or None
+
+
+Reason = Annotated[str | None, BeforeValidator(one_line)]
+# An empty switch is one that was not given.
+Switch = Annotated[bool, BeforeValidator(lambda value: False if value == "" else value)]
 WorkType = Literal["standard", "progressive", "priority", "best"]
 
 
 class ClientQuery(Wire):
     client_id: Name
 
-    _printable = field_validator("client_id", "message", "reason", check_fields=False)(
+    _printable = field_validator("client_id", "project", check_fields=False)(
         lambda value: value if not value else printable(value)
     )
 
@@ -64,13 +78,15 @@ class EcmWorkQuery(WorkFilters):
         None,
         description="standard (smallest first), progressive (least done first), priority, best (most value per second)",
     )
-    shared: bool = Field(False, description="a number of curves, on a number that others work on too")
+    shared: Switch = Field(False, description="a number of curves, on a number that others work on too")
     requested_b1: Annotated[Annotated[int, Field(ge=MIN_B1, le=MAX_B1)] | None, BLANK] = None
-    stage1_only: bool = False
+    stage1_only: Switch = False
 
 
 class P1WorkQuery(WorkFilters):
-    method: Literal["pm1", "pp1", "p1"] = Field("p1", description="p1: both")
+    method: Annotated[Literal["pm1", "pp1", "p1"], BeforeValidator(lambda value: value or "p1")] = Field(
+        "p1", description="p1: both, or the one of them that the number lacks"
+    )
 
 
 class AnyWorkQuery(ClientQuery):
@@ -101,13 +117,11 @@ class AbandonQuery(Wire):
     client_id: Annotated[Name | None, BLANK] = None
     reason: Reason = None
 
-    _printable = field_validator("client_id", "reason")(lambda value: value if not value else printable(value))
+    _printable = field_validator("client_id")(lambda value: value if not value else printable(value))
 
 
 class ReasonQuery(Wire):
     reason: Reason = None
-
-    _printable = field_validator("reason")(lambda value: value if not value else printable(value))
 
 
 class EcmWork(Wire):

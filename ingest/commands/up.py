@@ -130,13 +130,15 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
     from alembic.util import CommandError
     from sqlalchemy.exc import ArgumentError, OperationalError
 
+    from coordinator import upkeep
     from models import migrate
 
     supervisor.start()
     began = said = time.monotonic()
     while True:
         try:
-            migrate.upgrade(supervisor.environment["DATABASE_URL"])
+            if migrate.upgrade(supervisor.environment["DATABASE_URL"]):
+                upkeep.restate_work(supervisor.environment["DATABASE_URL"])
             break
         except ArgumentError as error:
             raise homes.HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Engine, func, select, text
 
 from config.settings import Settings
-from coordinator import analysis, inbox, invariants, results
+from coordinator import analysis, inbox, invariants, results, work
 from coordinator.inbox import Receipt
 from coordinator.results import Applied
 from models.tables import Base, Job
@@ -132,7 +132,9 @@ def lease(
     )
     with engine.begin() as connection:
         values = {"composite": composite_id, "client": client, "curves": curves}
-        return connection.execute(text(insert), values).scalar_one()
+        lease_id = connection.execute(text(insert), values).scalar_one()
+        work.refresh(connection, [composite_id])
+        return lease_id
 
 
 def empty(engine: Engine) -> None:

@@ -101,7 +101,7 @@ def test_another_numbers_lease_is_not_waited_for(engine):
     with unit_of_work(engine, "hold") as connection:
         overdue = work.overdue(connection, now() + timedelta(days=30))
         assert [one.id for one in overdue] == [elsewhere]
-        assert work.expire(connection, overdue, now() + timedelta(days=30)) == 1
+        assert work.expire(connection, overdue, now() + timedelta(days=30), wait=True) == (1, [])
         row = submit(engine, result(NUMBER, curves=60, work_id=str(elsewhere)))
         assert row.state == "applied"
 

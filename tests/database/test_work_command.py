@@ -27,7 +27,7 @@ M = product(prime(31), prime(41), prime(51))
 @pytest.fixture
 def call(database_url, monkeypatch):
     """Calls the command on this test's database; what it prints to standard output and error is kept apart."""
-    monkeypatch.setattr("ingest.commands.work.configure_logging", lambda *_: None)
+    monkeypatch.setattr("ingest.commands.database.configure_logging", lambda *_: None)
     monkeypatch.setenv("DATABASE_URL", database_url)
     settings.cache_clear()
     yield lambda *arguments: CliRunner().invoke(work, arguments)

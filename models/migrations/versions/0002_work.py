@@ -30,12 +30,19 @@ def upgrade() -> None:
     op.add_column("composites", sa.Column("wants_pp1", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("composites", sa.Column("planned_t_level", sa.Double(), server_default=sa.text("0"), nullable=False))
     op.add_column("composites", sa.Column("work_value", sa.Double(), server_default=sa.text("0"), nullable=False))
-    # Roughly what coordinator/demand.py says; each claim and each result puts its own number right. So far nobody
-    # leased work, and only results counted curves on a lease.
+    # Roughly what coordinator/demand.py says, so that there is work at once; coordinator/upkeep.py's restate_all, which
+    # follows a migration, says it exactly. So far only results counted curves on a lease.
     op.execute(
-        "UPDATE composites SET wants_ecm = current_t_level < target_t_level, wants_pm1 = true, wants_pp1 = true,"
-        " planned_t_level = current_t_level, wanted_p1_b1 = 11000 WHERE is_prime IS FALSE AND digit_length > 45"
+        "UPDATE composites SET wants_ecm = current_t_level < target_t_level, planned_t_level = current_t_level,"
+        " work_value = -digit_length / 10.0"
+        " WHERE is_prime IS FALSE AND NOT is_fully_factored AND digit_length > 45"
     )
+    for method in ("pm1", "pp1"):
+        op.execute(
+            f"UPDATE composites SET {method}_b1 = reached.b1 FROM (SELECT composite_id, max(b1) AS b1 FROM ecm_attempts"
+            f" WHERE method = '{method}' AND b2 <> 0 AND curves > 0 GROUP BY composite_id) reached"
+            " WHERE reached.composite_id = composites.id"
+        )
     op.create_check_constraint("composites_hold", "composites", "hold IN ('paused', 'parked')")
     op.create_index(
         "composites_best",
