@@ -1,0 +1,170 @@
+"""Work after what happens beside claims: primality tests, migrations, results that do not fit, reservations."""
+
+import numpy as np
+import pytest
+from alembic import command
+from pipeline import (
+    SETTINGS,
+    assert_sound,
+    composite,
+    lease,
+    result,
+    rows,
+    run_jobs,
+    scalar,
+    submit,
+)
+from primes import prime, product
+from sqlalchemy import text
+
+from coordinator import claims, invariants, planning, reservations, speeds, upkeep, work
+from coordinator.claims import Claim, NoWork, Wanted
+from coordinator.expressions import evaluate_number
+from coordinator.registry import sha256
+from models.migrate import alembic_config, upgrade
+
+NUMBER = str(product(prime(55), prime(66)))
+
+
+def claim(engine, client="alice", **wanted):
+    return claims.claim(engine, Wanted(client, **wanted), SETTINGS)
+
+
+def test_a_large_number_becomes_work_when_it_is_known_to_be_composite(engine):
+    large = str(product(prime(1003), prime(1011)))
+    row = submit(engine, result(large, curves=1))
+    assert isinstance(claim(engine), NoWork)
+    assert run_jobs(engine) == 1
+    made = claim(engine)
+    assert made.composite.id == row.composite_id
+    assert_sound(engine)
+
+
+NOTHING_DONE = np.zeros(91).tobytes()
+OLD_COMPOSITE = """
+INSERT INTO composites (number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored,
+                        target_t_level, effort)
+VALUES (:number, :hash, :left, :digits, false, :done, :target, :effort)"""
+OLD_ATTEMPT = """
+WITH sent AS (
+  INSERT INTO submissions (client_id, idempotency_key, key_is_implicit, payload_sha256, payload, state, outcome,
+                           composite_id, settled_at)
+  VALUES ('a', 'k', true, '', '{}', 'applied', '{}', 1, now()) RETURNING id)
+INSERT INTO ecm_attempts (composite_id, submission_id, client_id, method, b1, b2, curves)
+SELECT 1, id, 'a', 'pm1', 250000000000, -1, 1 FROM sent"""
+
+
+def test_a_database_from_before_leases_offers_what_is_open_and_nothing_else(engine, database_url):
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    with engine.begin() as connection:
+        for number, done in (("2^499-1", False), ("2^67-1", True), ("2^431-1", False)):
+            value = str(evaluate_number(number, 1000))
+            row = {"number": number, "hash": sha256(value), "left": "1" if done else value, "digits": len(value)}
+            row |= {"done": done, "target": len(value) * 4 / 13, "effort": NOTHING_DONE}
+            connection.execute(text(OLD_COMPOSITE), row)
+        connection.execute(text(OLD_ATTEMPT))
+    engine.dispose()
+    assert upgrade(database_url)
+    # Before anything else has happened there is the right work already ...
+    assert {claim(engine, name).composite.number for name in "ab"} == {"2^499-1", "2^431-1"}
+    assert isinstance(claim(engine, "c"), NoWork)
+    # ... and then all of it is exact.
+    upkeep.restate_all(engine)
+    found = invariants.violations(engine, max_digits=1000)
+    assert [one for one in found if one.invariant in ("work", "bounded leases")] == []
+    wants = rows(engine, "SELECT wants_pm1, wants_pp1 FROM composites ORDER BY id")
+    assert wants == [(False, True), (False, False), (True, True)]
+    assert not upgrade(database_url)
+
+
+@pytest.mark.parametrize(
+    ("sent", "counts"),
+    [
+        ({"b1": 50_000}, True),
+        ({"b1": 60_000, "b2": 10**9}, True),
+        ({"b1": 49_999}, False),
+        ({"b1": 50_000, "b2": 0}, False),
+        ({"b1": 10**9, "method": "pm1"}, False),
+    ],
+)
+def test_curves_count_on_a_lease_when_they_are_as_good_as_what_was_leased(engine, sent, counts):
+    submit(engine, result(NUMBER, curves=0))
+    own = lease(engine, composite(engine, NUMBER).id, curves=10)
+    submit(engine, result(NUMBER, curves=10, work_id=str(own), **sent))
+    (row,) = rows(engine, "SELECT status, curves_submitted FROM work_assignments")
+    assert row == (("completed", 10) if counts else ("assigned", 0))
+    assert_sound(engine)
+
+
+def test_curves_without_a_lease_speak_for_a_number_that_is_given_up(engine):
+    submit(engine, result(NUMBER, curves=0))
+    for client in "abc":
+        made = claim(engine, client)
+        submit(engine, result(NUMBER, client=client, curves=5))
+        work.abandon(engine, made.work_id, None, "done for today")
+    assert composite(engine, NUMBER).hold is None
+
+
+def test_a_number_that_an_operator_paused_stays_paused(engine):
+    submit(engine, result(NUMBER, curves=0))
+    leases = [
+        claims.claim(engine, Wanted(name, shared=True), SETTINGS.model_copy(update={"lease_target_minutes": 0.1}))
+        for name in "abc"
+    ]
+    reservations.pause(engine, composite(engine, NUMBER).id, "polynomial search")
+    for made, name in zip(leases, "abc", strict=True):
+        work.abandon(engine, made.work_id, name, "it crashes")
+    row = composite(engine, NUMBER)
+    assert (row.hold, row.hold_reason) == ("paused", "polynomial search")
+
+
+def test_only_timed_ecm_runs_say_how_fast_a_client_is_the_last_of_them(engine):
+    usual = planning.seconds_per_curve(50_000, -1, 121)
+    for n in range(12):
+        submit(engine, result(NUMBER, curves=100, raw_output=str(n), results={"execution_time": 100 * usual}))
+    for n in range(10):
+        submit(engine, result(NUMBER, curves=100, raw_output=f"x{n}", results={"execution_time": 25 * usual}))
+    for n in range(12):
+        submit(engine, result(NUMBER, curves=n + 1, raw_output=f"untimed {n}"))
+    submit(engine, result(NUMBER, method="pm1", b1=10**8, curves=1, results={"execution_time": 1}))
+    with engine.connect() as connection:
+        assert speeds.measured_speed(connection, "alice") == pytest.approx(4)
+        assert speeds.measured_speed(connection, "bob") == 1
+
+
+def test_a_client_does_not_end_an_operators_reservation(engine):
+    submit(engine, result(NUMBER, curves=0))
+    row = reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=1000)
+    for end in (lambda: work.abandon(engine, row.id, None, "x"), lambda: work.complete(engine, row.id, "carol")):
+        with pytest.raises(work.UnknownLease, match="reservation"):
+            end()
+    assert isinstance(claim(engine), NoWork)
+    assert reservations.release(engine, row.id, None).status == "completed"
+    assert isinstance(claim(engine), Claim)
+
+
+def test_a_part_has_had_what_p1_its_number_had(engine):
+    number = product(prime(41), prime(42), prime(50), prime(80))
+    submit(engine, result(str(number), method="pm1", b1=10**10, curves=1))
+    submit(engine, result(str(number), str(product(prime(41), prime(42))), curves=1))
+    (child,) = rows(engine, "SELECT pm1_b1, wants_pm1, wants_pp1 FROM composites WHERE parent_id IS NOT NULL")
+    assert child == (10**10, False, True)
+    assert_sound(engine)
+
+
+def test_expiry_waits_for_a_busy_number_without_holding_up_another(engine):
+    other = str(product(prime(56), prime(67)))
+    for number in (NUMBER, other):
+        submit(engine, result(number, curves=0))
+        lease(engine, composite(engine, number).id, expires="now() - interval '1 second'")
+    with engine.begin() as busy:
+        busy.execute(text("SELECT FROM composites WHERE number = :n FOR NO KEY UPDATE"), {"n": NUMBER})
+        with engine.begin() as connection:
+            overdue = work.overdue(connection, scalar(engine, "SELECT now()"))
+            expired, left = work.expire(connection, overdue, scalar(engine, "SELECT now()"), wait=False)
+        assert (expired, len(left)) == (1, 1)
+    assert upkeep.expire_work(engine, scalar(engine, "SELECT now()")) == 1
+    assert_sound(engine)
