@@ -122,7 +122,7 @@ def test_a_number_that_an_operator_paused_stays_paused(engine):
 
 
 def test_only_timed_ecm_runs_say_how_fast_a_client_is_the_last_of_them(engine):
-    usual = planning.seconds_per_curve(50_000, -1, 121)
+    usual = planning.seconds_per_curve(50_000, -1, 120)
     for n in range(12):
         submit(engine, result(NUMBER, curves=100, raw_output=str(n), results={"execution_time": 100 * usual}))
     for n in range(10):
