@@ -1,0 +1,191 @@
+"""Numbers on their way into the registry: screened rows in temporary tables, then set by set into the real ones.
+
+Nothing real is touched, and no lock taken, until all numbers have been looked at (`Staging.copy`). Then, in one go:
+
+ 1. `match`: numbers that a composite is known by, by any value it has had, are that composite;
+ 2. `insert`: of the others the first with each value becomes a composite, with its aliases, factors and prior work;
+ 3. what is left (a value that stands twice in the list, or that is what is left of another number in it, or that
+    somebody else registered just now) is matched again, until nothing is left.
+
+What lists say of known numbers is put there by coordinator/known_numbers.py.
+"""
+
+from collections.abc import Callable, Iterator
+from io import StringIO
+
+from sqlalchemy import Connection, text
+
+from coordinator import effort, jobs
+from coordinator.registry import COFACTOR, NUMBER
+from coordinator.screening import NUMBER_COLUMNS, PIECE_COLUMNS, RUN_COLUMNS, Screened
+
+# Rows that one statement inserts: some seconds, so that a request's statement timeout is far away.
+CHUNK = 50_000
+
+# Ids are taken from the tables' own sequences as rows come in: those of a list's numbers follow its order.
+_TABLES = """
+CREATE TEMP TABLE incoming (
+    line bigint, id bigint DEFAULT nextval('composites_id_seq'), written text, written_sha256 bytea, value_sha256 bytea,
+    cofactor text, cofactor_sha256 bytea, plain boolean, digit_length integer, is_prime boolean, finished boolean,
+    priority integer, has_snfs_form boolean, snfs_difficulty integer, explicit_target double precision,
+    target double precision, project text, t_level double precision, effort bytea, wants_ecm boolean,
+    wants_pm1 boolean, wants_pp1 boolean, wanted_p1_b1 bigint, planned_t_level double precision,
+    work_value double precision
+) ON COMMIT DROP;
+CREATE TEMP TABLE incoming_pieces (
+    id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, above integer, factor text,
+    factor_sha256 bytea, digits integer, multiplicity integer, is_prime boolean, origin text
+) ON COMMIT DROP;
+CREATE TEMP TABLE incoming_runs (
+    line bigint, b1 bigint, b2 numeric(22), parametrization smallint, curves bigint
+) ON COMMIT DROP;
+CREATE TEMP TABLE matched (line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean) ON COMMIT DROP;
+CREATE TEMP TABLE fresh (line bigint PRIMARY KEY, id bigint) ON COMMIT DROP;
+CREATE TEMP TABLE touched (composite_id bigint PRIMARY KEY) ON COMMIT DROP
+"""
+# As registry.find does: the exact number, then a current cofactor, then what is known longest.
+_MATCH = f"""
+INSERT INTO matched
+SELECT DISTINCT ON (i.line) i.line, c.id, false
+FROM incoming i JOIN composite_aliases a ON a.value_sha256 = i.value_sha256 JOIN composites c ON c.id = a.composite_id
+WHERE NOT EXISTS (SELECT FROM matched m WHERE m.line = i.line)
+ORDER BY i.line, a.kind = '{NUMBER}' DESC,
+         a.kind <> '{NUMBER}' AND sha256(convert_to(c.current_composite, 'UTF8')) = i.value_sha256 DESC, c.id
+"""
+_CHOOSE = """
+INSERT INTO fresh
+SELECT DISTINCT ON (i.value_sha256) i.line, i.id FROM incoming i
+WHERE NOT EXISTS (SELECT FROM matched m WHERE m.line = i.line)
+  AND NOT EXISTS (
+    SELECT FROM incoming larger
+    WHERE larger.cofactor_sha256 = i.value_sha256 AND NOT EXISTS (SELECT FROM matched m WHERE m.line = larger.line)
+  )
+ORDER BY i.value_sha256, i.line
+"""
+_COMPOSITES = """
+INSERT INTO composites (
+    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority, has_snfs_form,
+    snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, wants_ecm, wants_pm1, wants_pp1,
+    wanted_p1_b1, planned_t_level, work_value
+)
+SELECT i.id, written, value_sha256, coalesce(cofactor, written), digit_length, is_prime, finished,
+       coalesce(priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
+       t_level, coalesce(effort, :no_effort), wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value
+FROM fresh JOIN incoming i USING (line)
+WHERE line BETWEEN :first AND :last ORDER BY line
+ON CONFLICT (value_sha256) DO NOTHING
+"""
+_TAKEN = """
+DELETE FROM fresh
+WHERE line BETWEEN :first AND :last AND NOT EXISTS (SELECT FROM composites c WHERE c.id = fresh.id)
+"""
+# In hash order, as everywhere, so that no two can deadlock.
+_ALIASES = f"""
+INSERT INTO composite_aliases (value_sha256, composite_id, kind)
+SELECT value, i.id, kind
+FROM fresh JOIN incoming i USING (line), LATERAL (VALUES
+    (value_sha256, '{NUMBER}'), (written_sha256, '{NUMBER}'), (cofactor_sha256, '{COFACTOR}')) alias (value, kind)
+WHERE line BETWEEN :first AND :last AND value IS NOT NULL
+ORDER BY value
+ON CONFLICT DO NOTHING
+"""
+_FACTORS = """
+INSERT INTO factors (
+    id, composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, split_from_id, origin
+)
+SELECT p.id, i.id, p.factor, p.factor_sha256, p.digits, p.multiplicity, p.is_prime, above.id, p.origin
+FROM fresh JOIN incoming i USING (line) JOIN incoming_pieces p USING (line)
+LEFT JOIN incoming_pieces above ON above.line = p.line AND above.place = p.above
+WHERE fresh.line BETWEEN :first AND :last AND i.plain
+ORDER BY p.id
+"""
+_RUNS = """
+INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)
+SELECT fresh.id, r.b1, r.b2, r.parametrization, r.curves FROM fresh JOIN incoming_runs r USING (line)
+WHERE line BETWEEN :first AND :last
+"""
+_UNTESTED = """
+SELECT i.id FROM fresh JOIN incoming i USING (line) WHERE line BETWEEN :first AND :last AND is_prime IS NULL
+ORDER BY i.id
+"""
+_SHARERS = """
+SELECT DISTINCT i.id FROM fresh JOIN incoming i USING (line)
+JOIN composite_aliases a ON a.value_sha256 IN (i.value_sha256, i.cofactor_sha256) AND a.composite_id <> i.id
+WHERE line BETWEEN :first AND :last AND cofactor_sha256 IS NOT NULL
+ORDER BY i.id
+"""
+_LOADED = "INSERT INTO matched SELECT line, id, true FROM fresh"
+
+Progress = Callable[[int], None]
+
+
+class Staging:
+    """The temporary tables of one load, in its transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        for statement in _TABLES.split(";"):
+            connection.execute(text(statement))
+
+    def copy(self, screened: Screened) -> None:
+        """Take in the good numbers of a batch."""
+        tables = (
+            ("incoming", NUMBER_COLUMNS, screened.numbers),
+            ("incoming_pieces", PIECE_COLUMNS, screened.pieces),
+            ("incoming_runs", RUN_COLUMNS, screened.runs),
+        )
+        with self._connection.connection.cursor() as cursor:
+            for table, columns, rows in tables:
+                if rows:
+                    cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", StringIO(rows))
+
+    def store(self, priority: int | None, progress: Progress) -> tuple[int, list[jobs.Ring]]:
+        """Match every number and insert those that are new: how many those are, and what to ring for.
+
+        `progress` is told how many more numbers are done with. New numbers without a priority get `priority`.
+        """
+        run = self._connection.execute
+        for table in ("incoming", "incoming_pieces", "incoming_runs"):
+            run(text(f"CREATE INDEX ON {table} (line)"))
+            run(text(f"ANALYZE {table}"))
+        new, done, rings = 0, 0, []
+        while True:
+            progress(run(text(_MATCH)).rowcount)
+            run(text(_CHOOSE))
+            run(text("ANALYZE matched, fresh"))
+            if not run(text("SELECT EXISTS (SELECT FROM fresh)")).scalar_one():
+                return new, rings
+            for first, last in self._chunks():
+                rings += self._insert(first, last, priority)
+                done = run(text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last"), _span(first, last))
+                progress(done.scalar_one())
+            new += run(text(_LOADED)).rowcount
+            run(text("TRUNCATE fresh"))
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        """(first line, last line) of so many fresh numbers at a time."""
+        ends = text(
+            "SELECT min(line), max(line) FROM (SELECT line, (row_number() OVER (ORDER BY line) - 1) / :chunk AS part"
+            " FROM fresh) numbered GROUP BY part ORDER BY part"
+        )
+        for first, last in self._connection.execute(ends, {"chunk": CHUNK}).all():
+            yield first, last
+
+    def _insert(self, first: int, last: int, priority: int | None) -> list[jobs.Ring]:
+        run, span = self._connection.execute, _span(first, last)
+        expected = run(text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last"), span).scalar_one()
+        nothing = effort.no_effort().astype("<f8").tobytes()
+        inserted = run(text(_COMPOSITES), span | {"priority": priority, "no_effort": nothing}).rowcount
+        if inserted < expected:  # somebody else has just registered some of them, and they are matched next
+            run(text(_TAKEN), span)
+        for statement in (_ALIASES, _FACTORS, _RUNS):
+            run(text(statement), span)
+        rings = []
+        for statement, kind in ((_UNTESTED, jobs.TEST_COFACTOR), (_SHARERS, jobs.SHARE_FACTORS)):
+            for composite_id in run(text(statement), span).scalars().all():
+                rings += jobs.ask(self._connection, kind, composite_id)
+        return rings
+
+
+def _span(first: int, last: int) -> dict[str, int]:
+    return {"first": first, "last": last}
