@@ -6,14 +6,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import effort, pipeline, planner
+from bench import claims, effort, pipeline, planner
 
 
 @click.command()
 @click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
-@click.option("--only", type=click.Choice(["effort", "planner", "pipeline"]), help="Just this one.")
+@click.option("--only", type=click.Choice(["effort", "planner", "pipeline", "claims"]), help="Just this one.")
 def bench(target: Path | None, only: str | None) -> None:
-    """Measure the effort model, the planner and the results pipeline on this machine; compare ratios, not machines."""
+    """Measure the effort model, the planner, the results pipeline and claims here; compare ratios, not machines."""
     console = Console()
     figures = {}
     if only in (None, "effort"):
@@ -25,6 +25,9 @@ def bench(target: Path | None, only: str | None) -> None:
     if only in (None, "pipeline"):
         figures["pipeline"] = pipeline.measure()
         console.print(pipeline.as_table(figures["pipeline"]))
+    if only in (None, "claims"):
+        figures["claims"] = claims.measure()
+        console.print(claims.as_table(figures["claims"]))
     text = json.dumps(figures, indent=2)
     if target:
         target.write_text(text + "\n")

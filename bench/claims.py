@@ -1,17 +1,63 @@
-"""How fast work is claimed, and whether that depends on how many numbers there are."""
+"""How fast work is claimed, and whether that depends on how many numbers there are.
 
+With 1,000, 100,000 and 1,000,000 numbers in all states, each work type, some with filters: claims a second and the p50
+and p99 of a claim, for one client and for eight at once, by the function that leases and by HTTP. Rounds of the three
+sizes take turns, so that a change in the machine's mood hits them all, and what was leased is given back in between.
+Then 10,000 whole numbers in a row, of which each leaves a dead entry at the head of its index: do they get slower?
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import numpy as np
-from sqlalchemy import Engine, text
+import structlog
+from rich.table import Table
+from sqlalchemy import Engine, make_url, text
 
-from coordinator import demand, effort, planning
+from bench import load as http
+from bench.stack import private_stack
+from config.embedded import start_postgres
+from config.settings import Settings
+from coordinator import claims, demand, effort, planning, work
+from coordinator.claims import NoWork, Wanted
 from coordinator.demand import ECM
+from models.engine import make_engine
 from models.limits import DEFAULT_B2
+from models.migrate import upgrade
+
+SIZES = (1_000, 100_000, 1_000_000)
+CLIENTS = (1, 8)
+ROUNDS, IN_A_ROUND = 5, 40
+IN_A_ROW, COMPARED = 10_000, 1_000
 
 DIGITS = range(90, 251)
 PROJECT = "one number in a hundred"
+CASES: dict[str, dict[str, Any]] = {
+    "standard": {"shared": True},
+    "standard, whole numbers": {},
+    "progressive": {"shared": True, "order": "progressive"},
+    "priority": {"shared": True, "order": "priority"},
+    "best": {"shared": True, "order": "best"},
+    "P-1 and P+1": {"method": "p1"},
+    "standard, 150-160 digits": {"shared": True, "min_digits": 150, "max_digits": 160},
+    "standard, priority from 6": {"shared": True, "min_priority": 6},
+    "standard, a project of 1 %": {"shared": True, "project": PROJECT},
+}
+BY_HTTP: dict[str, dict[str, Any]] = {
+    "standard": {"shared": 1},
+    "standard, whole numbers": {},
+    "best": {"shared": 1, "work_type": "best"},
+}
 # Of twenty numbers of each size so many are in this state, and have had this share of their target's t-level.
 STATES = (
     *(("wanting", 0.0),) * 4,
@@ -165,3 +211,173 @@ def load(engine: Engine, first: int, last: int) -> None:
             connection.execute(text(statement), names)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
+
+
+def measure() -> dict[str, Any]:
+    """Every figure of the table: by way, case, size and number of clients; and the 10,000 claims in a row."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    settings = Settings(database_url="unused")
+    figures: dict[str, Any] = {}
+    try:
+        with registries() as engines:
+            figures["function"] = {
+                case: _take_turns(engines, partial(_claim, engines, wanted, settings)) for case, wanted in CASES.items()
+            }
+            with ExitStack() as stacks:
+                servers = {size: stacks.enter_context(_stack(engine)) for size, engine in engines.items()}
+                figures["http"] = {
+                    case: _take_turns(engines, partial(_ask, servers, query)) for case, query in BY_HTTP.items()
+                }
+            figures["in_a_row"] = in_a_row(engines[SIZES[-1]], settings)
+    finally:
+        structlog.configure(**before)
+    return figures
+
+
+@contextmanager
+def registries() -> Iterator[dict[int, Engine]]:
+    """A PostgreSQL with a database of each size, by their sizes; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="ecm-claims-", ignore_cleanup_errors=True) as home:
+        server = start_postgres(Path(home))
+        engines: dict[int, Engine] = {}
+        try:
+            administration = make_engine(server.url).execution_options(isolation_level="AUTOCOMMIT")
+            for size in SIZES:
+                with administration.connect() as connection:
+                    connection.execute(text(f"CREATE DATABASE numbers_{size}"))
+                url = make_url(server.url).set(database=f"numbers_{size}").render_as_string(hide_password=False)
+                upgrade(url)
+                engines[size] = make_engine(url, pool_size=max(CLIENTS) + 1, pool_timeout=60)
+                load(engines[size], 1, size)
+            administration.dispose()
+            yield engines
+        finally:
+            for engine in engines.values():
+                engine.dispose()
+            server.stop()
+
+
+@contextmanager
+def _stack(engine: Engine) -> Iterator[str]:
+    """A coordinator on that database; its address."""
+    url = engine.url.render_as_string(hide_password=False)
+    with private_stack("--no-flower", DATABASE_URL=url, LOG_LEVEL="WARNING") as (server, _):
+        yield server
+
+
+def _take_turns(
+    engines: dict[int, Engine], claim: Callable[[int, int], http.Measured]
+) -> dict[int, dict[int, dict[str, float]]]:
+    """By size and number of clients what `claim(size, clients)` measured, in rounds that take turns."""
+    rounds: dict[tuple[int, int], list[http.Measured]] = {}
+    for which in range(ROUNDS + 1):
+        for size, engine in engines.items():
+            for clients in CLIENTS:
+                measured = claim(size, clients)
+                _give_back(engine)
+                if which > 0:  # the first one finds caches cold
+                    rounds.setdefault((size, clients), []).append(measured)
+    return {size: {clients: _figures(rounds[size, clients]) for clients in CLIENTS} for size in engines}
+
+
+def _figures(rounds: list[http.Measured]) -> dict[str, float]:
+    # The machine's mood changes from one second to the next: the median round says more than all of them together.
+    together = http.Measured(latencies=[latency for one in rounds for latency in one.latencies])
+    return {
+        "per_second": round(median(one.rate for one in rounds), 1),
+        "p50_ms": round(together.percentile(0.5), 2),
+        "p99_ms": round(together.percentile(0.99), 2),
+    }
+
+
+def _claim(
+    engines: dict[int, Engine], wanted: dict[str, Any], settings: Settings, size: int, clients: int
+) -> http.Measured:
+    """A round of claims by the function itself, by so many threads. Raises RuntimeError if one gets no work."""
+    measured = http.Measured()
+    without: list[str] = []
+
+    def ask(name: str) -> None:
+        for _ in range(IN_A_ROUND):
+            began = perf_counter()
+            made = claims.claim(engines[size], Wanted(name, **wanted), settings)
+            measured.latencies.append(perf_counter() - began)
+            if isinstance(made, NoWork):
+                without.append(made.message)
+
+    threads = [threading.Thread(target=ask, args=(f"bench-{n}",)) for n in range(clients)]
+    began = perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    measured.seconds = perf_counter() - began
+    if without or len(measured.latencies) != clients * IN_A_ROUND:
+        raise RuntimeError(f"not every claim got work: {wanted}, {without[:1]}")
+    return measured
+
+
+def _ask(servers: dict[int, str], query: dict[str, Any], size: int, clients: int) -> http.Measured:
+    """A round of claims by HTTP, over so many connections. Raises RuntimeError if one gets no answer."""
+    address = urlsplit(servers[size])
+    host, port = address.hostname or "127.0.0.1", address.port or 80
+
+    def requests(client: int) -> Iterator[bytes]:
+        line = f"GET /api/v1/ecm-work?{urlencode({'client_id': f'bench-{client}', **query})} HTTP/1.1"
+        for _ in range(IN_A_ROUND):
+            yield f"{line}\r\nHost: {host}\r\n\r\n".encode()
+
+    measured = http.run(host, port, clients, requests)
+    if set(measured.statuses) != {200}:
+        raise RuntimeError(f"not every request was answered with 200: {measured.statuses}")
+    return measured
+
+
+def _give_back(engine: Engine) -> None:
+    """Complete all leases of the bench's clients: the numbers want the same work again."""
+    with engine.connect() as connection:
+        leases = connection.execute(
+            text("SELECT id FROM work_assignments WHERE closed_at IS NULL AND client_id LIKE 'bench-%' ORDER BY id")
+        ).all()
+    for lease in leases:
+        work.release(engine, lease.id, "the round is over", None)
+
+
+def in_a_row(engine: Engine, settings: Settings) -> dict[str, float]:
+    """The p50 of the first and of the last thousand of 10,000 claims of whole numbers, none of which is given back."""
+    seconds, without = [], 0
+    for n in range(IN_A_ROW):
+        began = perf_counter()
+        made = claims.claim(engine, Wanted(f"bench-{n // settings.max_work_per_client}"), settings)
+        seconds.append(perf_counter() - began)
+        without += isinstance(made, NoWork)
+    if without:
+        raise RuntimeError(f"{without} of {IN_A_ROW} claims in a row got no work")
+    first, last = seconds[:COMPARED], seconds[-COMPARED:]
+    return {
+        "claims": IN_A_ROW,
+        "first_p50_ms": round(1000 * median(first), 2),
+        "last_p50_ms": round(1000 * median(last), 2),
+        "last_to_first": round(median(last) / median(first), 2),
+    }
+
+
+def as_table(figures: dict[str, Any]) -> Table:
+    """The figures for a terminal."""
+    row = figures["in_a_row"]
+    table = Table(
+        title="Claiming work",
+        caption=f"{row['claims']:,} whole numbers in a row: p50 {row['first_p50_ms']} ms for the first {COMPARED:,}, "
+        f"{row['last_p50_ms']} ms for the last ({row['last_to_first']} times)",
+    )
+    for heading in ("way", "work type", "clients", *(f"{size:,}" for size in SIZES), "p50, largest to smallest"):
+        table.add_column(heading, justify="left" if heading in ("way", "work type") else "right")
+    for way in ("function", "http"):
+        for case, by_size in figures[way].items():
+            for clients in CLIENTS:
+                cells = [by_size[size][clients] for size in SIZES]
+                shown = [f"{one['per_second']:,.0f}/s {one['p50_ms']:.1f} / {one['p99_ms']:.1f} ms" for one in cells]
+                ratio = cells[-1]["p50_ms"] / cells[0]["p50_ms"]
+                table.add_row(way, case, str(clients), *shown, f"{ratio:.2f}")
+    return table

@@ -7,7 +7,7 @@ Each is built once for every combination of filters that was asked for: building
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, Table, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, bindparam, func, select
 
 from coordinator.demand import ECM
 from models.tables import Composite, Project, ProjectComposite, WorkAssignment
@@ -46,9 +46,9 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "max_target": composites.target_t_level <= bindparam("max_target"),
     "max_current": composites.current_t_level <= bindparam("max_current"),
     "project_id": composites.id.in_(_of_project),
-    # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted for the few
-    # numbers that have leases at all.
-    "alone": or_(composites.open_leases == 0, _ecm_leases == 0),
+    # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted in the index
+    # of open leases, for numbers that satisfy all else: the row, which most filters do without, is not read for it.
+    "alone": _ecm_leases == 0,
     "passed": composites.id.not_in(bindparam("passed", expanding=True)),
 }
 

@@ -1,0 +1,131 @@
+"""How claims find their numbers: each work type by its index, in which nothing is that cannot be leased."""
+
+import pytest
+from pipeline import SETTINGS, result, rows, scalar, submit
+from plans import executed, plan
+from primes import prime, product
+from sqlalchemy import text
+
+from bench import claims as bench
+from coordinator import candidates, claims, registry, reservations
+from coordinator.claims import Claim, Wanted
+from coordinator.demand import ECM
+from coordinator.unit_of_work import unit_of_work
+from models.engine import make_engine
+
+NUMBERS = 20_000
+WORK_TYPES = {
+    "composites_standard": {"order": "standard"},
+    "composites_progressive": {"order": "progressive"},
+    "composites_priority": {"order": "priority"},
+    "composites_best": {"order": "best"},
+    "composites_pm1": {"method": "pm1"},
+    "composites_pp1": {"method": "pp1"},
+}
+FILTERS = [
+    {"min_digits": 200},
+    {"min_digits": 120, "max_digits": 121},
+    {"min_priority": 6},
+    {"min_digits": 251},
+    {"min_priority": 7},
+    {"project": bench.PROJECT},
+    {"project": "no such project"},
+    {"max_current": 10.0},
+]
+
+
+@pytest.fixture(scope="module")
+def many(make_database):
+    """A registry of 20,000 numbers in all states."""
+    engine = make_engine(make_database(), pool_size=3)
+    bench.load(engine, 1, NUMBERS)
+    yield engine
+    engine.dispose()
+
+
+def statements_of_a_claim(engine, **wanted):
+    return executed(engine, lambda: claims.claim(engine, Wanted("alice", **wanted), SETTINGS))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("index", WORK_TYPES)
+def test_each_work_type_takes_the_first_from_its_own_index(many, index, shared):
+    sent = statements_of_a_claim(many, **WORK_TYPES[index], shared=shared)
+    (looks_for_one,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
+    with many.connect() as connection:  # as it would really be done: nothing is ruled out
+        lines = list(connection.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING off) {looks_for_one}").scalars())
+    (scan,) = [line for line in lines if f"using {index} " in line]
+    assert not any("Sort" in line or "Seq Scan" in line for line in lines), lines
+    assert "actual rows=1" in scan, "it goes on after it has one"
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("index", ["composites_standard", "composites_best", "composites_pm1"])
+def test_no_statement_of_a_claim_reads_all_of_a_table(many, index, filters):
+    sent = statements_of_a_claim(many, **WORK_TYPES[index], **filters)
+    plans = [plan(many, one) for one in sent if one.startswith(("SELECT", "UPDATE", "INSERT"))]
+    assert len(plans) > 2
+    assert not any("Seq Scan" in one for one in plans), plans
+
+
+def test_only_one_number_is_kept_from_other_claims(many):
+    statement = candidates.first_free("wants_ecm", "best", ())
+    locks = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
+    with many.connect() as connection, many.connect() as another:
+        first = connection.execute(statement).scalar_one()
+        assert connection.execute(locks).scalar_one() == 1
+        second = another.execute(statement).scalar_one()
+    assert first != second
+
+
+def test_the_indexes_hold_what_can_be_leased_and_nothing_else(many):
+    with many.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE composites"))
+    entries = {
+        row.name: int(row.entries)
+        for row in rows(many, "SELECT relname AS name, reltuples AS entries FROM pg_class WHERE relkind = 'i'")
+    }
+    leased = "SELECT FROM work_assignments w WHERE w.composite_id = c.id AND closed_at IS NULL"
+    closed = (
+        "is_fully_factored OR is_prime IS DISTINCT FROM false OR hold IS NOT NULL"
+        f" OR EXISTS ({leased} AND method = 'nfs')"
+    )
+    saturated = f"current_t_level >= target_t_level OR EXISTS ({leased} AND method = 'ecm' AND curves IS NULL)"
+    for wants, indexes, never in (
+        ("wants_ecm", candidates.ORDERS, f"{closed} OR {saturated}"),
+        ("wants_pm1", ("pm1",), closed),
+        ("wants_pp1", ("pp1",), closed),
+    ):
+        wanting = scalar(many, f"SELECT count(*) FROM composites WHERE {wants}")
+        assert 0 < wanting < 0.7 * NUMBERS
+        assert {entries[f"composites_{index}"] for index in indexes} == {wanting}
+        assert scalar(many, f"SELECT count(*) FROM composites c WHERE {wants} AND ({never})") == 0
+
+
+def test_what_cannot_be_leased_any_more_leaves_every_index(engine):
+    """Finished, held, reserved, leased as a whole, at its target: each as it really becomes so."""
+    ids = []
+    with unit_of_work(engine, "load") as connection:
+        for which in range(6):
+            number = product(prime(45, which), prime(46, which + 50))
+            ids.append(registry.register_new(connection, str(number), number, is_prime=False))
+    numbers = [row.number for row in rows(engine, "SELECT number FROM composites ORDER BY id")]
+    finished, paused, _, whole, done, wanting = ids
+    submit(engine, result(numbers[0], str(prime(45, 0)), curves=1))
+    reservations.pause(engine, paused, "for a test")
+    reservations.reserve(engine, numbers[2], "bob", "nfs", 24, details=None, max_digits=1000)
+    assert isinstance(claims.claim(engine, Wanted("bob", composite=numbers[3]), SETTINGS), Claim)
+    submit(engine, result(numbers[4], b1=3_000_000, curves=10_000))
+    with engine.connect() as connection:
+        by_curves = [
+            list(connection.execute(candidates.first(f"wants_{ECM}", order, ())).scalars())
+            for order in candidates.ORDERS
+        ]
+        by_p1 = [
+            set(connection.execute(candidates.first(wants, "standard", ())).scalars())
+            for wants in ("wants_pm1", "wants_pp1")
+        ]
+    assert by_curves == [[wanting]] * len(candidates.ORDERS)
+    # P-1 and P+1 go on beside somebody's curves.
+    assert by_p1 == [{whole, done, wanting}] * 2
+    assert finished not in by_p1[0]
