@@ -8,13 +8,14 @@ A claim is one unit of work:
     that is being applied to it is waited for, which takes milliseconds, not skipped;
  4. the lease is planned and written, and what the number wants from now on with it.
 
-When other claims are at all of those numbers, the claim waits for one of them, and then looks again. "No work" is said
-only when there is none.
+When other claims are at all of those numbers, the claim waits for any one of them, and then looks anew. No wait is
+longer than LOCK_PATIENCE_MS. "No work" is said only when there is none.
 """
 
+import random
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, NamedTuple
@@ -33,7 +34,9 @@ from coordinator.unit_of_work import savepoint, unit_of_work
 from models.limits import DEFAULT_B2, STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, WorkAssignment
 
-LOCK_PATIENCE_MS = 400
+LOCK_PATIENCE_MS = 250
+# How many numbers are passed over that something longer than a result's unit of work has.
+PASSED_OVER = 10
 # How long a claim goes on when others are at every number there is.
 CLAIM_PATIENCE = 5.0
 LOCK_NOT_AVAILABLE = "55P03"
@@ -106,12 +109,11 @@ class NoWork:
     retry_after: int
 
 
-@dataclass
-class _Look:
-    """What one look at the candidates came to: a claim, or that there is none, or neither (look again)."""
+class _Look(NamedTuple):
+    """What one look came to: an answer, or none (look again), `crowded` if others were at all of the numbers."""
 
     answer: Claim | NoWork | None = None
-    busy: list[int] = field(default_factory=list)
+    crowded: bool = False
 
 
 class _Like(NamedTuple):
@@ -128,40 +130,42 @@ class Busy(Exception):
 def claim(engine: Engine, wanted: Wanted, settings: Settings) -> Claim | NoWork:
     """Lease the first number in the wanted order that wants such work. Raises Busy, ExpressionError."""
     deadline = monotonic() + CLAIM_PATIENCE
-    wait_for: list[int] = []
+    crowded = False
     while True:
         with unit_of_work(engine, "claim", client=wanted.client_id, method=wanted.method) as connection:
-            look = _look(connection, wanted, settings, wait_for)
+            look = _look(connection, wanted, settings, crowded=crowded)
         if look.answer is not None:
             return look.answer
         if monotonic() > deadline:
             raise Busy(f"others were at all of the numbers for {CLAIM_PATIENCE:g} s")
-        wait_for = look.busy
+        crowded = look.crowded
 
 
-def _look(connection: Connection, wanted: Wanted, settings: Settings, wait_for: list[int]) -> _Look:
-    connection.execute(_BEGIN, {"patience": f"{LOCK_PATIENCE_MS}ms", "lock": CLIENT_LOCK, "client": wanted.client_id})
-    held = connection.execute(_HELD, {"client": wanted.client_id}).scalar_one()
+def _look(connection: Connection, wanted: Wanted, settings: Settings, *, crowded: bool) -> _Look:
+    connection.execute(_BEGIN, {"lock": CLIENT_LOCK, "client": wanted.client_id})
+    patience = {"patience": f"{LOCK_PATIENCE_MS}ms", "client": wanted.client_id}
+    held = connection.execute(_HELD, patience).one().held
     if held >= settings.max_work_per_client:
         message = f"You hold {held} leases, and {settings.max_work_per_client} is the most; complete or abandon some."
         return _Look(NoWork(message, ASK_AGAIN_SOONEST))
     like = _like(connection, wanted)
     if wanted.composite is not None:
         return _look_at_named(connection, wanted, like, settings)
-    reached = _wait_for(connection, wait_for) if wait_for else _first_free(connection, wanted, like)
-    for composite_id in reached:
-        locked = _lock(connection, composite_id, like)
-        if locked is not None:
-            return _Look(_lease(connection, locked, wanted, settings))
-    if wait_for:
-        return _Look()
-    busy = _candidates(connection, wanted, like)
-    return _Look(busy=busy) if busy else _Look(_none(connection))
+    locked = _wait_for_one(connection, wanted, like) if crowded else _first_to_have(connection, wanted, like)
+    if locked is not None:
+        return _Look(_lease(connection, locked, wanted, settings))
+    if crowded or _candidates(connection, wanted, like):
+        return _Look(crowded=not crowded)
+    return _Look(_none(connection))
 
 
-_BEGIN = text("SELECT set_config('lock_timeout', :patience, true), pg_advisory_xact_lock(:lock, hashtext(:client))")
+# Before the patience is set: claims of one client wait for one another for as long as it takes.
+_BEGIN = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:client))")
 # Not in one statement with that lock: what others did while it was waited for must be seen.
-_HELD = text("SELECT count(*) FROM work_assignments WHERE client_id = :client AND closed_at IS NULL")
+_HELD = text(
+    "SELECT count(*) AS held, set_config('lock_timeout', :patience, true) FROM work_assignments"
+    " WHERE client_id = :client AND closed_at IS NULL"
+)
 
 
 def _like(connection: Connection, wanted: Wanted) -> _Like:
@@ -187,11 +191,31 @@ def _first_free(connection: Connection, wanted: Wanted, like: _Like) -> Iterator
             free = connection.execute(others, {**like.values, "passed": passed}).scalar_one_or_none()
 
 
-def _wait_for(connection: Connection, numbers: list[int]) -> Iterator[int]:
-    """Those of these numbers that other claims leave in time: this one alone is at each from then on."""
-    for composite_id in numbers:
-        if _get_to(connection, composite_id):
-            yield composite_id
+def _first_to_have(connection: Connection, wanted: Wanted, like: _Like) -> list[Row] | None:
+    """The first number that no other claim is at, locked (or none: not like that any more); None if there is none.
+
+    A result that is being applied to it is waited for, which takes milliseconds. While something longer has it the next
+    few are looked at, without waiting; and if those are busy too, it is waited for again.
+    """
+    first: int | None = None
+    for tried, composite_id in enumerate(_first_free(connection, wanted, like)):
+        locked = _lock(connection, composite_id, like, wait=first is None)
+        if locked is not None:
+            return locked
+        if first is None:
+            first = composite_id
+        if tried == PASSED_OVER:
+            break
+    return None if first is None else _lock(connection, first, like, wait=True)
+
+
+def _wait_for_one(connection: Connection, wanted: Wanted, like: _Like) -> list[Row] | None:
+    """One of the numbers that other claims are at, as soon as they leave it: any one, for all others wait too."""
+    numbers = _candidates(connection, wanted, like)
+    if not numbers:
+        return None
+    composite_id = random.choice(numbers)
+    return _lock(connection, composite_id, like, wait=True) if _get_to(connection, composite_id) else None
 
 
 def _candidates(connection: Connection, wanted: Wanted, like: _Like) -> list[int]:
@@ -224,14 +248,13 @@ def _in_time(connection: Connection, statement: Any, parameters: dict[str, Any])
         return None
 
 
-def _lock(connection: Connection, composite_id: int, like: _Like) -> list[Row] | None:
-    """The number's row, locked, or none if it is not like what is wanted any more; None while something long has it.
-
-    A result that is being applied has it for milliseconds; one with a factor to split for some tenths of a second.
-    """
+def _lock(connection: Connection, composite_id: int, like: _Like, *, wait: bool) -> list[Row] | None:
+    """The number's row, locked, or none if it is not like what is wanted any more; None while somebody has it."""
     which = {**like.values, "id": composite_id}
     at_once = connection.execute(candidates.locked(like.filters, wait=False), which).all()
-    return list(at_once) or _in_time(connection, candidates.locked(like.filters, wait=True), which)
+    if at_once or not wait:
+        return list(at_once) or None
+    return _in_time(connection, candidates.locked(like.filters, wait=True), which)
 
 
 def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: Settings) -> Claim | None:
@@ -243,7 +266,10 @@ def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: 
     now = demand.wants(row, leases)
     made = None
     if any(now[column] for column in wanted.wants):
-        made = _make(connection, row, leases, wanted, settings)
+        if wanted.method == ECM:
+            made = _make_ecm(connection, row, leases, wanted, settings)
+        else:
+            made = _make_p1(connection, row, now, wanted)
     if made is None:  # the row said something that is not true any more
         work.refresh(connection, [row.id])
         return None
@@ -252,22 +278,19 @@ def _lease(connection: Connection, locked: list[Row], wanted: Wanted, settings: 
     return claim
 
 
-def _make(
-    connection: Connection, row: Row, leases: list[Row], wanted: Wanted, settings: Settings
-) -> tuple[Claim, Row] | None:
-    """What the client is told, and the lease."""
-    if wanted.method == ECM:
-        return _make_ecm(connection, row, leases, wanted, settings)
+def _make_p1(connection: Connection, row: Row, now: dict[str, Any], wanted: Wanted) -> tuple[Claim, Row]:
+    """What the client is told, and the lease: of what the number wants `now` of P-1 and P+1."""
+    b1 = now["wanted_p1_b1"]
     lacking: dict[str, int] = {
-        method: row.wanted_p1_b1
-        for method, reached in ((PM1, row.pm1_b1), (PP1, row.pp1_b1))
-        if wanted.method in (method, BOTH_P1) and reached < row.wanted_p1_b1
+        method: b1
+        for method, column in ((PM1, "wants_pm1"), (PP1, "wants_pp1"))
+        if wanted.method in (method, BOTH_P1) and now[column]
     }
+    # What is leased is what is written: of a number that lacks one of them, the other may be out on lease.
+    method = BOTH_P1 if len(lacking) == 2 else next(iter(lacking))
     seconds = int((wanted.days or DEFAULT_DAYS) * SECONDS_PER_DAY)
-    lease = _insert(connection, row.id, wanted, seconds, b1=row.wanted_p1_b1, b2=DEFAULT_B2)
-    made = Claim(
-        lease.id, row, wanted.method, None, False, lease.expires_at, pm1_b1=lacking.get(PM1), pp1_b1=lacking.get(PP1)
-    )
+    lease = _insert(connection, row.id, wanted.client_id, method, seconds, b1=b1, b2=DEFAULT_B2)
+    made = Claim(lease.id, row, method, None, False, lease.expires_at, pm1_b1=lacking.get(PM1), pp1_b1=lacking.get(PP1))
     return made, lease
 
 
@@ -288,7 +311,7 @@ def _make_ecm(
     else:
         run, usual = {}, DEFAULT_DAYS * SECONDS_PER_DAY
     seconds = int(usual if wanted.days is None else wanted.days * SECONDS_PER_DAY)
-    lease = _insert(connection, row.id, wanted, seconds, **run)
+    lease = _insert(connection, row.id, wanted.client_id, ECM, seconds, **run)
     made = Claim(
         lease.id,
         row,
@@ -302,12 +325,12 @@ def _make_ecm(
     return made, lease
 
 
-def _insert(connection: Connection, composite_id: int, wanted: Wanted, seconds: int, **run: int) -> Row:
+def _insert(connection: Connection, composite_id: int, client_id: str, method: str, seconds: int, **run: int) -> Row:
     lease = {
         "id": uuid.uuid4(),
         "composite_id": composite_id,
-        "client_id": wanted.client_id,
-        "method": wanted.method,
+        "client_id": client_id,
+        "method": method,
         "expires_at": datetime.now(UTC) + timedelta(seconds=max(1, seconds)),
         "lease_seconds": max(1, seconds),
     }
@@ -339,7 +362,7 @@ def _look_at_named(connection: Connection, wanted: Wanted, like: _Like, settings
     found = registry.find(connection, written, settings.max_digits)
     if found is None:
         return _Look(NoWork(f"{shorten(written)} is not a number of this server.", ASK_AGAIN_LATEST))
-    locked = _lock(connection, found.id, like) if _get_to(connection, found.id) else None
+    locked = _lock(connection, found.id, like, wait=True) if _get_to(connection, found.id) else None
     if locked is None:
         return _Look()
     made = _lease(connection, locked, wanted, settings)
@@ -362,13 +385,14 @@ def _reasons(connection: Connection, row: Row, wanted: Wanted) -> Iterator[str]:
     leases = work.open_leases(connection, [row.id]).get(row.id, [])
     if any(lease.method in demand.RESERVING for lease in leases):
         yield "is reserved for another method"
-    if wanted.method != ECM:
+    if wanted.method != ECM and not any(getattr(row, column) for column in wanted.wants):
         yield f"has had P-1 and P+1 up to B1 = {row.wanted_p1_b1:,}, or they are out on lease"
-    if row.current_t_level >= row.target_t_level:
-        yield f"has reached its target of t{row.target_t_level:.1f}"
-    curves_out = sum(lease.method == ECM for lease in leases)
-    if curves_out and not (wanted.shared and row.wants_ecm):
-        yield f"has open leases ({curves_out}), which leave nothing for one like this"
+    if wanted.method == ECM:
+        if row.current_t_level >= row.target_t_level:
+            yield f"has reached its target of t{row.target_t_level:.1f}"
+        curves_out = sum(lease.method == ECM for lease in leases)
+        if curves_out and not (wanted.shared and row.wants_ecm):
+            yield f"has open leases ({curves_out}), which leave nothing for one like this"
     yield "does not match the other filters"
 
 

@@ -2,9 +2,12 @@
 
 import threading
 from collections import Counter
+from time import perf_counter
 
+import pytest
 from pipeline import SETTINGS, assert_sound, result, rows, scalar
 from primes import prime, product
+from sqlalchemy import text
 
 from bench import storm
 from coordinator import claims, inbox, invariants, registry, rounds, work
@@ -108,3 +111,54 @@ def test_one_clients_claims_at_once_stop_at_its_limit(engine, database_url):
     assert len({answer.composite.id for answer in answers if isinstance(answer, Claim)}) == 5
     assert all("5 leases" in answer.message for answer in answers if isinstance(answer, NoWork))
     assert len(rows(engine, "SELECT FROM work_assignments")) == 5
+
+
+def test_numbers_that_something_long_holds_are_passed_over(engine, database_url):
+    factors = storm.load_numbers(engine, 8, seed=5)
+    standard = [row.id for row in rows(engine, "SELECT id FROM composites ORDER BY digit_length, id")]
+    held, free = standard[:5], standard[5]
+    began = perf_counter()
+    with engine.begin() as connection:
+        connection.execute(text("SELECT FROM composites WHERE id = ANY(:ids) FOR NO KEY UPDATE"), {"ids": held})
+        crowd = make_engine(database_url, pool_size=1)
+        made = claims.claim(crowd, Wanted("alice", shared=True), SETTINGS)
+        named = rows(engine, "SELECT number FROM composites WHERE id = :id", id=held[0])[0].number
+        with pytest.raises(claims.Busy):
+            monkeypatched_patience(claims.claim, crowd, Wanted("alice", composite=named), SETTINGS)
+        crowd.dispose()
+    assert made.composite.id == free
+    # One wait for the first, none for the others; two and more for the one that was asked for by name.
+    assert perf_counter() - began < 10
+    assert set(standard) == set(factors)
+
+
+def monkeypatched_patience(call, *arguments):
+    """A call in which claims go on for half a second."""
+    before, claims.CLAIM_PATIENCE = claims.CLAIM_PATIENCE, 0.5
+    try:
+        return call(*arguments)
+    finally:
+        claims.CLAIM_PATIENCE = before
+
+
+def test_many_claims_of_one_client_at_once_all_get_work(engine, database_url):
+    storm.load_numbers(engine, 4, seed=11)
+    crowd = make_engine(database_url, pool_size=20, pool_timeout=60)
+    settings = SETTINGS.model_copy(update={"lease_target_minutes": 0.02})
+    answers, raised = [], []
+
+    def ask():
+        try:
+            answers.append(claims.claim(crowd, Wanted("farm", shared=True), settings))
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    crowd.dispose()
+    assert raised == []
+    assert [type(answer) for answer in answers] == [Claim] * 40
+    assert_sound(engine)

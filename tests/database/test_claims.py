@@ -336,3 +336,14 @@ def test_the_work_columns_are_what_a_recompute_says(engine):
     assert rows(engine, f"SELECT {names} FROM composites ORDER BY id") == before
     assert scalar(engine, "SELECT count(*) FROM composites WHERE wants_ecm") == 2
     assert composite(engine, state(engine, ids[2]).number).open_leases == 1
+
+
+def test_p1_and_pm1_are_not_leased_twice(engine):
+    (only,) = load(engine, 120)
+    first = claim(engine, "a", method="pm1")
+    rest = claim(engine, "b", method="p1")
+    assert (first.pm1_b1, first.pp1_b1) == (11_000_000, None)
+    assert (rest.pm1_b1, rest.pp1_b1, rest.method) == (None, 11_000_000, "pp1")
+    assert lease(engine, rest).method == "pp1"  # so that it can be taken up after a crash
+    assert isinstance(claim(engine, "c", method="p1"), NoWork)
+    assert state(engine, only).open_leases == 2
