@@ -113,7 +113,8 @@ def test_one_clients_claims_at_once_stop_at_its_limit(engine, database_url):
     assert len(rows(engine, "SELECT FROM work_assignments")) == 5
 
 
-def test_numbers_that_something_long_holds_are_passed_over(engine, database_url):
+def test_numbers_that_something_long_holds_are_passed_over(engine, database_url, monkeypatch):
+    monkeypatch.setattr(claims, "CLAIM_PATIENCE", 0.5)
     factors = storm.load_numbers(engine, 8, seed=5)
     standard = [row.id for row in rows(engine, "SELECT id FROM composites ORDER BY digit_length, id")]
     held, free = standard[:5], standard[5]
@@ -124,21 +125,12 @@ def test_numbers_that_something_long_holds_are_passed_over(engine, database_url)
         made = claims.claim(crowd, Wanted("alice", shared=True), SETTINGS)
         named = rows(engine, "SELECT number FROM composites WHERE id = :id", id=held[0])[0].number
         with pytest.raises(claims.Busy):
-            monkeypatched_patience(claims.claim, crowd, Wanted("alice", composite=named), SETTINGS)
+            claims.claim(crowd, Wanted("alice", composite=named), SETTINGS)
         crowd.dispose()
     assert made.composite.id == free
     # One wait for the first, none for the others; two and more for the one that was asked for by name.
     assert perf_counter() - began < 10
     assert set(standard) == set(factors)
-
-
-def monkeypatched_patience(call, *arguments):
-    """A call in which claims go on for half a second."""
-    before, claims.CLAIM_PATIENCE = claims.CLAIM_PATIENCE, 0.5
-    try:
-        return call(*arguments)
-    finally:
-        claims.CLAIM_PATIENCE = before
 
 
 def test_many_claims_of_one_client_at_once_all_get_work(engine, database_url):
