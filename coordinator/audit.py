@@ -1,6 +1,6 @@
 """The audit trail: what operators change, recorded in the unit of work that changes it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, insert
@@ -11,6 +11,33 @@ log = structlog.get_logger("audit")
 
 # Over HTTP there is one key, and whoever holds it is this; on the command line it is the account's name.
 ADMIN = "admin"
+
+
+class By(NamedTuple):
+    """Who changes something, and by which request, if by one."""
+
+    actor: str
+    request_id: str | None = None
+
+    def did(
+        self,
+        connection: Connection,
+        action: str,
+        target: str,
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+    ) -> None:
+        """Record it, as `record` does."""
+        record(
+            connection,
+            actor=self.actor,
+            action=action,
+            target=target,
+            before=before,
+            after=after,
+            request_id=self.request_id,
+        )
 
 
 def record(

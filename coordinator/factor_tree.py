@@ -26,7 +26,7 @@ from coordinator.arithmetic import (
     perfect_power,
 )
 
-SUBMITTED, SPLIT, COFACTOR = "submitted", "split", "cofactor"
+SUBMITTED, KNOWN, SPLIT, COFACTOR = "submitted", "known", "split", "cofactor"
 
 
 @dataclass(eq=False)

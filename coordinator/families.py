@@ -6,6 +6,7 @@ member is used on all, in the same unit of work, under the locks that `registry.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import gmpy2
@@ -17,7 +18,7 @@ from sqlalchemy.orm import aliased
 from coordinator import effort, jobs, registry, work
 from coordinator.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
 from coordinator.expressions import decimal, evaluate_number
-from coordinator.factor_tree import SPLIT, SUBMITTED, Piece, Tree, cofactor_is_prime, refine, resolve
+from coordinator.factor_tree import KNOWN, SPLIT, SUBMITTED, Piece, Tree, cofactor_is_prime, refine, resolve
 from models.tables import Composite, CompositeAlias, CompositeEffort, Factor
 
 
@@ -32,6 +33,9 @@ class Divisor:
     method: str | None = None
     sigma: str | None = None
     parametrization: int | None = None
+    # Of one known from elsewhere: who says so, and since when it is known.
+    source: str | None = None
+    found_at: datetime | None = None
 
     def credited(self, attempt_id: int, client_id: str, method: str) -> "Divisor":
         """The same divisor as found by this attempt."""
@@ -194,7 +198,7 @@ def _write_pieces(connection: Connection, member: Member) -> bool:
 
 def _insert_piece(member: Member, piece: Piece, above: Piece | None) -> Any:
     credit = member.credits.get(piece, Divisor(piece.value))
-    claimed = piece.origin == SUBMITTED
+    claimed, known = piece.origin == SUBMITTED, piece.origin == KNOWN
     text = decimal(piece.value)
     return (
         insert(Factor)
@@ -212,6 +216,8 @@ def _insert_piece(member: Member, piece: Piece, above: Piece | None) -> Any:
             method=credit.method if claimed else None,
             sigma=credit.sigma if claimed else None,
             parametrization=credit.parametrization if claimed else None,
+            source=credit.source if known else None,
+            found_at=credit.found_at if known else None,
         )
         .returning(Factor.id)
     )

@@ -110,7 +110,8 @@ STATEMENTS = (
         "composites",
         "SELECT c.id, format('attempt_count is %s, but it has %s attempts', c.attempt_count, coalesce(a.n, 0))"
         " AS detail FROM composites c LEFT JOIN"
-        " (SELECT composite_id, count(*) AS n FROM ecm_attempts GROUP BY composite_id) a ON a.composite_id = c.id"
+        " (SELECT composite_id, count(*) AS n FROM ecm_attempts WHERE voided_at IS NULL GROUP BY composite_id) a"
+        " ON a.composite_id = c.id"
         " WHERE c.attempt_count <> coalesce(a.n, 0)",
     ),
     (
@@ -121,7 +122,8 @@ STATEMENTS = (
         " coalesce(a.b1, e.b1), coalesce(a.b2, e.b2), coalesce(a.parametrization, e.parametrization),"
         " coalesce(a.curves, 0), coalesce(e.curves, 0)) AS detail"
         " FROM (SELECT composite_id, b1, b2, parametrization, sum(curves - superseded_curves) AS curves"
-        " FROM ecm_attempts WHERE method = 'ecm' GROUP BY composite_id, b1, b2, parametrization) a"
+        " FROM ecm_attempts WHERE method = 'ecm' AND voided_at IS NULL"
+        " GROUP BY composite_id, b1, b2, parametrization) a"
         " FULL JOIN composite_effort e USING (composite_id, b1, b2, parametrization)"
         " WHERE coalesce(a.curves, 0) <> coalesce(e.curves, 0)",
     ),
@@ -283,7 +285,7 @@ _SUMS_AT = """
 SELECT e.b1, e.b2, e.parametrization, e.curves + e.prior_curves - coalesce(sum(a.curves - a.superseded_curves), 0)
 FROM composite_effort e LEFT JOIN ecm_attempts a
   ON (a.composite_id, a.b1, a.b2, a.parametrization) = (e.composite_id, e.b1, e.b2, e.parametrization)
-  AND a.method = 'ecm' AND a.created_at > :since
+  AND a.method = 'ecm' AND a.voided_at IS NULL AND a.created_at > :since
 WHERE e.composite_id = :composite
 GROUP BY e.composite_id, e.b1, e.b2, e.parametrization
 """

@@ -18,6 +18,7 @@ TEST_COFACTOR = "test_cofactor"  # target: composite; is what is left of it prim
 TEST_FACTOR = "test_factor"  # target: factor; is it prime?
 SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
 SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
+RECALCULATE = "recalculate"  # target: recalculation; go on with it
 
 # Advisory locks of two numbers: this one, which any other use of them must not have, and the job's.
 RUNNING = 0x4A4F42

@@ -5,12 +5,14 @@ back to where they were): the integer sums change, and the vector is rebuilt fro
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, delete, func, select, update
+from sqlalchemy import Connection, Engine, Row, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
 
 from coordinator import effort, work
 from coordinator.unit_of_work import unit_of_work
@@ -23,6 +25,8 @@ log = structlog.get_logger("ledger")
 RECOMPUTE_BATCH = 100
 # Vectors are sums of the same terms in another order.
 RELATIVE_ERROR = 1e-9
+# What is done to many composites at once goes through them in parts of this size: statements stay small.
+PART = 500
 # A submission whose attempt an operator deleted: sent again, it is refused again.
 ATTEMPT_DELETED = "attempt_deleted"
 
@@ -70,7 +74,7 @@ def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
     The composite must be locked. Raises ValueError if the attempt does not exist or has not as many curves left.
     """
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id).with_for_update()).one_or_none()
-    if attempt is None or attempt.method != "ecm":
+    if attempt is None or attempt.method != "ecm" or attempt.voided_at is not None:
         raise ValueError(f"attempt {attempt_id} is no ECM attempt; there is nothing to supersede")
     left = attempt.curves - attempt.superseded_curves
     if not 0 <= curves <= left:
@@ -100,13 +104,49 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     again = (Submission.composite_id == attempt.composite_id, Submission.state == "duplicate")
     connection.execute(refuse.where(*again, answers))
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
-    connection.execute(
-        update(Composite).where(Composite.id == attempt.composite_id).values(attempt_count=Composite.attempt_count - 1)
-    )
-    if attempt.method == "ecm":
+    if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    _store_p1(connection, [attempt.composite_id])
+    _store_from_attempts(connection, [attempt.composite_id])
     return rebuild(connection, attempt.composite_id)
+
+
+class Voided(NamedTuple):
+    """What a voiding took back; `waiting` counts what the client sent in that time and is not applied yet."""
+
+    attempts: int
+    curves: int
+    composites: int
+    waiting: int
+
+
+def void(
+    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
+) -> Voided:
+    """Take back the attempts that a client sent from `since` to before `until` (with `program`, if given).
+
+    Their rows are kept and marked, and add no effort any more; their curves may be sent again. Factors stay. Locks the
+    composites that they are of.
+    """
+    sent = (Submission.client_id == client_id, Submission.created_at >= since, Submission.created_at < until)
+    chosen = [EcmAttempt.client_id == client_id, EcmAttempt.voided_at.is_(None)]
+    if program is not None:
+        chosen.append(EcmAttempt.program == program)
+    theirs = select(EcmAttempt.composite_id).join(Submission, Submission.id == EcmAttempt.submission_id)
+    ids = sorted(set(connection.execute(theirs.where(*chosen, *sent)).scalars()))
+    locked = work.lock_composites(connection, ids)
+    marked = connection.execute(
+        update(EcmAttempt)
+        .where(Submission.id == EcmAttempt.submission_id, EcmAttempt.composite_id.in_(locked), *chosen, *sent)
+        .values(voided_at=func.clock_timestamp(), void_reason=reason, curves_sha256=None)
+        .returning(EcmAttempt.composite_id, EcmAttempt.curves)
+    ).all()
+    touched = sorted({row.composite_id for row in marked})
+    for start in range(0, len(touched), PART):
+        recompute(connection, touched[start : start + PART])
+    waiting = select(func.count()).where(*sent, Submission.state == "received")
+    return Voided(
+        len(marked), sum(row.curves for row in marked), len(touched), connection.execute(waiting).scalar_one()
+    )
 
 
 def recompute_all(engine: Engine, after: int = 0) -> list[Difference]:
@@ -154,22 +194,39 @@ def recompute(connection: Connection, composite_ids: Iterable[int]) -> list[Diff
         if what or abs(t_level - row.current_t_level) > 1e-6:
             _store(connection, row.id, vector)
             differences.append(Difference(row.id, " and ".join(what or ["t-level"]), row.current_t_level, t_level))
-    _store_p1(connection, ids)
+    _store_from_attempts(connection, ids)
     work.refresh(connection, ids)
     return differences
 
 
-def _store_p1(connection: Connection, ids: list[int]) -> None:
-    """Store how far P-1 and P+1 have been run on these composites, where that is not what their attempts say."""
+def _store_from_attempts(connection: Connection, ids: list[int]) -> None:
+    """Store how many attempts count, and how far P-1 and P+1 have been run, where the attempts say something else."""
+    mine = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
+    correct: list[tuple[Any, Any]] = [(Composite.attempt_count, select(func.count()).where(*mine).scalar_subquery())]
+    # What was run on a number before a part was split off was run on that part too.
+    split_by, part = aliased(EcmAttempt), aliased(Factor)
+    split_at = (
+        select(func.max(split_by.created_at))
+        .join(part, part.attempt_id == split_by.id)
+        .where(part.child_composite_id == Composite.id)
+        .correlate(Composite)
+        .scalar_subquery()
+    )
+    inherited = and_(
+        EcmAttempt.composite_id == Composite.parent_id,
+        EcmAttempt.created_at <= func.greatest(Composite.created_at, split_at),
+    )
     for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
-        complete = (EcmAttempt.method == method, EcmAttempt.b2 != STAGE1_ONLY, EcmAttempt.curves > 0)
-        reached = func.coalesce(
-            select(func.max(EcmAttempt.b1)).where(EcmAttempt.composite_id == Composite.id, *complete).scalar_subquery(),
-            0,
+        furthest = select(func.max(EcmAttempt.b1)).where(
+            or_(EcmAttempt.composite_id == Composite.id, inherited),
+            EcmAttempt.voided_at.is_(None),
+            EcmAttempt.method == method,
+            EcmAttempt.b2 != STAGE1_ONLY,
+            EcmAttempt.curves > 0,
         )
-        connection.execute(
-            update(Composite).where(Composite.id.in_(ids), column != reached).values({column.key: reached})
-        )
+        correct.append((column, func.coalesce(furthest.scalar_subquery(), 0)))
+    for column, value in correct:
+        connection.execute(update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value}))
 
 
 def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:
@@ -177,7 +234,7 @@ def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:
     key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
     counted = connection.execute(
         select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
-        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm")
+        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
         .group_by(*key)
     )
     correct = {_account(row): int(row.curves) for row in counted}

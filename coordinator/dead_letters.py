@@ -1,0 +1,153 @@
+"""Submissions for operators: what was refused or failed, sent again by hand, and true factors that a refusal hides."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from gmpy2 import mpz
+from sqlalchemy import ColumnElement, Engine, Row, and_, false, func, or_, select, update
+
+from coordinator import families, inbox, jobs, registry
+from coordinator.administration import MOST_AUDITED, lock_members
+from coordinator.audit import By
+from coordinator.expressions import evaluate, shorten
+from coordinator.factor_tree import SUBMITTED
+from coordinator.families import Divisor
+from coordinator.refusals import Conflict, Unknown
+from coordinator.unit_of_work import unit_of_work
+from models.tables import Submission
+from models.wire import SubmitResult, split_sigma
+
+DEAD = ("failed", "rejected")
+# Of a refused submission, its outcome is nothing but the true factors among its claims, until they are accepted.
+_HOLDS_FACTORS = and_(Submission.state == "rejected", Submission.outcome.is_not(None))
+COLUMNS = (*inbox.STATE_COLUMNS, Submission.payload, Submission.request_id)
+
+
+class Retried(NamedTuple):
+    """What came of sending again or accepting: the state then, whom to ring for, factors accepted and those new."""
+
+    state: str
+    client_id: str
+    composite: str
+    accepted: list[str]
+    new: list[str]
+    rings: list[jobs.Ring]
+
+
+def listed(
+    engine: Engine, states: Sequence[str] = DEAD, *, limit: int = 100, after: tuple[bool, int] | None = None
+) -> list[Row[Any]]:
+    """Submissions in these states: the refused ones with true factors first, then the others, the newest first.
+
+    `after` goes on behind one of these rows, given by its `holds_factors` and its id.
+    """
+    rows: list[Row[Any]] = []
+    with engine.connect() as connection:
+        for with_factors in (True, False):
+            if after is not None and after[0] < with_factors:
+                continue
+            if with_factors and "rejected" not in states:
+                continue
+            chosen = _HOLDS_FACTORS if with_factors else _in_states(states)
+            beyond = Submission.id < after[1] if after is not None and after[0] == with_factors else None
+            statement = select(*COLUMNS, _HOLDS_FACTORS.label("holds_factors")).where(chosen)
+            if beyond is not None:
+                statement = statement.where(beyond)
+            rows += connection.execute(statement.order_by(Submission.id.desc()).limit(limit - len(rows)))
+            if len(rows) >= limit:
+                break
+    return rows
+
+
+def _in_states(states: Sequence[str]) -> ColumnElement[bool]:
+    # Each state by itself, as the partial indexes have them.
+    plain = [Submission.state == state for state in states if state != "rejected"]
+    refused = [and_(Submission.state == "rejected", Submission.outcome.is_(None))] if "rejected" in states else []
+    return or_(false(), *plain, *refused)
+
+
+def find(engine: Engine, submission_id: int) -> Row[Any]:
+    """One submission with its payload and raw output. Raises Unknown."""
+    columns = (*COLUMNS, Submission.raw_output, Submission.idempotency_key, _HOLDS_FACTORS.label("holds_factors"))
+    with engine.connect() as connection:
+        row = connection.execute(select(*columns).where(Submission.id == submission_id)).one_or_none()
+    if row is None:
+        raise _unknown(submission_id)
+    return row
+
+
+def send_again(engine: Engine, by: By, submission_id: int) -> Retried:
+    """Queue a refused or failed submission again, with its tries forgotten. Raises Unknown, Conflict."""
+    with unit_of_work(engine, "retry_submission", submission=submission_id) as connection:
+        row = _dead(connection, submission_id)
+        inbox.send_again(connection, submission_id)
+        before = {"state": row.state, "reason": row.reason, "tries": row.tries}
+        by.did(connection, "retry", f"submission {submission_id}", before=before)
+    return Retried("received", row.client_id, row.payload["composite"], [], [], [])
+
+
+def accept_factors(engine: Engine, by: By, submission_id: int, max_digits: int) -> Retried:
+    """Use the true factors among the claims of a refused submission, credited to its client; it stays refused.
+
+    Each is proved to divide once more. Its curves count no more than before. Raises Unknown, and Conflict if it has no
+    true factors, or its number is not known.
+    """
+    with unit_of_work(engine, "accept_factors", submission=submission_id) as connection:
+        row = _dead(connection, submission_id)
+        true = [mpz(text) for text in (row.outcome or {}).get("true_factors", [])]
+        if not true:
+            raise Conflict(
+                "no_true_factors", f"Submission {submission_id} holds no true factor; leave accept_factors out"
+            )
+        result = SubmitResult.model_validate(row.payload)
+        found = registry.find(connection, result.composite, max_digits)
+        if found is None:
+            raise Conflict("unknown_composite", f"{shorten(result.composite)} is not a number of this server; load it")
+        members = lock_members(connection, found.id, max_digits)
+        number = next(member.tree.number for member in members if member.id == found.id)
+        divisors = [_credited(value, result, max_digits) for value in true if number % value == 0]
+        change = families.use_divisors(connection, members, divisors)
+        accepted = [one.value.digits() for one in divisors]
+        told = ", ".join(shorten(text) for text in accepted[:5])
+        connection.execute(
+            update(Submission)
+            .where(Submission.id == submission_id)
+            .values(outcome=None, detail=func.concat(Submission.detail, f" (an operator accepted {told})"))
+        )
+        used = {"composite_id": found.id, "factors": [shorten(text, MOST_AUDITED) for text in accepted]}
+        target = f"submission {submission_id}"
+        by.did(connection, "accept factors", target, before={"reason": row.reason}, after=used)
+    new = [value.digits() for value in change.new]
+    return Retried("rejected", row.client_id, result.composite, accepted, new, change.rings)
+
+
+def _credited(value: mpz, result: SubmitResult, max_digits: int) -> Divisor:
+    """The factor as its client claimed it."""
+    claim = next(one for one in result.claims if evaluate(one.factor, max_digits) == value)
+    prefix, sigma = (None, None) if claim.sigma is None else split_sigma(claim.sigma)
+    own = result.parametrization if prefix is None else prefix
+    return Divisor(
+        value,
+        SUBMITTED,
+        client_id=result.client_id,
+        method=result.method,
+        sigma=sigma,
+        parametrization=None if sigma is None else own,
+    )
+
+
+def _dead(connection: Any, submission_id: int) -> Row[Any]:
+    """The refused or failed submission, locked. Raises Unknown, Conflict."""
+    lock = select(*COLUMNS).where(Submission.id == submission_id).with_for_update()
+    row: Row[Any] | None = connection.execute(lock).one_or_none()
+    if row is None:
+        raise _unknown(submission_id)
+    if row.state not in DEAD:
+        raise Conflict(
+            "not_dead", f"Submission {submission_id} is {row.state}; only failed and rejected ones are retried"
+        )
+    return row
+
+
+def _unknown(submission_id: int) -> Unknown:
+    return Unknown("unknown_submission", f"There is no submission {submission_id}")
