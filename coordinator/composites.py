@@ -1,4 +1,4 @@
-"""Loading numbers: a list, however long, in one unit of work, its numbers looked at in parallel before it begins to lock.
+"""Loading numbers: a list, however long, in one unit of work; its numbers are looked at before anything is locked.
 
  1. the list is read in batches, which other processes look at (coordinator/screening.py);
  2. what is good is copied into temporary tables; what is bad is counted, and the first of it is reported;
@@ -68,6 +68,14 @@ class Report:
             "invalid_numbers": self.invalid,
             "errors": [error._asdict() for error in self.errors],
         }
+
+    def summary(self) -> str:
+        """The report in a sentence."""
+        done = (
+            f"{self.new:,} new, {self.existing:,} known ({self.updated:,} of them changed), {self.invalid:,} not valid"
+        )
+        how = "" if self.is_stored else "; nothing was stored"
+        return f"{self.total:,} numbers: {done}{how}"
 
 
 class InvalidNumbers(Exception):

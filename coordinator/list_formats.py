@@ -80,10 +80,11 @@ def read_list(stream: BinaryIO, name: str, longest_line: int) -> Listing:
     """
     lines = _lines(stream, longest_line)
     head: list[tuple[int, bytes | None]] = []
-    for number, line in lines:
-        if number == 1:
-            _refuse_packed(line or b"")
-            line = line and line.removeprefix(UTF8_BOM)
+    for number, raw in lines:
+        line = raw
+        if number == 1 and raw is not None:
+            _refuse_packed(raw)
+            line = raw.removeprefix(UTF8_BOM)
         head.append((number, line))
         if not _is_blank(line):
             break

@@ -19,7 +19,7 @@ from coordinator import demand, effort
 from coordinator.arithmetic import digit_count, multiplicity
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.factor_tree import KNOWN, SPLIT, Piece, Tree, new_tree, refine, resolve
-from coordinator.list_formats import Fault, Given
+from coordinator.list_formats import Given
 from coordinator.registry import Fresh, sha256
 from coordinator.trial_division import small_primes_of
 from models.limits import MAX_CURVES
@@ -74,7 +74,9 @@ def screen(batch: Sequence[Given], max_digits: int) -> Screened:
             readable.append(_read(given, max_digits))
         except (Unfit, ExpressionError) as error:
             screened.bad.append(_bad(given.line, given.number, error))
-    numbers, pieces, runs = [], [], []
+    numbers: list[tuple[Any, ...]] = []
+    pieces: list[tuple[Any, ...]] = []
+    runs: list[tuple[Any, ...]] = []
     for one, small in zip(readable, small_primes_of([one.value for one in readable]), strict=True):
         try:
             tree = factored(one.value, small, one.divisors)
@@ -258,7 +260,7 @@ def _number_row(one: _Readable, tree: Tree, plain: bool) -> tuple[Any, ...]:
     more = one.more
     snfs = more and more.snfs_difficulty
     explicit = more and more.target_t_level
-    wishes = _wishes(digits, is_prime, tree.finished, snfs, explicit, tuple(one.runs))
+    wishes = _wishes(digits, is_prime, tree.finished, snfs=snfs, explicit=explicit, runs=tuple(one.runs))
     return (
         one.line,
         one.written,
@@ -296,6 +298,7 @@ def _wishes(
     digits: int,
     is_prime: bool | None,
     finished: bool,
+    *,
     snfs: int | None,
     explicit: float | None,
     runs: tuple[tuple[int, int, int, int], ...],
@@ -312,7 +315,7 @@ def _tree_rows(line: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
     places: dict[int, int] = {}
     for place, (piece, above) in enumerate(tree.all_pieces()):
         places[id(piece)] = place
-        yield _piece_row(line, place, above and places[id(above)], piece)
+        yield _piece_row(line, place, None if above is None else places[id(above)], piece)
 
 
 def _divisor_rows(line: int, small: list[mpz], divisors: list[mpz]) -> Iterator[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ What lists say of known numbers is put there by coordinator/known_numbers.py.
 
 from collections.abc import Callable, Iterator
 from io import StringIO
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -134,10 +135,11 @@ class Staging:
             ("incoming_pieces", PIECE_COLUMNS, screened.pieces),
             ("incoming_runs", RUN_COLUMNS, screened.runs),
         )
-        with self._connection.connection.cursor() as cursor:
-            for table, columns, rows in tables:
-                if rows:
-                    cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", StringIO(rows))
+        cursor: Any = self._connection.connection.cursor()  # psycopg2's, which knows COPY
+        for table, columns, rows in tables:
+            if rows:
+                cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", StringIO(rows))
+        cursor.close()
 
     def store(self, priority: int | None, progress: Progress) -> tuple[int, list[jobs.Ring]]:
         """Match every number and insert those that are new: how many those are, and what to ring for.
@@ -148,7 +150,8 @@ class Staging:
         for table in ("incoming", "incoming_pieces", "incoming_runs"):
             run(text(f"CREATE INDEX ON {table} (line)"))
             run(text(f"ANALYZE {table}"))
-        new, done, rings = 0, 0, []
+        new = 0
+        rings: list[jobs.Ring] = []
         while True:
             progress(run(text(_MATCH)).rowcount)
             run(text(_CHOOSE))
@@ -157,23 +160,28 @@ class Staging:
                 return new, rings
             for first, last in self._chunks():
                 rings += self._insert(first, last, priority)
-                done = run(text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last"), _span(first, last))
-                progress(done.scalar_one())
+                progress(self._fresh(first, last))
             new += run(text(_LOADED)).rowcount
             run(text("TRUNCATE fresh"))
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         """(first line, last line) of so many fresh numbers at a time."""
         ends = text(
-            "SELECT min(line), max(line) FROM (SELECT line, (row_number() OVER (ORDER BY line) - 1) / :chunk AS part"
-            " FROM fresh) numbered GROUP BY part ORDER BY part"
+            "SELECT min(line) AS first, max(line) AS last"
+            " FROM (SELECT line, (row_number() OVER (ORDER BY line) - 1) / :chunk AS part FROM fresh) numbered"
+            " GROUP BY part ORDER BY part"
         )
-        for first, last in self._connection.execute(ends, {"chunk": CHUNK}).all():
-            yield first, last
+        for chunk in self._connection.execute(ends, {"chunk": CHUNK}).all():
+            yield chunk.first, chunk.last
+
+    def _fresh(self, first: int, last: int) -> int:
+        count = text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last")
+        fresh: int = self._connection.execute(count, _span(first, last)).scalar_one()
+        return fresh
 
     def _insert(self, first: int, last: int, priority: int | None) -> list[jobs.Ring]:
         run, span = self._connection.execute, _span(first, last)
-        expected = run(text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last"), span).scalar_one()
+        expected = self._fresh(first, last)
         nothing = effort.no_effort().astype("<f8").tobytes()
         inserted = run(text(_COMPOSITES), span | {"priority": priority, "no_effort": nothing}).rowcount
         if inserted < expected:  # somebody else has just registered some of them, and they are matched next

@@ -1,8 +1,8 @@
 """The small prime factors of many numbers at once.
 
-Reducing the product P of all small primes modulo each number by itself costs 300 microseconds at 150 digits. A remainder
-tree (D. J. Bernstein, *How to find smooth parts of integers*, 2004) reduces P modulo the product of many numbers first,
-then on down to each: 25 microseconds.
+Reducing the product P of all small primes modulo each number by itself costs 300 microseconds at 150 digits. A
+remainder tree (D. J. Bernstein, *How to find smooth parts of integers*, 2004) reduces P modulo the product of many
+numbers first, then on down to each: 25 microseconds.
 """
 
 from collections.abc import Iterator, Sequence

@@ -34,9 +34,7 @@ def _prior_text(value: Any) -> Any:
     return value
 
 
-NumberText = Annotated[
-    str, BeforeValidator(_number_text), StringConstraints(min_length=1, max_length=LONGEST_NUMBER)
-]
+NumberText = Annotated[str, BeforeValidator(_number_text), StringConstraints(min_length=1, max_length=LONGEST_NUMBER)]
 Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 

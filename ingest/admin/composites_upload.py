@@ -1,0 +1,209 @@
+"""Numbers loaded over HTTP: a file, a JSON array of numbers, or numbers with what is known of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from flask import Response, current_app, request
+from pydantic import ValidationError
+from werkzeug.datastructures import FileStorage
+
+from config.settings import Settings
+from coordinator.audit import ADMIN
+from coordinator.composites import Busy, InvalidNumbers, Report, load
+from coordinator.list_formats import Fault, Given, ListError, read_list
+from coordinator.screening import JsonFields
+from ingest import openapi
+from ingest.admin.access import require_key
+from ingest.bodies import parse_json
+from ingest.problems import Problem, invalid
+from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
+from tasks import doorbell
+
+# A line of a table has several numbers, and more.
+CELLS, BESIDES = 8, 100_000
+# Long lists are looked at in a process of their own: this one has other requests to answer.
+PROCESSES = 1
+BUSY_RETRY = {"Retry-After": "30"}
+
+admin_upload = openapi.admin_blueprint("admin_upload", openapi.ADMIN_COMPOSITES)
+admin_upload.before_request(require_key)
+
+REFUSALS: dict[Any, Any] = {
+    413: openapi.problem("`body_too_large`; longer lists are loaded by `ecm-coordinator composites import`"),
+    415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
+    422: openapi.problem("`invalid_numbers`: some are not valid, so nothing was stored; `errors` names them"),
+}
+FILE = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "text, a number a line, or CSV with a header"},
+        "default_priority": {"type": "integer"},
+        "project_name": {"type": "string"},
+    },
+}
+
+
+@admin_upload.post(
+    "/composites/upload",
+    operation_id="admin_upload",
+    request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
+    responses={200: LoadReport, **REFUSALS},
+)
+def upload(query: LoadQuery) -> Response:
+    """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
+    file = _uploaded_file()
+    defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
+    name = _printable(file.filename or "")
+    try:
+        listing = read_list(file.stream, name, CELLS * _settings().max_digits + BESIDES)  # type: ignore[arg-type]
+        return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
+    except ListError as error:
+        raise _unreadable(error) from error
+
+
+@admin_upload.post(
+    "/composites/bulk",
+    operation_id="admin_bulk",
+    request_body=openapi.takes(BulkNumbers),
+    responses={200: LoadReport, **REFUSALS},
+)
+def bulk(query: LoadQuery) -> Response:
+    """Load numbers, also as a bare array with `default_priority` and `project_name` in the query."""
+    numbers, defaults = _items("numbers", BulkNumbers)
+    given = (_given_number(place, item) for place, item in enumerate(numbers, 1))
+    return _load(given, _merged(defaults, query), query, "bulk")
+
+
+@admin_upload.post(
+    "/composites/bulk-structured",
+    operation_id="admin_bulk_structured",
+    request_body=openapi.takes(BulkComposites),
+    responses={200: LoadReport, **REFUSALS},
+)
+def bulk_structured(query: LoadQuery) -> Response:
+    """Load numbers with what is known of them; what is left out stays as it is on numbers known already."""
+    composites, defaults = _items("composites", BulkComposites)
+    given = (_given_composite(place, item) for place, item in enumerate(composites, 1))
+    return _load(given, _merged(defaults, query), query, "bulk-structured")
+
+
+# What was sent -------------------------------------------------------------------------------------------------------
+
+
+def _uploaded_file() -> FileStorage:
+    _refuse_encoding()
+    if request.mimetype != "multipart/form-data":
+        detail = "Send the file as multipart/form-data in the field `file`, as `curl -F file=@numbers.txt` does."
+        raise Problem(415, "unsupported_media_type", detail)
+    # Fields count like files against MAX_BODY, so that a list sent as a field is told what is wrong.
+    request.max_form_memory_size = _settings().max_body
+    file = request.files.get("file")
+    if file is None:
+        where = "is no file; send it as one" if "file" in request.form else "is missing; send the list in it"
+        detail = f"The field `file` {where}, as `curl -F file=@numbers.txt` does."
+        raise Problem(422, "malformed", detail, errors=[{"field": "file", "message": "is required"}])
+    return file
+
+
+def _refuse_encoding() -> None:
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        detail = f"The body is compressed (Content-Encoding: {_printable(encoding)[:40]}); send it as it is."
+        raise Problem(415, "unsupported_media_type", detail)
+
+
+def _items(name: str, model: type[LoadDefaults]) -> tuple[list[Any], LoadDefaults]:
+    """(the array that the body is or has under `name`, the defaults beside it)."""
+    _refuse_encoding()
+    body = request.get_data(cache=False)
+    if not body:
+        raise Problem(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
+    value = parse_json(body)
+    if isinstance(value, list):
+        return value, LoadDefaults()
+    parsed = _validated(model, value)
+    items: list[Any] = getattr(parsed, name)
+    return items, parsed
+
+
+def _validated(model: type[Any], value: Any) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def _merged(defaults: LoadDefaults, query: LoadDefaults) -> LoadDefaults:
+    """What stands in the body wins over what stands in the query."""
+    given = {name: value for name, value in defaults if name in LoadDefaults.model_fields and value is not None}
+    return LoadDefaults(**{name: getattr(query, name) for name in LoadDefaults.model_fields} | given)
+
+
+def _given_number(place: int, item: Any) -> Given:
+    if isinstance(item, dict | list) or item is None:
+        return Given(place, "", fault=Fault("invalid", "should be a number in a text, such as 2^1277-1"))
+    return Given(place, item.strip() if isinstance(item, str) else item)
+
+
+def _given_composite(place: int, item: Any) -> Given:
+    if not isinstance(item, dict):
+        return _given_number(place, item)
+    if "number" not in item:
+        return Given(place, "", fault=Fault("invalid", "number is required"))
+    return Given(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name)[:200]
+
+
+# What comes of it ----------------------------------------------------------------------------------------------------
+
+
+def _load(
+    numbers: Iterable[Given],
+    defaults: LoadDefaults,
+    query: LoadQuery,
+    source: str,
+    ignored_columns: list[str] | None = None,
+) -> Response:
+    try:
+        report = load(
+            current_app.config["ENGINE"],
+            numbers,
+            max_digits=_settings().max_digits,
+            actor=ADMIN,
+            source=source,
+            project=defaults.project_name,
+            priority=defaults.default_priority,
+            skip_bad=query.on_error == "skip",
+            dry_run=query.dry_run,
+            processes=PROCESSES,
+            request_id=request.environ.get("ecm.request_id"),
+        )
+    except ListError as error:
+        raise _unreadable(error) from error
+    except Busy as error:
+        raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
+    except InvalidNumbers as error:
+        answer = _answer(error.report, ignored_columns)
+        answer["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in answer["errors"]]
+        raise Problem(422, "invalid_numbers", f"{error}.", **answer) from error
+    doorbell.ring_jobs(report.rings)
+    return Response(orjson.dumps(_answer(report, ignored_columns)), 200, content_type="application/json")
+
+
+def _answer(report: Report, ignored_columns: list[str] | None) -> dict[str, Any]:
+    answer = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
+    return answer.model_dump()
+
+
+def _unreadable(error: ListError) -> Problem:
+    return Problem(422, error.reason, f"{error}.", errors=[])
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.config["SETTINGS"]
+    return settings

@@ -1,0 +1,157 @@
+"""`ecm-coordinator composites import`: numbers from a file into the registry, on the database itself."""
+
+import contextlib
+import getpass
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from config.settings import settings
+from ingest.commands.database import HOME_OPTION, database, one_line
+
+# What is not a number or belongs to one: a line of a table has several cells of that length.
+CELLS, BESIDES = 8, 100_000
+
+
+@click.group()
+def composites() -> None:
+    """Numbers: load them, look at them, change what is wanted of them.
+
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    """
+
+
+with contextlib.suppress(ImportError):
+    from ingest.commands import composites_admin
+
+    for _command in ("ls", "show", "complete", "priority", "rm"):
+        composites.add_command(getattr(composites_admin, _command))
+
+
+@composites.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--project", callback=one_line, help="The project of numbers that name none; made if need be.")
+@click.option(
+    "--priority", type=click.IntRange(-(2**31), 2**31 - 1), help="Of numbers that give none, known ones as well."
+)
+@click.option(
+    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="skip: load the good lines, report the bad."
+)
+@click.option("--dry-run", is_flag=True, help="Check and report, and store nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--processes", type=click.IntRange(0, 256), help="Processes that check numbers; default: one per core.")
+@HOME_OPTION
+def import_(
+    *,
+    file: str,
+    project: str | None,
+    priority: int | None,
+    on_error: str,
+    dry_run: bool,
+    as_json: bool,
+    processes: int | None,
+    home: Path | None,
+) -> None:
+    """Load the numbers of FILE (- is standard input), all of them or, when one is bad, none.
+
+    FILE is text with a number or an expression on each line (# begins a comment line), or CSV whose header names the
+    columns: number, and any of current_composite, factors, priority, project, target_t_level, snfs_difficulty,
+    has_snfs_form, prior_work. Numbers that are known already are brought up to date, not doubled. Exits with 1 if
+    anything was bad and nothing stored.
+    """
+    from coordinator.composites import Busy, InvalidNumbers, load
+    from coordinator.list_formats import ListError, read_list
+
+    most = settings().max_digits
+    with database(home) as engine, _opened(file) as stream, _progress(stream, quiet=as_json) as progress:
+        try:
+            listing = read_list(stream, Path(file).name, CELLS * most + BESIDES)
+            report = load(
+                engine,
+                listing.numbers,
+                max_digits=most,
+                actor=getpass.getuser(),
+                source=_printable(Path(file).name),
+                project=project and project.strip(),
+                priority=priority,
+                known_priority=priority,
+                skip_bad=on_error == "skip",
+                dry_run=dry_run,
+                processes=os.cpu_count() or 1 if processes is None else processes,
+                progress=progress,
+            )
+        except (ListError, Busy) as error:
+            raise click.ClickException(f"{error}") from error
+        except InvalidNumbers as error:
+            _tell(error.report, [], as_json)
+            raise click.ClickException(str(error)) from error
+    _tell(report, listing.ignored_columns, as_json)
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name)[:200]
+
+
+def _tell(report: Any, ignored_columns: list[str], as_json: bool) -> None:
+    from models.wire_composites import LoadReport
+
+    answer = LoadReport(**report.answer(), ignored_columns=ignored_columns, message=report.summary())
+    if as_json:
+        click.echo(answer.model_dump_json(indent=2))
+        return
+    for error in report.errors:
+        click.echo(f"line {error.line}: {error.message}", err=True)
+    if report.invalid > len(report.errors):
+        click.echo(f"... and {report.invalid - len(report.errors):,} more bad lines", err=True)
+    if ignored_columns:
+        click.echo(f"Columns that mean nothing here: {', '.join(map(_printable, ignored_columns))}", err=True)
+    click.echo(answer.message)
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(file).open("rb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _progress(stream: BinaryIO, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """Bars of how much of the file is checked and how many numbers are stored, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from coordinator.composites import CHECKED
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda stage, count: None
+        return
+    size = os.fstat(stream.fileno()).st_size if stream.seekable() else None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[count]:,}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        checked = bars.add_task("checked", total=size, count=0)
+        stored = bars.add_task("stored", total=None, count=0, visible=False)
+        counts = {checked: 0, stored: 0}
+
+        def advance(stage: str, count: int) -> None:
+            task = checked if stage == CHECKED else stored
+            counts[task] += count
+            if stage == CHECKED:
+                bars.update(checked, completed=stream.tell() if size else 0, count=counts[checked])
+            else:
+                bars.update(checked, completed=size or 0)
+                bars.update(stored, visible=True, total=counts[checked], completed=counts[stored], count=counts[stored])
+
+        yield advance
