@@ -79,7 +79,7 @@ def add_known_factors(
         if found is None:
             raise Unknown("unknown_composite", f"{shorten(written)} is not a number of this server; load it first")
         members = lock_members(connection, found.id, max_digits)
-        return _use(connection, by, members, found.id, _read(factors, max_digits), provenance)
+        return _use(connection, by, members, found.id, _read(factors, max_digits), said=provenance)
 
 
 def complete(
@@ -100,7 +100,7 @@ def complete(
     with unit_of_work(engine, "complete", composite=composite_id) as connection:
         members = lock_members(connection, composite_id, max_digits)
         target = f"composite {composite_id}"
-        done = _use(connection, by, members, composite_id, _read(factors, max_digits), provenance)
+        done = _use(connection, by, members, composite_id, _read(factors, max_digits), said=provenance)
         member = _member(members, composite_id)
         if cofactor_is_prime and member.tree.cofactor_is_prime is None:
             cofactor = shorten(decimal(member.tree.cofactor), MOST_AUDITED)
@@ -140,7 +140,7 @@ def lock_members(connection: Connection, composite_id: int, max_digits: int) -> 
 
 
 def _use(
-    connection: Connection, by: By, members: list[Member], composite_id: int, values: list[mpz], said: Provenance
+    connection: Connection, by: By, members: list[Member], composite_id: int, values: list[mpz], *, said: Provenance
 ) -> Factored:
     number = _member(members, composite_id).tree.number
     for value in values:

@@ -8,7 +8,7 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.orm import aliased
 
-from coordinator import families, jobs, registry
+from coordinator import families, jobs, maintenance, registry
 from coordinator.arithmetic import factorize, is_probable_prime
 from coordinator.families import Change, Divisor
 from coordinator.jobs import Ring
@@ -131,6 +131,17 @@ def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
     return rings
 
 
+def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    """A slice of a recalculation; asking for the next one anew forgets the tries, for there was progress."""
+    step = maintenance.go_on(engine, job.target_id)
+    with unit_of_work(engine, "recalculate_slice", job=job.id, recalculation=job.target_id) as connection:
+        if step.is_finished:
+            jobs.finish(connection, job.id, job.asked)
+            return []
+        rings = jobs.ask(connection, job.kind, job.target_id)
+    return [replace(ring, kind=step.label) for ring in rings]
+
+
 def _read_factor(engine: Engine, job: Row) -> Row | None:
     below = aliased(Factor)
     with unit_of_work(engine, "read_factor", job=job.id) as connection:
@@ -160,4 +171,5 @@ RUNNERS = {
     jobs.TEST_FACTOR: _test_factor,
     jobs.SPLIT_FACTOR: _split_factor,
     jobs.SHARE_FACTORS: _share_factors,
+    jobs.RECALCULATE: _recalculate,
 }

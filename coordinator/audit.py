@@ -40,6 +40,10 @@ class By(NamedTuple):
         )
 
 
+# Somebody with the means to, who did not say who.
+OPERATOR = By("operator")
+
+
 def record(
     connection: Connection,
     *,

@@ -1,10 +1,11 @@
-"""Deleting numbers, attempts and factors for good: what goes with them, and what must be put right around them.
+"""Deleting numbers, attempts and factors, voiding attempts: what goes with them, and what must be put right.
 
 Each is one unit of work with its audit row in it. Submissions never go: those whose effect is deleted are settled as
 refused, for that reason, and can be sent again.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import gmpy2
 from sqlalchemy import Connection, Engine, and_, delete, func, or_, select, update
@@ -136,6 +137,17 @@ def delete_factor(engine: Engine, by: By, factor_id: int, max_digits: int) -> tu
         after = {"current_composite": shorten(now, MOST_AUDITED), "composites_deleted": sorted(workers)}
         by.did(connection, "delete", f"factor {factor_id}", before=before, after=after)
     return root.id, now, change.rings
+
+
+def void_attempts(
+    engine: Engine, by: By, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
+) -> ledger.Voided:
+    """Take back what a client sent from `since` to before `until`, as ledger.void; factors stay."""
+    with unit_of_work(engine, "void_attempts", client=client_id) as connection:
+        done = ledger.void(connection, client_id, since=since, until=until, program=program, reason=reason)
+        asked = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
+        by.did(connection, "void attempts", f"client {client_id}", after=done._asdict() | asked)
+    return done
 
 
 # A composite and all that hangs on it ---------------------------------------------------------------------------------

@@ -55,6 +55,54 @@ class Difference(NamedTuple):
     correct_t_level: float
 
 
+class State(NamedTuple):
+    """What attempts and prior work give; `reached` is how many attempts count, and the B1 of P-1 and of P+1."""
+
+    vector: np.ndarray
+    t_level: float
+    are_sums_right: bool
+    reached: tuple[int, int, int]
+
+    def agrees_with(self, row: Row) -> bool:
+        """Whether the composite's row and its sums say the same."""
+        same = np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300)
+        level = abs(row.current_t_level - self.t_level) <= 1e-6
+        return same and level and self.are_sums_right and self.reached == (row.attempt_count, row.pm1_b1, row.pp1_b1)
+
+
+def _from_attempts() -> list[tuple[Any, Any]]:
+    """The columns of a composite that its attempts alone determine, each with what they say."""
+    counts = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
+    attempts = select(func.count()).where(*counts).correlate(Composite).scalar_subquery()
+    # What was run on a number before a part was split off was run on that part too.
+    split_by, part = aliased(EcmAttempt), aliased(Factor)
+    split_at = (
+        select(func.max(split_by.created_at))
+        .join(part, part.attempt_id == split_by.id)
+        .where(part.child_composite_id == Composite.id)
+        .correlate(Composite)
+        .scalar_subquery()
+    )
+    inherited = and_(
+        EcmAttempt.composite_id == Composite.parent_id,
+        EcmAttempt.created_at <= func.greatest(Composite.created_at, split_at),
+    )
+    columns: list[tuple[Any, Any]] = [(Composite.attempt_count, attempts)]
+    for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
+        furthest = select(func.max(EcmAttempt.b1)).where(
+            or_(EcmAttempt.composite_id == Composite.id, inherited),
+            EcmAttempt.voided_at.is_(None),
+            EcmAttempt.method == method,
+            EcmAttempt.b2 != STAGE1_ONLY,
+            EcmAttempt.curves > 0,
+        )
+        columns.append((column, func.coalesce(furthest.correlate(Composite).scalar_subquery(), 0)))
+    return columns
+
+
+_FROM_ATTEMPTS = _from_attempts()
+
+
 def add(connection: Connection, curves: Mapping[Account, int]) -> None:
     """Add curves to their sums, in a fixed order so that no two units of work can deadlock."""
     connection.execute(_ADD, [{**account._asdict(), "curves": count} for account, count in sorted(curves.items())])
@@ -106,7 +154,7 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    _store_from_attempts(connection, [attempt.composite_id])
+    store_from_attempts(connection, [attempt.composite_id])
     return rebuild(connection, attempt.composite_id)
 
 
@@ -183,7 +231,7 @@ def recompute(connection: Connection, composite_ids: Iterable[int]) -> list[Diff
         .order_by(Composite.parent_id.is_not(None), Composite.id)
         .with_for_update(key_share=True)
     ).all()
-    wrong_sums = _correct_sums(connection, ids)
+    wrong_sums = correct_sums(connection, ids)
     sums = _all_sums(connection, ids)
     differences = []
     for row in locked:
@@ -194,57 +242,50 @@ def recompute(connection: Connection, composite_ids: Iterable[int]) -> list[Diff
         if what or abs(t_level - row.current_t_level) > 1e-6:
             _store(connection, row.id, vector)
             differences.append(Difference(row.id, " and ".join(what or ["t-level"]), row.current_t_level, t_level))
-    _store_from_attempts(connection, ids)
+    store_from_attempts(connection, ids)
     work.refresh(connection, ids)
     return differences
 
 
-def _store_from_attempts(connection: Connection, ids: list[int]) -> None:
+def store_from_attempts(connection: Connection, ids: list[int]) -> None:
     """Store how many attempts count, and how far P-1 and P+1 have been run, where the attempts say something else."""
-    mine = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
-    correct: list[tuple[Any, Any]] = [(Composite.attempt_count, select(func.count()).where(*mine).scalar_subquery())]
-    # What was run on a number before a part was split off was run on that part too.
-    split_by, part = aliased(EcmAttempt), aliased(Factor)
-    split_at = (
-        select(func.max(split_by.created_at))
-        .join(part, part.attempt_id == split_by.id)
-        .where(part.child_composite_id == Composite.id)
-        .correlate(Composite)
-        .scalar_subquery()
-    )
-    inherited = and_(
-        EcmAttempt.composite_id == Composite.parent_id,
-        EcmAttempt.created_at <= func.greatest(Composite.created_at, split_at),
-    )
-    for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
-        furthest = select(func.max(EcmAttempt.b1)).where(
-            or_(EcmAttempt.composite_id == Composite.id, inherited),
-            EcmAttempt.voided_at.is_(None),
-            EcmAttempt.method == method,
-            EcmAttempt.b2 != STAGE1_ONLY,
-            EcmAttempt.curves > 0,
-        )
-        correct.append((column, func.coalesce(furthest.scalar_subquery(), 0)))
-    for column, value in correct:
+    for column, value in _FROM_ATTEMPTS:
         connection.execute(update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value}))
 
 
-def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:
-    """Make the sums what the attempts give; the composites of which one differed."""
-    key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
-    counted = connection.execute(
-        select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
-        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
-        .group_by(*key)
-    )
-    correct = {_account(row): int(row.curves) for row in counted}
-    columns = (CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
-    stored = {
-        _account(row): row.curves
+def correct_state(connection: Connection, ids: list[int]) -> dict[int, "State"]:
+    """What the attempts and the prior work of these composites give, computed without locks."""
+    counted = _counted_sums(connection, ids)
+    stored = _stored_sums(connection, ids)
+    rows = {
+        row.id: row
         for row in connection.execute(
-            select(*columns, CompositeEffort.curves).where(CompositeEffort.composite_id.in_(ids))
+            select(Composite.id, *(value.label(column.key) for column, value in _FROM_ATTEMPTS)).where(
+                Composite.id.in_(ids)
+            )
         )
     }
+    runs: dict[int, dict[Account, int]] = {composite_id: {} for composite_id in ids}
+    wrong: set[int] = set()
+    for account in counted.keys() | stored.keys():
+        own, (sum_, prior) = counted.get(account, 0), stored.get(account, (0, 0))
+        runs[account.composite_id][account] = own + prior
+        if own != sum_:
+            wrong.add(account.composite_id)
+    states = {}
+    for composite_id, curves in runs.items():
+        # In this order, as everywhere: the last bits of a sum depend on it.
+        vector = effort.effort_of([(*account[1:], count) for account, count in sorted(curves.items()) if count > 0])
+        row = rows[composite_id]
+        reached = (row.attempt_count, row.pm1_b1, row.pp1_b1)
+        states[composite_id] = State(vector, effort.t_level(vector), composite_id not in wrong, reached)
+    return states
+
+
+def correct_sums(connection: Connection, ids: list[int]) -> set[int]:
+    """Make the sums of locked composites what their attempts give; those of which one differed."""
+    correct = _counted_sums(connection, ids)
+    stored = {account: curves for account, (curves, _) in _stored_sums(connection, ids).items()}
     off = {
         account: correct.get(account, 0) - stored.get(account, 0)
         for account in correct.keys() | stored.keys()
@@ -253,6 +294,23 @@ def _correct_sums(connection: Connection, ids: list[int]) -> set[int]:
     if off:
         add(connection, off)
     return {account.composite_id for account in off}
+
+
+def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
+    """The curves that count, by what the attempts say."""
+    key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+    counted = connection.execute(
+        select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
+        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
+        .group_by(*key)
+    )
+    return {_account(row): int(row.curves) for row in counted}
+
+
+def _stored_sums(connection: Connection, ids: list[int]) -> dict[Account, tuple[int, int]]:
+    """(curves, prior curves), by what the sums say."""
+    rows = connection.execute(select(CompositeEffort).where(CompositeEffort.composite_id.in_(ids)))
+    return {_account(row): (row.curves, row.prior_curves) for row in rows}
 
 
 def _all_sums(connection: Connection, ids: Iterable[int]) -> dict[int, list[tuple[int, int, int, int]]]:

@@ -1,12 +1,14 @@
 """What operators do to work: numbers reserved for another method elsewhere, paused and resumed; leases looked at."""
 
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, select
 
 from coordinator import demand, parking, registry, work
+from coordinator.audit import OPERATOR, By
 from coordinator.expressions import ExpressionError, shorten
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Composite, WorkAssignment
@@ -35,6 +37,7 @@ def reserve(
     *,
     details: dict[str, Any] | None,
     max_digits: int,
+    by: By = OPERATOR,
 ) -> Row:
     """Reserve a number (its value, or its id) for `method` elsewhere: it gets no work until released or overdue.
 
@@ -70,6 +73,8 @@ def reserve(
             )
         )
         work.refresh(connection, [composite_id])
+        what = {"client_id": client_id, "method": method, "hours": hours, "work_id": str(work_id)}
+        by.did(connection, "reserve", f"composite {composite_id}", after=what)
         return connection.execute(
             select(WorkAssignment, Composite.current_composite, Composite.open_leases)
             .join(Composite, Composite.id == WorkAssignment.composite_id)
@@ -77,38 +82,52 @@ def reserve(
         ).one()
 
 
-def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None) -> Row:
+def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, by: By = OPERATOR) -> Row:
     """End anybody's lease, without blame for its number. Idempotent; the lease then. Raises work.UnknownLease."""
-    return work.release(engine, work_id, reason or "cancelled by an operator", None)
+    return _end(engine, work_id, reason or "cancelled by an operator", None, by)
 
 
-def release(engine: Engine, work_id: uuid.UUID, reason: str | None) -> Row:
+def release(engine: Engine, work_id: uuid.UUID, reason: str | None, by: By = OPERATOR) -> Row:
     """End a reservation. Idempotent; the lease then. Raises work.UnknownLease, also for a lease that is none."""
-    return work.release(engine, work_id, reason or "released", demand.RESERVING)
+    return _end(engine, work_id, reason or "released", demand.RESERVING, by)
 
 
-def pause(engine: Engine, composite_id: int, reason: str | None) -> Row:
+def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None, by: By) -> Row:
+    with unit_of_work(engine, "release", work=str(work_id)) as connection:
+        before, after = work.release(connection, work_id, reason, methods)
+        was, now = {"status": before.status}, {"status": after.status, "message": after.message}
+        if was["status"] != now["status"]:
+            by.did(connection, "end work", f"work {work_id}", before=was, after=now)
+        return after
+
+
+def pause(engine: Engine, composite_id: int, reason: str | None, by: By = OPERATOR) -> Row:
     """No work on a number until it is resumed; open leases go on. Raises UnknownComposite."""
-    return _hold(engine, composite_id, reason or "paused by an operator")
+    return _hold(engine, composite_id, reason or "paused by an operator", by)
 
 
-def resume(engine: Engine, composite_id: int) -> Row:
+def resume(engine: Engine, composite_id: int, by: By = OPERATOR) -> Row:
     """Let a paused or parked number be worked on again. Idempotent. Raises UnknownComposite."""
-    return _hold(engine, composite_id, None)
+    return _hold(engine, composite_id, None, by)
 
 
-def _hold(engine: Engine, composite_id: int, reason: str | None) -> Row:
+def _hold(engine: Engine, composite_id: int, reason: str | None, by: By) -> Row:
     with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
         work.lock_composites(connection, [composite_id])
+        holds = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
+        before = connection.execute(holds).one_or_none()
+        if before is None:
+            raise UnknownComposite(f"There is no composite with id {composite_id}")
         if reason is None:
             parking.resume(connection, composite_id)
         else:
             parking.hold(connection, composite_id, parking.PAUSED, reason)
         work.refresh(connection, [composite_id])
         columns = (Composite.id, Composite.hold, Composite.hold_reason, Composite.open_leases, Composite.wants_ecm)
-        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
-        if row is None:
-            raise UnknownComposite(f"There is no composite with id {composite_id}")
+        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one()
+        after = {"hold": row.hold, "hold_reason": row.hold_reason}
+        action = "resume" if reason is None else "pause"
+        by.did(connection, action, f"composite {composite_id}", before=before._asdict(), after=after)
         return row
 
 

@@ -259,15 +259,17 @@ def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: s
         return _lease(connection, work_id)
 
 
-def release(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None) -> Row:
-    """An operator ends a lease (of one of `methods`, if given). Idempotent; the lease then. Raises UnknownLease."""
-    with unit_of_work(engine, "release", work=str(work_id)) as connection:
-        lease = _lease(connection, work_id)
-        if methods is not None and lease.method not in methods:
-            raise UnknownLease(f"Work {work_id} is {lease.method} and no reservation; cancel it instead")
-        # Completed, and not failed: that would tell against the number.
-        _end(connection, lease, "completed", reason)
-        return _lease(connection, work_id)
+def release(connection: Connection, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None) -> tuple[Row, Row]:
+    """An operator ends a lease (of one of `methods`, if given). Idempotent; the lease before, and then.
+
+    Raises UnknownLease.
+    """
+    lease = _lease(connection, work_id)
+    if methods is not None and lease.method not in methods:
+        raise UnknownLease(f"Work {work_id} is {lease.method} and no reservation; cancel it instead")
+    # Completed, and not failed: that would tell against the number.
+    _end(connection, lease, "completed", reason)
+    return lease, _lease(connection, work_id)
 
 
 def _end(connection: Connection, lease: Row, status: str, why: str | None) -> None:

@@ -10,6 +10,10 @@ from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
 from ingest import metrics, openapi
+from ingest.admin.composites import admin_composites
+from ingest.admin.composites_upload import admin_upload
+from ingest.admin.records import admin_records
+from ingest.admin.submissions import admin_submissions
 from ingest.admin.work import admin_work
 from ingest.operations import health, operations
 from ingest.problems import answer_with_problems
@@ -42,6 +46,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(stats)
     app.register_api(work)
     app.register_api(admin_work)
+    app.register_api(admin_upload)
+    app.register_api(admin_composites)
+    app.register_api(admin_records)
+    app.register_api(admin_submissions)
     app.register_api(operations)
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     openapi.serve(app)

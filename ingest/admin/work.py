@@ -11,6 +11,7 @@ from config.settings import Settings
 from coordinator import reservations, upkeep
 from ingest import openapi
 from ingest.admin.access import require_key
+from ingest.admin.blueprints import by
 from ingest.bodies import read_body
 from ingest.problems import Problem
 from ingest.work import WorkPath, assignment, lease_state, with_lease
@@ -35,7 +36,9 @@ def assignments() -> Response:
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
     """Cancel anybody's lease; idempotent. Its client learns of it by its next heartbeat."""
-    return _json(lease_state(with_lease(lambda id_: reservations.cancel(_engine(), id_, query.reason), path.work_id)))
+    return _json(
+        lease_state(with_lease(lambda id_: reservations.cancel(_engine(), id_, query.reason, by()), path.work_id))
+    )
 
 
 @admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
@@ -64,6 +67,7 @@ def reserve() -> Response:
             wish.duration_hours,
             details=wish.metadata,
             max_digits=settings.max_digits,
+            by=by(),
         )
     except reservations.UnknownComposite as error:
         raise _unknown(error) from error
@@ -88,7 +92,7 @@ def reserve() -> Response:
 @admin_work.post("/work/release/<work_id>", operation_id="admin_release", responses={200: LeaseState, **UNKNOWN_WORK})
 def release(path: WorkPath, query: ReasonQuery) -> Response:
     """Release a reservation; idempotent."""
-    row = with_lease(lambda id_: reservations.release(_engine(), id_, query.reason), path.work_id)
+    row = with_lease(lambda id_: reservations.release(_engine(), id_, query.reason, by()), path.work_id)
     return _json(lease_state(row))
 
 
@@ -121,9 +125,9 @@ def _hold(composite_id: int, *, pausing: bool, reason: str | None) -> Response:
         raise Problem(404, "unknown_composite", f"There is no composite with id {str(composite_id)[:30]}.")
     try:
         row = (
-            reservations.pause(_engine(), composite_id, reason)
+            reservations.pause(_engine(), composite_id, reason, by())
             if pausing
-            else reservations.resume(_engine(), composite_id)
+            else reservations.resume(_engine(), composite_id, by())
         )
     except reservations.UnknownComposite as error:
         raise _unknown(error) from error

@@ -1,6 +1,8 @@
 """The coordinator's database for commands that work on it directly, while everything runs or not."""
 
 import contextlib
+import getpass
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ from models.wire import printable
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from coordinator.audit import By
+
 HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
 
 
@@ -25,6 +29,16 @@ def one_line(_context: click.Context, _parameter: click.Parameter, value: str | 
         raise click.BadParameter("should be UTF-8") from None
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def operator() -> "By":
+    """Who runs this command, for the audit trail."""
+    from coordinator.audit import By
+
+    try:
+        return By(getpass.getuser())
+    except (OSError, KeyError):  # a container's account without a name
+        return By(f"uid {os.getuid()}")
 
 
 @contextlib.contextmanager

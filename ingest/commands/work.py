@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from config.settings import settings
-from ingest.commands.database import HOME_OPTION, database, one_line
+from ingest.commands.database import HOME_OPTION, database, one_line, operator
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
@@ -79,7 +79,7 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
         raise click.ClickException(f"{work_id[:60]!r} is no work id; those are UUIDs (see `work ls`)") from None
     try:
         with database(home) as engine:
-            lease = reservations.cancel(engine, lease_id, reason)
+            lease = reservations.cancel(engine, lease_id, reason, operator())
     except UnknownLease:
         raise click.ClickException(f"there is no work {lease_id}; see `work ls`") from None
     click.echo(f"{lease.id} of {lease.client_id} is {lease.status}" + (f": {lease.message}" if lease.message else ""))
@@ -108,7 +108,7 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
     from coordinator import reservations
 
     with database(home) as engine, _known():
-        row = reservations.pause(engine, _identify(engine, number), reason)
+        row = reservations.pause(engine, _identify(engine, number), reason, operator())
     click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
 
 
@@ -123,7 +123,7 @@ def resume(number: str, home: Path | None) -> None:
     from coordinator import reservations
 
     with database(home) as engine, _known():
-        row = reservations.resume(engine, _identify(engine, number))
+        row = reservations.resume(engine, _identify(engine, number), operator())
     click.echo(f"composite {row.id} is neither paused nor parked" + ("" if row.wants_ecm else "; it wants no ECM now"))
 
 

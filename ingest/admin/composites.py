@@ -1,0 +1,193 @@
+"""Numbers, for operators: look, set a priority, finish, delete, compute effort anew."""
+
+from flask import Response, request
+from sqlalchemy import Row
+
+from coordinator import administration, deletions, maintenance, overview
+from coordinator.administration import Provenance
+from ingest import openapi
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, engine, make, settings
+from ingest.bodies import read_body
+from ingest.problems import Problem
+from models.wire_admin import (
+    Completion,
+    CompositeDetail,
+    CompositePath,
+    CompositesFound,
+    CompositesStatus,
+    Deleted,
+    FactorsAdded,
+    FindQuery,
+    NewPriority,
+    PriorityQuery,
+    PriorityState,
+    Recalculated,
+    RecalculateQuery,
+    RecalculationState,
+)
+from tasks.doorbell import ring_jobs
+
+admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
+
+
+@admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
+def status() -> Response:
+    """How many numbers there are of each kind; large tables are estimated, never counted."""
+    return answer(overview.composites_status(engine()))
+
+
+@admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
+def find(query: FindQuery) -> Response:
+    """The numbers that a value (number, expression, an old cofactor) or an id may mean; results go to the first."""
+    rows = overview.find(engine(), query.q.strip(), settings().max_digits)
+    return answer({"composites": [short(row) for row in rows]})
+
+
+def short(row: Row) -> dict[str, object]:
+    """A number as lists show it."""
+    said = dict(row._asdict())
+    return {"composite_id": said.pop("id"), **said}
+
+
+@admin_composites.get(
+    "/composites/<int:composite_id>",
+    operation_id="admin_composite",
+    responses={200: CompositeDetail, **UNKNOWN_COMPOSITE},
+)
+def show(path: CompositePath) -> Response:
+    """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
+    found = overview.composite(engine(), path.composite_id)
+    if found is None:
+        raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
+    return answer({"composite_id": found.pop("id"), **found})
+
+
+@admin_composites.put(
+    "/composites/<int:composite_id>/priority",
+    operation_id="admin_set_priority",
+    request_body=openapi.takes(NewPriority),
+    responses={200: PriorityState, **UNKNOWN_COMPOSITE},
+)
+def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
+    """Set a number's priority, in the query or in the body: higher ones are leased first."""
+    priority = query.priority if query.priority is not None else read_body(NewPriority).priority
+    before = administration.set_priority(engine(), by(), path.composite_id, priority)
+    message = f"The priority was {before}"
+    return answer({"composite_id": path.composite_id, "priority": priority, "message": message})
+
+
+@admin_composites.post(
+    "/composites/<int:composite_id>/complete",
+    operation_id="admin_complete",
+    request_body=openapi.takes(Completion),
+    responses={
+        200: FactorsAdded,
+        400: openapi.problem("`factor_does_not_divide`"),
+        409: openapi.problem("`not_finished`: a composite part is left"),
+        **UNKNOWN_COMPOSITE,
+    },
+)
+def complete(path: CompositePath) -> Response:
+    """Finish a number with the factors given and those known: all must multiply to it, and be prime. Idempotent."""
+    wish = read_body(Completion) if request.get_data() else Completion()
+    done = administration.complete(
+        engine(),
+        by(),
+        path.composite_id,
+        wish.factors,
+        Provenance(wish.source, wish.found_at),
+        cofactor_is_prime=wish.cofactor_is_prime,
+        max_digits=settings().max_digits,
+    )
+    ring_jobs(done.rings)
+    return answer(factored(done, "The number is finished"))
+
+
+def factored(done: administration.Factored, message: str) -> dict[str, object]:
+    """What came of factors known from elsewhere."""
+    return {
+        "composite_id": done.row.id,
+        "new_factors": done.new,
+        "known_factors": done.known,
+        "current_composite": done.row.current_composite,
+        "is_fully_factored": done.row.is_fully_factored,
+        "message": message,
+    }
+
+
+@admin_composites.delete(
+    "/composites/<int:composite_id>",
+    operation_id="admin_delete_composite",
+    responses={200: Deleted, 409: openapi.problem("`is_part`: another number's factor needs it"), **UNKNOWN_COMPOSITE},
+)
+def delete(path: CompositePath) -> Response:
+    """Delete a number for good, with its attempts, factors, effort, leases and jobs, and the numbers split off it.
+
+    What clients sent stays: its submissions are refused now (`composite_deleted`), and can be retried.
+    """
+    gone, rings = deletions.delete_composite(engine(), by(), path.composite_id, settings().max_digits)
+    ring_jobs(rings)
+    went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
+    return answer({"deleted": gone, "message": f"Gone or changed: {went}"})
+
+
+# Effort ---------------------------------------------------------------------------------------------------------------
+
+
+@admin_composites.post(
+    "/composites/calculate-t-levels",
+    operation_id="admin_calculate_t_levels",
+    responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`")},
+)
+def calculate_t_levels(query: RecalculateQuery) -> Response:
+    """Compute effort and t-levels anew from the attempts, of all numbers or of those that lack them.
+
+    In chunks without locks; then all that differed is written at once, or nothing. See recalculate-status.
+    """
+    row, rings = maintenance.start(engine(), by(), only_missing=not query.recalculate_all)
+    ring_jobs(rings)
+    return answer(_recalculation(row), 202)
+
+
+@admin_composites.get(
+    "/composites/recalculate-status", operation_id="admin_recalculate_status", responses={200: RecalculationState}
+)
+def recalculate_status() -> Response:
+    """How far the latest recalculation is."""
+    row = maintenance.status(engine())
+    if row is None:
+        return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
+    return answer(_recalculation(row))
+
+
+def _recalculation(row: Row) -> dict[str, object]:
+    given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
+    state = maintenance.FAILED if given_up else row.state
+    said = f"{row.done:,} of {row.total:,} numbers computed"
+    if row.changed is not None:
+        said += f", {row.changed:,} were corrected"
+    return {
+        "recalculation_id": row.id,
+        "state": state,
+        "only_missing": row.only_missing,
+        "total": row.total,
+        "done": row.done,
+        "changed": row.changed,
+        "error": row.error or getattr(row, "job_error", None),
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "message": said,
+    }
+
+
+@admin_composites.post(
+    "/composites/<int:composite_id>/recalculate-t-level",
+    operation_id="admin_recalculate_t_level",
+    responses={200: Recalculated, **UNKNOWN_COMPOSITE},
+)
+def recalculate(path: CompositePath) -> Response:
+    """Compute one number's effort and t-level anew from its attempts and prior work, now."""
+    before, after = administration.recalculate(engine(), by(), path.composite_id)
+    message = "It was right" if before == after else "It has been corrected"
+    levels = {"previous_t_level": before, "current_t_level": after}
+    return answer({"composite_id": path.composite_id, **levels, "message": message})

@@ -1,0 +1,147 @@
+"""Factors, attempts and projects, for operators; and how much there is of everything."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Response
+
+from coordinator import administration, deletions, overview, projects
+from coordinator.administration import Provenance
+from ingest import openapi
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, engine, make, settings
+from ingest.admin.composites import factored
+from ingest.bodies import read_body
+from models.wire_admin import (
+    AttemptDeleted,
+    AttemptPath,
+    AttemptsVoided,
+    FactorDeleted,
+    FactorPath,
+    FactorsAdded,
+    KnownFactors,
+    NewProject,
+    ProjectNamePath,
+    ProjectPath,
+    ProjectState,
+    Summary,
+    Voiding,
+    WhyQuery,
+)
+from tasks.doorbell import ring_jobs
+
+admin_records = make("admin_records", openapi.ADMIN_RECORDS)
+
+
+@admin_records.post(
+    "/factors",
+    operation_id="admin_add_factors",
+    request_body=openapi.takes(KnownFactors),
+    responses={200: FactorsAdded, 400: openapi.problem("`factor_does_not_divide`"), **UNKNOWN_COMPOSITE},
+)
+def add_factors() -> Response:
+    """Record factors known from elsewhere, without curves: each is verified, and all are used or none."""
+    wish = read_body(KnownFactors)
+    said = Provenance(wish.source, wish.found_at)
+    most = settings().max_digits
+    done = administration.add_known_factors(engine(), by(), wish.composite.strip(), wish.factors, said, max_digits=most)
+    ring_jobs(done.rings)
+    return answer(factored(done, f"{len(done.new)} new factors, {len(done.known)} known before"))
+
+
+@admin_records.delete(
+    "/factors/<int:factor_id>",
+    operation_id="admin_delete_factor",
+    responses={
+        200: FactorDeleted,
+        404: openapi.problem("`unknown_factor`"),
+        409: openapi.problem("`has_been_worked_on`: a composite of its own has; `is_part`: delete it on the root"),
+    },
+)
+def delete_factor(path: FactorPath) -> Response:
+    """Take a factor back: its value goes back into the cofactor, and what it was split into goes with it.
+
+    What follows from the other factors, or is small, is found again at once.
+    """
+    composite_id, left, rings = deletions.delete_factor(engine(), by(), path.factor_id, settings().max_digits)
+    ring_jobs(rings)
+    said = {"factor_id": path.factor_id, "composite_id": composite_id, "current_composite": left}
+    return answer({**said, "message": "The factor was taken back"})
+
+
+@admin_records.delete(
+    "/attempts/<int:attempt_id>",
+    operation_id="admin_delete_attempt",
+    responses={200: AttemptDeleted, 404: openapi.problem("`unknown_attempt`")},
+)
+def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
+    """Delete an attempt with its effort; factors stay. Its submission is refused now (`attempt_deleted`)."""
+    composite_id, t_level = deletions.delete_attempt(engine(), by(), path.attempt_id, query.reason)
+    said = {"attempt_id": path.attempt_id, "composite_id": composite_id, "current_t_level": t_level}
+    return answer({**said, "message": "The attempt was deleted"})
+
+
+@admin_records.post(
+    "/attempts/void",
+    operation_id="admin_void_attempts",
+    request_body=openapi.takes(Voiding),
+    responses={200: AttemptsVoided},
+)
+def void_attempts() -> Response:
+    """Take back what a broken client sent in a time: effort is rebuilt, rows are kept and marked, factors stay."""
+    wish = read_body(Voiding)
+    done = deletions.void_attempts(
+        engine(),
+        by(),
+        wish.client_id,
+        since=wish.since,
+        until=wish.until or datetime.now(UTC),
+        program=wish.program,
+        reason=wish.reason,
+    )
+    message = f"{done.attempts:,} attempts on {done.composites:,} numbers voided"
+    if done.waiting:
+        message += f"; {done.waiting:,} results of that time are not applied yet: do it again when they are"
+    return answer({**done._asdict(), "message": message})
+
+
+@admin_records.post(
+    "/projects",
+    operation_id="admin_create_project",
+    request_body=openapi.takes(NewProject),
+    responses={201: ProjectState, 409: openapi.problem("`project_exists`")},
+)
+def create_project() -> Response:
+    """Make a project."""
+    row = projects.create(engine(), by(), read_body(NewProject).name)
+    return answer({"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was made"}, 201)
+
+
+UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
+
+
+@admin_records.delete(
+    "/projects/<int:project_id>",
+    operation_id="admin_delete_project",
+    responses={200: ProjectState, **UNKNOWN_PROJECT},
+)
+def delete_project(path: ProjectPath) -> Response:
+    """Delete a project; its numbers stay."""
+    gone = projects.remove(engine(), by(), project_id=path.project_id)
+    return answer({**gone, "message": "The project was deleted; its numbers stay"})
+
+
+@admin_records.delete(
+    "/projects/by-name/<path:name>",
+    operation_id="admin_delete_project_by_name",
+    responses={200: ProjectState, **UNKNOWN_PROJECT},
+)
+def delete_project_by_name(path: ProjectNamePath) -> Response:
+    """Delete a project by its name; its numbers stay."""
+    gone = projects.remove(engine(), by(), name=path.name)
+    return answer({**gone, "message": "The project was deleted; its numbers stay"})
+
+
+@admin_records.get("/stats/summary", operation_id="admin_summary", responses={200: Summary})
+def summary() -> Response:
+    """How much there is of everything; large tables are estimated, never counted."""
+    return answer(overview.summary(engine()))

@@ -1,0 +1,73 @@
+"""The dead letters: what was refused or failed, sent again by hand, and true factors taken out of a refusal."""
+
+from flask import Response
+from sqlalchemy import Row
+
+from coordinator import dead_letters
+from ingest import openapi
+from ingest.admin.blueprints import answer, by, engine, make, settings
+from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
+from tasks.doorbell import ring_jobs, ring_submission
+
+admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
+
+
+@admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: Letters})
+def submissions(query: SubmissionsQuery) -> Response:
+    """Submissions by state, those refused that hold true factors first, then the newest first."""
+    after = None
+    if query.cursor:
+        kind, _, submission_id = query.cursor.partition("-")
+        after = (kind == "1", int(submission_id))
+    states = (query.state,) if query.state else dead_letters.DEAD
+    rows = dead_letters.listed(engine(), states, limit=query.limit, after=after)
+    more = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == query.limit else None
+    return answer({"submissions": [letter(row) for row in rows], "next": more})
+
+
+def letter(row: Row) -> dict[str, object]:
+    """A submission as lists show it."""
+    return {
+        "submission_id": row.id,
+        "client_id": row.client_id,
+        "state": row.state,
+        "reason": row.reason,
+        "detail": row.detail,
+        "true_factors": row.outcome["true_factors"] if row.holds_factors else [],
+        "composite": row.payload.get("composite", ""),
+        "composite_id": row.composite_id,
+        "tries": row.tries,
+        "created_at": row.created_at,
+        "settled_at": row.settled_at,
+    }
+
+
+@admin_submissions.post(
+    "/submissions/<int:submission_id>/retry",
+    operation_id="admin_retry_submission",
+    responses={
+        200: Retried,
+        404: openapi.problem("`unknown_submission`"),
+        409: openapi.problem("`not_dead`: it is neither rejected nor failed; `no_true_factors`; `unknown_composite`"),
+    },
+)
+def retry(path: SubmissionPath, query: RetryQuery) -> Response:
+    """Queue a rejected or failed submission again; with `accept_factors` use its true factors instead."""
+    number = path.submission_id
+    if query.accept_factors:
+        done = dead_letters.accept_factors(engine(), by(), number, settings().max_digits)
+        ring_jobs(done.rings)
+        message = f"{len(done.accepted)} factors accepted, {len(done.new)} of them new"
+    else:
+        done = dead_letters.send_again(engine(), by(), number)
+        ring_submission(number, done.client_id, done.composite)
+        message = "It is queued again"
+    return answer(
+        {
+            "submission_id": number,
+            "state": done.state,
+            "accepted_factors": done.accepted,
+            "new_factors": done.new,
+            "message": message,
+        }
+    )
