@@ -47,8 +47,8 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "max_current": composites.current_t_level <= bindparam("max_current"),
     "project_id": composites.id.in_(_of_project),
     # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted in the index
-    # of open leases, for numbers that satisfy all else: the row, which most filters do without, is not read for it. Less
-    # than one and not none: the query planner thinks that equal is rare, and then reads all there is to sort it.
+    # of open leases, for numbers that satisfy all else: the row, which most filters do without, is not read for it.
+    # "Less than one": the query planner takes equality for so rare that it would read all there is, and sort it.
     "alone": _ecm_leases < 1,
     "passed": composites.id.not_in(bindparam("passed", expanding=True)),
 }
