@@ -11,6 +11,7 @@ from agent import client, gmp_ecm, spool
 from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
 from agent.run import Order, Stop, check, recover, run_curves
 from agent.terminal import console, curve_progress, interruptible, report_run, report_wait, shorten
+from agent.work_command import work_command
 
 EXIT_WAITING, EXIT_REFUSED = 3, 4  # 1 and 2 are click's own
 EXIT_CODES = """\b
@@ -26,6 +27,9 @@ Exit codes:
 @click.group()
 def agent() -> None:
     """Run ECM curves and send their results to a coordinator."""
+
+
+agent.add_command(work_command)
 
 
 @agent.command(epilog=EXIT_CODES)

@@ -9,6 +9,7 @@ A process killed anywhere in 1-4 leaves a journal, which recover() finishes to t
 or a pending entry; both are sent at the next start.
 """
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from agent import gmp_ecm, spool
+import psutil
+
+from agent import gmp_ecm, held, spool
 from agent.gmp_ecm import EcmFailed, Output
 from models.wire import SubmitResult
 
@@ -26,7 +29,10 @@ MAX_RAW_OUTPUT = 64 * 1024  # bytes of GMP-ECM's output that go with a result: t
 
 @dataclass(frozen=True)
 class Order:
-    """What to run, for whom, and where the result goes. `b2` None: GMP-ECM's default; 0: stage 1 only."""
+    """What to run, for whom, and where the result goes. `b2` None: GMP-ECM's default; 0: stage 1 only.
+
+    `work_id` names the lease that the curves belong to.
+    """
 
     server: str
     client_id: str
@@ -36,6 +42,7 @@ class Order:
     b2: int | None = None
     parametrization: int | None = None
     sigma: str | None = None
+    work_id: str | None = None
 
 
 def check(order: Order) -> None:
@@ -81,10 +88,12 @@ def run_curves(
     *,
     stop: Stop | None = None,
     on_line: Callable[[Output, bool], None] = lambda output, curve_done: None,
+    on_spooled: Callable[[spool.Entry], None] = lambda entry: None,
 ) -> tuple[Output, spool.Entry | None]:
     """Run GMP-ECM until its curves are done, a factor is found, or `stop` is requested, and spool the result.
 
-    `on_line` is told after every line what the output says so far and whether that line completed a curve. Returns what
+    `on_line` is told after every line what the output says so far and whether that line completed a curve. `on_spooled`
+    is told of the entry while the journal still exists: a death in there is made up for by recover(). Returns what
     the whole output says, and the entry in the spool, locked for the caller; None if not one curve was completed.
     Raises EcmFailed if GMP-ECM fails; what was completed before is pending in the spool then.
     """
@@ -96,7 +105,7 @@ def run_curves(
     try:
         assert process.stdin and process.stdout
         stop.watch(process)
-        journal = spool.Journal(root, key, asdict(order))
+        journal = spool.Journal(root, key, asdict(order), (process.pid, born(process.pid)))
         started = time.monotonic()
         try:
             process.stdin.write(order.composite + "\n")
@@ -116,6 +125,8 @@ def run_curves(
         if process.stdout:
             process.stdout.close()
     entry = finish(order, key, root, journal.records)
+    if entry:
+        on_spooled(entry)
     journal.remove()
     if not stop.requested and (status < 0 or status & gmp_ecm.ERROR_BIT or output.version is None):
         if entry:
@@ -152,12 +163,33 @@ def start(order: Order, ecm: Path) -> subprocess.Popen[str]:
         raise EcmFailed(f"{ecm} could not be started: {error.strerror}") from error
 
 
+def born(pid: int) -> float:
+    """When a process was started; 0 if it is gone already."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def end_orphan(pid: int, start: float) -> None:
+    """Kill a killed agent's GMP-ECM: it would notice its closed output only at the end of a step, hours later maybe."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.create_time() == start:
+            process.kill()
+
+
 def recover(root: Path) -> int:
     """Turn the journals of killed agents into pending entries. Returns how many had something to send."""
     recovered = 0
-    for path, order, records in spool.abandoned(root):
-        entry = finish(Order(**order), path.stem, root, records)
+    for path, head, records in spool.abandoned(root):
+        order = Order(**head["order"])
+        if head.get("process"):
+            end_orphan(*head["process"])
+        entry = finish(order, path.stem, root, records)
         if entry:
+            if order.work_id:
+                held.note(root, order.work_id, entry)
             entry.release()
             recovered += 1
         spool.remove_durably(path)
@@ -195,7 +227,7 @@ def result_payload(order: Order, records: list[dict[str, Any]]) -> dict[str, Any
             "factor_found": None,
             "factors_found": [{"factor": factor.value, "sigma": factor.sigma} for factor in output.factors],
         },
-        "work_id": None,
+        "work_id": order.work_id,
         "raw_output": raw[-MAX_RAW_OUTPUT:].decode("utf-8", "ignore"),
     }
 

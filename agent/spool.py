@@ -3,6 +3,7 @@
     running/KEY.jsonl    a run under way: first the order, then GMP-ECM's lines as they come
     pending/KEY.json     a finished run's payload, not settled yet
     rejected/KEY.json    a payload that the server refused for good, with its words
+    leases/ID.jsonl      a lease in our hands, and which runs did how many of its curves (agent.held)
 
 KEY is the run's Idempotency-Key, so whatever is sent twice after a crash counts once. A file is visible under its
 name only when it is whole and on the disk, and it is removed only after the next one is. Whoever works on a file holds
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-RUNNING, PENDING, REJECTED = "running", "pending", "rejected"
+RUNNING, PENDING, REJECTED, LEASES = "running", "pending", "rejected", "leases"
 SYNC_EVERY = 1.0  # seconds: what a power failure may cost; a killed process costs nothing
 STALE = 86400.0  # seconds: an unfinished temporary file this old has no writer any more
 
@@ -43,12 +44,15 @@ class Entry:
 
 
 class Journal:
-    """A run under way: what GMP-ECM says is on file before anybody counts it."""
+    """A run under way: what GMP-ECM says is on file before anybody counts it.
 
-    def __init__(self, root: Path, key: str, order: dict[str, Any]) -> None:
+    `process` is GMP-ECM's (process id, time of its start), by which a killed agent's successor finds what still runs.
+    """
+
+    def __init__(self, root: Path, key: str, order: dict[str, Any], process: tuple[int, float] | None = None) -> None:
         self.path = root / RUNNING / f"{key}.jsonl"
         self.records: list[dict[str, Any]] = []
-        self._file = write_durably(self.path, json_line({"order": order}))
+        self._file = write_durably(self.path, json_line({"order": order, "process": process}))
         self._synced = time.monotonic()
 
     def append(self, seconds: float, line: str) -> None:
@@ -69,7 +73,7 @@ class Journal:
 
 def prepare(root: Path) -> None:
     """Make the spool's directories, and sweep up what a crash left half-written long ago."""
-    for name in (RUNNING, PENDING, REJECTED):
+    for name in (RUNNING, PENDING, REJECTED, LEASES):
         (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in (root / name).glob(".*.new"):
             if time.time() - leftover.stat().st_mtime > STALE:
@@ -110,14 +114,17 @@ def others(root: Path, server: str) -> dict[str, int]:
 
 
 def abandoned(root: Path) -> Iterator[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
-    """Runs whose agent is gone: (journal's path, its order, its records); locked while the caller looks at one."""
+    """Runs whose agent is gone: (journal's path, its head, its records); locked while the caller looks at one.
+
+    The head has the run's `order` and `process`.
+    """
     for path in sorted((root / RUNNING).glob("*.jsonl"), key=modified):
         lock = open_locked(path)
         if lock is None:
             continue
         with lock:
-            order, *records = read_lines(lock.read())
-            yield path, order["order"], records
+            head, *records = read_lines(lock.read())
+            yield path, head, records
 
 
 def settle(entry: Entry) -> None:

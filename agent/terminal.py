@@ -1,5 +1,6 @@
 """What the agent and its user tell each other: lines, progress, and Ctrl-C."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,13 @@ from agent.run import Order
 LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """A line for the user, if there is still somebody to read it: a closed terminal or pipe ends no run."""
+    # Rich ends the program, or this thread of it, when nobody reads its output any more.
+    with contextlib.suppress(OSError, ValueError, AttributeError, SystemExit):
+        console.print(line)
 
 
 class Stoppable(Protocol):
@@ -89,6 +97,9 @@ def curve_progress(order: Order) -> Iterator[Callable[[Output, bool], None]]:
         yield on_line
 
 
-def shorten(number: str) -> str:
+def shorten(number: str, fits: int = 40) -> str:
     """A number that fits a line: its ends, and how long it is."""
-    return number if len(number) <= 40 else f"{number[:12]}...{number[-12:]} ({len(number)} characters)"
+    if len(number) <= fits:
+        return number
+    ends = fits * 3 // 10
+    return f"{number[:ends]}...{number[-ends:]}" + (f" ({len(number)} characters)" if fits >= 40 else "")

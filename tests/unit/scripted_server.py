@@ -25,7 +25,8 @@ def problem(status, reason, **headers):
 def scripted_server(*script):
     """Yield (address, requests). Requests are (method, path, headers, body); the last answer of `script` repeats.
 
-    An answer is (status, headers, body), or RESET (the connection), HALF (an answer that breaks off), HANG (none).
+    An answer is (status, headers, body), or RESET (the connection), HALF (an answer that breaks off), HANG (none), or a
+    function of the request that returns one of these.
     """
     requests = []
     answers = list(script)
@@ -36,8 +37,11 @@ def scripted_server(*script):
 
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            requests.append((self.command, self.path, dict(self.headers), json.loads(body) if body else None))
+            request = (self.command, self.path, dict(self.headers), json.loads(body) if body else None)
+            requests.append(request)
             step = answers.pop(0) if len(answers) > 1 else answers[0]
+            if callable(step):
+                step = step(*request)
             if step == RESET:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
@@ -56,7 +60,7 @@ def scripted_server(*script):
             self.wfile.write(text)
             self.close_connection = step == HALF
 
-        do_GET = do_POST = answer
+        do_GET = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, *args):
             pass
