@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gmpy2 import mpz
-from sqlalchemy import ColumnElement, Engine, Row, and_, false, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, and_, false, func, null, or_, select, true, update
 
 from coordinator import families, inbox, jobs, registry
 from coordinator.administration import MOST_AUDITED, lock_members
@@ -18,8 +18,9 @@ from models.tables import Submission
 from models.wire import SubmitResult, split_sigma
 
 DEAD = ("failed", "rejected")
-# Of a refused submission, its outcome is nothing but the true factors among its claims, until they are accepted.
-_HOLDS_FACTORS = and_(Submission.state == "rejected", Submission.outcome.is_not(None))
+# The outcome of a refused submission says which of its claims are true, until they are accepted.
+_TRUE_FACTORS = Submission.outcome.has_key("true_factors")
+_HOLDS_FACTORS = and_(Submission.state == "rejected", func.coalesce(_TRUE_FACTORS, false()))
 COLUMNS = (*inbox.STATE_COLUMNS, Submission.payload, Submission.request_id)
 
 
@@ -48,7 +49,7 @@ def listed(
                 continue
             if with_factors and "rejected" not in states:
                 continue
-            chosen = _HOLDS_FACTORS if with_factors else _in_states(states)
+            chosen = and_(Submission.state == "rejected", _TRUE_FACTORS) if with_factors else _in_states(states)
             beyond = Submission.id < after[1] if after is not None and after[0] == with_factors else None
             statement = select(*COLUMNS, _HOLDS_FACTORS.label("holds_factors")).where(chosen)
             if beyond is not None:
@@ -62,7 +63,7 @@ def listed(
 def _in_states(states: Sequence[str]) -> ColumnElement[bool]:
     # Each state by itself, as the partial indexes have them.
     plain = [Submission.state == state for state in states if state != "rejected"]
-    refused = [and_(Submission.state == "rejected", Submission.outcome.is_(None))] if "rejected" in states else []
+    refused = [and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))] if "rejected" in states else []
     return or_(false(), *plain, *refused)
 
 
@@ -112,7 +113,7 @@ def accept_factors(engine: Engine, by: By, submission_id: int, max_digits: int) 
         connection.execute(
             update(Submission)
             .where(Submission.id == submission_id)
-            .values(outcome=None, detail=func.concat(Submission.detail, f" (an operator accepted {told})"))
+            .values(outcome=null(), detail=func.concat(Submission.detail, f" (an operator accepted {told})"))
         )
         used = {"composite_id": found.id, "factors": [shorten(text, MOST_AUDITED) for text in accepted]}
         target = f"submission {submission_id}"

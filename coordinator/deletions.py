@@ -36,6 +36,16 @@ COMPOSITE_DELETED = "composite_deleted"
 # What a job's target is; of every other kind it is a factor.
 OF_COMPOSITES = (jobs.TEST_COFACTOR, jobs.SHARE_FACTORS)
 OF_NEITHER = (jobs.RECALCULATE,)
+# What hangs on a composite, in an order in which nothing refers to a row that is gone.
+HANGING = (
+    Factor,
+    EcmAttempt,
+    WorkAssignment,
+    CompositeEffort,
+    CompositeAlias,
+    ProjectComposite,
+    RecalculatedEffort,
+)
 
 
 def delete_composite(
@@ -185,16 +195,7 @@ def _delete_all(connection: Connection, going: list[int], staying: list[int]) ->
     attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(going))
     credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(going))
     connection.execute(credited.values(attempt_id=None))
-    # In this order nothing refers to a row that is gone.
-    for table in (
-        Factor,
-        EcmAttempt,
-        WorkAssignment,
-        CompositeEffort,
-        CompositeAlias,
-        ProjectComposite,
-        RecalculatedEffort,
-    ):
+    for table in HANGING:
         gone[table.__tablename__] = connection.execute(delete(table).where(table.composite_id.in_(going))).rowcount
     # Children first, for their parent is referred to by them.
     below = connection.execute(delete(Composite).where(Composite.id.in_(going), Composite.parent_id.in_(going)))

@@ -4,7 +4,7 @@ Everything is read in one REPEATABLE READ snapshot that locks nothing. Rows are 
 largest family tree and not by the number of composites; what SQL can decide is decided there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -34,26 +34,37 @@ class Violation(NamedTuple):
     detail: str
 
 
-def violations(engine: Engine, *, max_digits: int, overlap: float = 1.0, most: int = 1000) -> list[Violation]:
+def violations(
+    engine: Engine,
+    *,
+    max_digits: int,
+    overlap: float = 1.0,
+    most: int = 1000,
+    progress: Callable[[str, int], None] = lambda stage, rows: None,
+) -> list[Violation]:
     """Every violation found, at most `most` of them; [] for a sound database.
 
-    `overlap` is how many times what a composite still needs may be out on lease.
+    `overlap` is how many times what a composite still needs may be out on lease. `progress` is told what is being
+    looked at, and how many more rows of it have been.
     """
     found: list[Violation] = []
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
-        for violation in _all(connection, max_digits, overlap):
+        for violation in _all(connection, max_digits, overlap, progress):
             found.append(violation)
             if len(found) >= most:
                 break
     return found
 
 
-def _all(connection: Connection, max_digits: int, overlap: float) -> Iterator[Violation]:
+def _all(
+    connection: Connection, max_digits: int, overlap: float, progress: Callable[[str, int], None]
+) -> Iterator[Violation]:
     for invariant, table, statement in STATEMENTS:
+        progress("statements", 1)
         for row in connection.execute(text(statement)):
             yield Violation(invariant, table, row.id, row.detail)
-    yield from _numbers(connection, max_digits)
-    yield from _effort(connection)
+    yield from _numbers(connection, max_digits, progress)
+    yield from _effort(connection, progress)
     yield from _leases(connection, overlap)
 
 
@@ -176,7 +187,7 @@ class _Groups:
         return self._next[1] if self._next[0] == composite_id else []
 
 
-def _numbers(connection: Connection, max_digits: int) -> Iterator[Violation]:
+def _numbers(connection: Connection, max_digits: int, progress: Callable[[str, int], None]) -> Iterator[Violation]:
     factors = _Groups(connection, select(Factor).order_by(Factor.composite_id, Factor.id))
     columns = (
         Composite.id,
@@ -187,7 +198,9 @@ def _numbers(connection: Connection, max_digits: int) -> Iterator[Violation]:
         Composite.is_prime,
         Composite.is_fully_factored,
     )
-    for row in _stream(connection, select(*columns).order_by(Composite.id)):
+    for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
+        if seen % BATCH == 0:
+            progress("numbers and their factors", BATCH)
         for invariant, detail in _number(row, factors.of(row.id), max_digits):
             yield Violation(invariant, "composites", row.id, detail)
 
@@ -243,7 +256,7 @@ def _wrong(value: mpz, is_prime: bool | None) -> bool:
     return is_probable_prime(value) != is_prime
 
 
-def _effort(connection: Connection) -> Iterator[Violation]:
+def _effort(connection: Connection, progress: Callable[[str, int], None]) -> Iterator[Violation]:
     sums = _Groups(
         connection,
         select(CompositeEffort).order_by(CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2),
@@ -253,7 +266,9 @@ def _effort(connection: Connection) -> Iterator[Violation]:
         select(WorkAssignment).where(WorkAssignment.closed_at.is_(None)).order_by(WorkAssignment.composite_id),
     )
     columns = (*work.DEMAND_COLUMNS, Composite.current_t_level)
-    for row in _stream(connection, select(*columns).order_by(Composite.id)):
+    for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
+        if seen % BATCH == 0:
+            progress("effort and work wanted", BATCH)
         own = sums.of(row.id)
         rebuilt = effort.effort_of([(s.b1, s.b2, s.parametrization, s.curves + s.prior_curves) for s in own])
         if not np.allclose(row.effort, rebuilt, rtol=RELATIVE_ERROR, atol=1e-300):

@@ -43,6 +43,20 @@ SHORT = (
 )
 
 
+def listed(
+    engine: Engine, *, project: str | None = None, unfinished: bool = False, after: int = 0, limit: int = 1000
+) -> list[Row]:
+    """Numbers whose id is above `after`, by id: those of a project, if given, or those that are not finished."""
+    statement = select(*SHORT).where(Composite.id > after).order_by(Composite.id).limit(limit)
+    if unfinished:
+        statement = statement.where(Composite.is_fully_factored.is_(False))
+    if project is not None:
+        members = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
+        statement = statement.where(Composite.id.in_(members.where(Project.name == project)))
+    with engine.connect() as connection:
+        return list(connection.execute(statement))
+
+
 def find(engine: Engine, word: str, max_digits: int, limit: int = 100) -> list[Row]:
     """The numbers that `word` may mean: by any value they have had (number or expression), or by id.
 

@@ -11,14 +11,13 @@ import click
 
 from config.settings import settings
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
     from sqlalchemy import Engine, Row
 
 MANY = 1000
-# Where there is no terminal nothing is known of a line's width: wide enough for every column.
-UNBOUNDED_WIDTH = 240
 
 
 REASON_OPTION = click.option("--reason", callback=one_line, help="Why, for its client and other operators to read.")
@@ -52,11 +51,11 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
         )
     shown = rows[:limit]
     if as_json:
-        _print_json([_held(row) for row in shown] if held else _assignments(shown))
+        print_json([_held(row) for row in shown] if held else _assignments(shown))
     elif not shown:
         click.echo("No number is paused or parked." if held else "No lease is open.")
     else:
-        _print_table(_held_table(shown) if held else _lease_table(shown))
+        print_table(_held_table(shown) if held else _lease_table(shown))
     if len(rows) > limit:
         click.echo(f"There are more than these {limit}; --limit shows them.", err=True)
 
@@ -163,30 +162,24 @@ def _held(row: "Row[Any]") -> dict[str, Any]:
     }
 
 
-def _print_json(value: Any) -> None:
-    import orjson
-
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
-
-
 def _lease_table(rows: list["Row[Any]"]) -> "Table":
     now = datetime.now(UTC)
-    table = _table("work", "client", "composite", "run", ">curves", "status", ">runs out")
+    table = table_of("work", "client", "composite", "run", ">curves", "status", ">runs out")
     for row in rows:
         curves = f"{row.curves_completed:,}" + ("" if row.curves is None else f" of {row.curves:,}")
         run = row.method if row.b1 is None else f"{row.method} B1={row.b1:,}"
         number = f"{row.composite_id} ({row.digit_length} digits)"
-        _add(table, str(row.id), row.client_id, number, run, curves, row.status, _ahead(row.expires_at - now))
+        add_row(table, str(row.id), row.client_id, number, run, curves, row.status, _ahead(row.expires_at - now))
     return table
 
 
 def _held_table(rows: list["Row[Any]"]) -> "Table":
     from coordinator.expressions import shorten
 
-    table = _table("composite", "number", ">digits", "held", "since", "why")
+    table = table_of("composite", "number", ">digits", "held", "since", "why")
     for row in rows:
         since = row.held_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        _add(table, str(row.id), shorten(row.number), f"{row.digit_length}", row.hold, since, row.hold_reason or "")
+        add_row(table, str(row.id), shorten(row.number), f"{row.digit_length}", row.hold, since, row.hold_reason or "")
     return table
 
 
@@ -196,31 +189,3 @@ def _ahead(left: timedelta) -> str:
         return "overdue"
     days, hours = divmod(minutes // 60, 24)
     return f"in {days} d {hours} h" if days else f"in {hours} h {minutes % 60} min"
-
-
-def _table(*titles: str) -> "Table":
-    """A table with these columns, those with ">" right-aligned; the first one is never cut, for it is typed again."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place, title in enumerate(titles):
-        right = title.startswith(">")
-        table.add_column(title.lstrip(">"), justify="right" if right else "left", no_wrap=place == 0, overflow="fold")
-    return table
-
-
-def _add(table: "Table", *cells: str) -> None:
-    from rich.text import Text
-
-    # As text, for in what clients call themselves "[red]" is no colour.
-    table.add_row(*map(Text, cells))
-
-
-def _print_table(table: "Table") -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = UNBOUNDED_WIDTH
-    console.print(table)

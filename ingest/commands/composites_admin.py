@@ -1,0 +1,191 @@
+"""`ecm-coordinator composites ls|show|complete|priority|rm`: numbers, on the database itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from config.settings import settings
+from ingest.commands.answers import JSON_OPTION, YES_OPTION, identify, sentences
+from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.tables import add_row, print_json, print_table, table_of
+
+if TYPE_CHECKING:  # the command's --help needs no database library
+    from sqlalchemy import Row
+
+NUMBER = click.argument("number", callback=one_line)
+PRIORITY = click.IntRange(-(2**31), 2**31 - 1)
+FACTOR_COLUMNS = ("id", "factor", "multiplicity", "is_prime", "origin", "client_id", "split_from_id")
+EFFORT_COLUMNS = ("b1", "b2", "parametrization", "curves", "prior_curves")
+WORK_COLUMNS = ("id", "client_id", "method", "curves", "status", "expires_at")
+
+
+@click.command()
+@click.argument("word", required=False, callback=one_line)
+@click.option("--project", callback=one_line, help="Only numbers of this project.")
+@click.option("--unfinished", is_flag=True, help="Only numbers that are not fully factored.")
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Only numbers whose id is above this one.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@JSON_OPTION
+@HOME_OPTION
+def ls(
+    *,
+    word: str | None,
+    project: str | None,
+    unfinished: bool,
+    after: int,
+    limit: int,
+    as_json: bool,
+    home: Path | None,
+) -> None:
+    """Show numbers, by id; with WORD those that it may mean: a value, an expression, an old cofactor or an id."""
+    from coordinator import overview
+
+    with database(home) as engine:
+        if word is not None:
+            rows = overview.find(engine, word.strip(), settings().max_digits)
+        else:
+            chosen: dict[str, Any] = {"project": project and project.strip(), "unfinished": unfinished, "after": after}
+            rows = overview.listed(engine, **chosen, limit=limit + 1)
+    shown = rows[:limit]
+    if as_json:
+        print_json([{**row._asdict()} for row in shown])
+    elif not shown:
+        click.echo("There is no such number.")
+    else:
+        _print_numbers(shown)
+    if len(rows) > limit:
+        click.echo(f"There are more; --after {shown[-1].id} shows the next ones.", err=True)
+
+
+def _print_numbers(rows: "list[Row[Any]]") -> None:
+    from coordinator.expressions import shorten
+
+    table = table_of("id", "number", ">digits", "state", ">t-level", ">target", ">attempts", ">priority")
+    for row in rows:
+        level, target = f"{row.current_t_level:.2f}", f"{row.target_t_level:.2f}"
+        counts = (f"{row.attempt_count:,}", f"{row.priority}")
+        add_row(table, str(row.id), shorten(row.number), f"{row.digit_length}", _state(row), level, target, *counts)
+    print_table(table)
+
+
+def _state(row: "Row[Any]") -> str:
+    if row.is_fully_factored:
+        return "prime" if row.is_prime else "finished"
+    if row.hold:
+        return str(row.hold)
+    return "composite" if row.is_prime is False else "untested"
+
+
+@click.command()
+@NUMBER
+@JSON_OPTION
+@HOME_OPTION
+def show(number: str, as_json: bool, home: Path | None) -> None:
+    """Show NUMBER (its value or its id) with its factors and their ids, effort, open work and projects.
+
+    Exits with 1 if there is no such number.
+    """
+    from coordinator import overview
+
+    with database(home) as engine, sentences():
+        found = overview.composite(engine, identify(engine, number))
+    if found is None:
+        raise click.ClickException(f"{number[:60]} has just been deleted")
+    if as_json:
+        print_json(found)
+        return
+    plain = ("number", "current_composite", "digit_length", "is_prime", "is_fully_factored", "priority")
+    more = ("current_t_level", "target_t_level", "attempt_count", "pm1_b1", "pp1_b1", "hold", "hold_reason", "parts")
+    table = table_of("composite", str(found["id"]))
+    for name in (*plain, *more, "projects"):
+        add_row(table, name, _text(found[name]))
+    print_table(table)
+    _print_parts(found)
+
+
+def _print_parts(found: dict[str, Any]) -> None:
+    if found["factors"]:
+        table = table_of("factor id", "value", ">times", "prime", "origin", "client", "beneath")
+        for row in found["factors"]:
+            add_row(table, *(_text(row[name]) for name in FACTOR_COLUMNS))
+        print_table(table)
+    if found["effort"]:
+        table = table_of(">B1", ">B2", ">parametrization", ">curves", ">prior curves")
+        for row in found["effort"]:
+            add_row(table, *(f"{row[name]:,}" for name in EFFORT_COLUMNS))
+        print_table(table)
+    if found["open_work"]:
+        table = table_of("work", "client", "method", ">curves", "status", "runs out")
+        for row in found["open_work"]:
+            add_row(table, *(_text(row[name]) for name in WORK_COLUMNS))
+        print_table(table)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@click.command()
+@NUMBER
+@click.argument("factors", nargs=-1)
+@click.option("--source", callback=one_line, help="Who knows these factors.")
+@click.option("--prime", is_flag=True, help="Take my word for it that what is left is prime, if it is not tested yet.")
+@HOME_OPTION
+def complete(number: str, factors: tuple[str, ...], source: str | None, prime: bool, home: Path | None) -> None:
+    """Finish NUMBER (its value or its id) with FACTORS and those known: all must multiply to it, and be prime.
+
+    Exits with 1, and changes nothing, if a factor does not divide or a composite part is left.
+    """
+    from coordinator import administration
+
+    with database(home) as engine, sentences():
+        done = administration.complete(
+            engine,
+            operator(),
+            identify(engine, number),
+            factors,
+            administration.Provenance(source, None),
+            cofactor_is_prime=prime,
+            max_digits=settings().max_digits,
+        )
+    click.echo(f"composite {done.row.id} is finished; {len(done.new)} of these factors were new")
+
+
+@click.command()
+@NUMBER
+@click.argument("value", type=PRIORITY)
+@HOME_OPTION
+def priority(number: str, value: int, home: Path | None) -> None:
+    """Set the priority of NUMBER (its value or its id); higher ones are leased first. Put -- before negative ones.
+
+    Exits with 1 if there is no such number.
+    """
+    from coordinator import administration
+
+    with database(home) as engine, sentences():
+        composite_id = identify(engine, number)
+        before = administration.set_priority(engine, operator(), composite_id, value)
+    click.echo(f"composite {composite_id} has priority {value}; it was {before}")
+
+
+@click.command()
+@NUMBER
+@YES_OPTION
+@HOME_OPTION
+def rm(number: str, yes: bool, home: Path | None) -> None:
+    """Delete NUMBER (its value or its id) for good, with its attempts, factors, effort, leases and parts.
+
+    What clients sent stays, as refused. Exits with 1 if there is no such number, or another one's factor needs it.
+    """
+    from coordinator import deletions, overview
+    from coordinator.expressions import shorten
+
+    with database(home) as engine, sentences():
+        composite_id = identify(engine, number)
+        (row,) = overview.find(engine, str(composite_id), 1)[-1:]
+        if not yes:
+            click.confirm(f"Delete {shorten(row.number)} with its {row.attempt_count:,} attempts for good?", abort=True)
+        gone, _ = deletions.delete_composite(engine, operator(), composite_id, settings().max_digits)
+    went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
+    click.echo(f"composite {composite_id} is deleted: {went}")

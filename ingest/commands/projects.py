@@ -1,0 +1,70 @@
+"""`ecm-coordinator projects`: names that numbers are put together under, on the database itself."""
+
+from pathlib import Path
+
+import click
+
+from ingest.commands.answers import JSON_OPTION, YES_OPTION, sentences
+from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.tables import add_row, print_json, print_table, table_of
+
+MANY = 10_000
+LONGEST_NAME = 200
+NAME = click.argument("name", callback=one_line)
+
+
+@click.group()
+def projects() -> None:
+    """Projects: look, make, delete.
+
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    """
+
+
+@projects.command()
+@JSON_OPTION
+@HOME_OPTION
+def ls(as_json: bool, home: Path | None) -> None:
+    """Show projects by name, and how many numbers are in each."""
+    from coordinator import projects as registry
+
+    with database(home) as engine:
+        rows = registry.listed(engine, MANY)
+    if as_json:
+        print_json([{**row._asdict()} for row in rows])
+    elif not rows:
+        click.echo("There is no project.")
+    else:
+        table = table_of("id", "name", ">numbers", "since")
+        for row in rows:
+            add_row(table, str(row.id), row.name, f"{row.composites:,}", row.created_at.strftime("%Y-%m-%d"))
+        print_table(table)
+
+
+@projects.command()
+@NAME
+@HOME_OPTION
+def add(name: str, home: Path | None) -> None:
+    """Make the project NAME. Exits with 1 if there is one of that name."""
+    from coordinator import projects as registry
+
+    if not 0 < len(name.strip()) <= LONGEST_NAME:
+        raise click.ClickException(f"a project's name has 1 to {LONGEST_NAME} characters; this has {len(name.strip())}")
+    with database(home) as engine, sentences():
+        row = registry.create(engine, operator(), name.strip())
+    click.echo(f"project {row.id} is {row.name}")
+
+
+@projects.command()
+@NAME
+@YES_OPTION
+@HOME_OPTION
+def rm(name: str, yes: bool, home: Path | None) -> None:
+    """Delete the project NAME; its numbers stay. Exits with 1 if there is none of that name."""
+    from coordinator import projects as registry
+
+    if not yes:
+        click.confirm(f"Delete the project {name.strip()}? Its numbers stay.", abort=True)
+    with database(home) as engine, sentences():
+        gone = registry.remove(engine, operator(), name=name.strip())
+    click.echo(f"project {gone['name']} is deleted; its {gone['composites']:,} numbers stay")

@@ -1,0 +1,48 @@
+"""What commands show: tables on a terminal, JSON for programs."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # a command's --help needs neither
+    from rich.table import Table
+
+# Where there is no terminal nothing is known of a line's width: wide enough for every column.
+UNBOUNDED_WIDTH = 240
+
+
+def print_json(value: Any) -> None:
+    """Print a value, times included, as indented JSON."""
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def table_of(*titles: str) -> "Table":
+    """A table with these columns, those with ">" right-aligned; the first one is never cut, for it is typed again."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, title in enumerate(titles):
+        right = title.startswith(">")
+        table.add_column(title.lstrip(">"), justify="right" if right else "left", no_wrap=place == 0, overflow="fold")
+    return table
+
+
+def add_row(table: "Table", *cells: str) -> None:
+    """A row of plain text."""
+    from rich.text import Text
+
+    # As text, for in what clients call themselves "[red]" is no colour.
+    table.add_row(*map(Text, cells))
+
+
+def print_table(table: "Table") -> None:
+    """Print it, as wide as the terminal, or as it needs where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNBOUNDED_WIDTH
+    console.print(table)
