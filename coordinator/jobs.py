@@ -6,11 +6,12 @@ or beside another one.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 
 from models.tables import Job
 
@@ -18,6 +19,7 @@ TEST_COFACTOR = "test_cofactor"  # target: composite; is what is left of it prim
 TEST_FACTOR = "test_factor"  # target: factor; is it prime?
 SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
 SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
+GROUP_ORDER = "group_order"  # target: factor; does the order of its curve explain the find?
 RECALCULATE = "recalculate"  # target: recalculation; go on with it
 
 # Advisory locks of two numbers: this one, which any other use of them must not have, and the job's.
@@ -74,7 +76,8 @@ def alone(engine: Engine, job_id: int) -> Iterator[bool]:
     """Whether this job runs nowhere else; if so, it will not until the block ends.
 
     Held on a connection of its own, beside the one that the job works with. That connection is never used again: the
-    server lets go of the lock when it ends, whether the block returns, raises or dies with its process.
+    server lets go of the lock when it ends, also if this process dies. That takes it a moment, in which a job that
+    has just asked for itself anew would be passed by: so it is unlocked first, where that is possible.
     """
     with engine.connect() as connection:
         # No transaction stays open for as long as the job takes: vacuum would wait for it.
@@ -82,4 +85,10 @@ def alone(engine: Engine, job_id: int) -> Iterator[bool]:
         connection.detach()
         # The lock's number has 32 bits. Two jobs that differ by 2**31 would at worst run one after the other.
         lock = func.pg_try_advisory_lock(RUNNING, job_id % 2**31)
-        yield connection.execute(select(lock)).scalar_one()
+        got = connection.execute(select(lock)).scalar_one()
+        try:
+            yield got
+        finally:
+            if got:
+                with suppress(DBAPIError):
+                    connection.execute(select(func.pg_advisory_unlock(RUNNING, job_id % 2**31)))

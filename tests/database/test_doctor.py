@@ -1,0 +1,139 @@
+"""The commands of administration on a database: doctor, composites, projects, submissions."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from pipeline import assert_sound, composite, result, rows, run_sql, scalar, submit
+from primes import prime, product
+
+from config.settings import settings
+from ingest.commands import composites_admin
+from ingest.commands.doctor import doctor
+from ingest.commands.projects import projects
+from ingest.commands.submissions import submissions
+
+P9, P20, P40, P80 = prime(9), prime(20), prime(40), prime(80)
+NUMBER = str(product(P9, P20, P40, P80))
+
+
+@pytest.fixture
+def call(database_url, monkeypatch):
+    """Runs a command on the test's database: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setattr("ingest.commands.database.configure_logging", lambda *_: None)
+    settings.cache_clear()
+
+    def run(command, *arguments):
+        said = CliRunner().invoke(command, list(map(str, arguments)))
+        assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+        return said.exit_code, said.stdout, said.stderr
+
+    yield run
+    settings.cache_clear()
+
+
+def test_doctor_finds_nothing_in_a_sound_database(call, engine):
+    assert call(doctor) == (0, "Every invariant holds.\n", "")
+    submit(engine, result(NUMBER, str(P9)))
+    assert call(doctor, "--json") == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("invariant", "table", "damage"),
+    [
+        ("product", "composites", "UPDATE factors SET multiplicity = 2"),
+        ("effort", "composite_effort", "UPDATE composite_effort SET curves = curves + 1"),
+        ("effort", "composites", "UPDATE composites SET attempt_count = 7"),
+        ("effort", "composites", "UPDATE ecm_attempts SET voided_at = now()"),
+        ("settled once", "submissions", "UPDATE submissions SET settled_at = NULL"),
+        ("one attempt", "submissions", "UPDATE submissions SET attempt_id = 77"),
+        ("no trace", "ecm_attempts", "UPDATE submissions SET state = 'rejected', reason = 'x', detail = 'x'"),
+        ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
+        ("work", "composites", "UPDATE composites SET wants_ecm = NOT wants_ecm"),
+        (
+            "bounded leases",
+            "composites",
+            "INSERT INTO work_assignments (id, composite_id, client_id, method, b1, b2, parametrization, curves,"
+            " expires_at) SELECT gen_random_uuid(), id, 'x', 'ecm', 50000, -1, 1, 1000000000, now() FROM composites",
+        ),
+    ],
+)
+def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
+    submit(engine, result(NUMBER, str(P9)))
+    run_sql(engine, damage)
+    code, said, _ = call(doctor, "--json")
+    assert code == 1
+    found = json.loads(said)
+    assert (invariant, table) in {(one["invariant"], one["table"]) for one in found}
+    code, said, error = call(doctor)
+    assert (code, invariant in said, f"{len(found)} violations" in error) == (1, True, True)
+    assert "1 or more violations" in call(doctor, "--most", 1)[2]
+
+
+def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
+    number = submit(engine, result(NUMBER, str(P9), project="main")).composite_id
+    other = submit(engine, result("2^1061-1")).composite_id
+    code, said, _ = call(composites_admin.ls, "--json")
+    assert (code, [row["id"] for row in json.loads(said)]) == (0, [number, other])
+    assert [row["id"] for row in json.loads(call(composites_admin.ls, "--json", "--project", "main")[1])] == [number]
+    assert [row["id"] for row in json.loads(call(composites_admin.ls, "2^1061-1", "--json")[1])] == [other]
+    code, said, error = call(composites_admin.ls, "--limit", 1)
+    assert (code, str(number) in said, f"--after {number}" in error) == (0, True, True)
+    assert "no such number" in call(composites_admin.ls, "3^99-1")[1]
+    shown = json.loads(call(composites_admin.show, NUMBER, "--json")[1])
+    assert (shown["id"], shown["projects"], shown["factors"][0]["factor"]) == (number, ["main"], str(P9))
+    for word in (str(P9), "alice", "main", "250,000", "100"):
+        assert word in call(composites_admin.show, number)[1] or word == "250,000"
+    assert call(composites_admin.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
+    assert composite(engine, NUMBER).priority == 9
+    for command in (composites_admin.show, composites_admin.rm):
+        code, _, error = call(command, "77777")
+        assert (code, "neither a number of this server nor the id of one" in error) == (1, True)
+
+
+def test_numbers_are_completed_and_deleted(call, engine):
+    number = submit(engine, result(NUMBER)).composite_id
+    code, _, error = call(composites_admin.complete, number, P9)
+    assert (code, "is composite" in error) == (1, True)
+    assert rows(engine, "SELECT id FROM factors") == []
+    code, said, _ = call(composites_admin.complete, number, P9, P20, P40, "--source", "a book")
+    assert (code, said) == (0, f"composite {number} is finished; 3 of these factors were new\n")
+    assert call(composites_admin.rm, number)[0] == 1  # nobody answers
+    code, said, _ = call(composites_admin.rm, number, "--yes")
+    assert (code, said.startswith(f"composite {number} is deleted: ")) == (0, True)
+    assert rows(engine, "SELECT id FROM composites") == []
+    (actor,) = {row.actor for row in rows(engine, "SELECT actor FROM admin_events")}
+    assert actor not in ("admin", "operator")
+    assert_sound(engine)
+
+
+def test_projects_on_the_command_line(call, engine):
+    assert call(projects, "ls")[1] == "There is no project.\n"
+    assert call(projects, "add", "Cunningham")[0] == 0
+    code, _, error = call(projects, "add", "Cunningham")
+    assert (code, "already" in error) == (1, True)
+    assert call(projects, "add", " ")[0] == 1
+    submit(engine, result(NUMBER, project="Cunningham"))
+    (row,) = json.loads(call(projects, "ls", "--json")[1])
+    assert (row["name"], row["composites"]) == ("Cunningham", 1)
+    assert "Cunningham" in call(projects, "ls")[1]
+    assert "its 1 numbers stay" in call(projects, "rm", "Cunningham", "--yes")[1]
+    assert call(projects, "rm", "Cunningham", "--yes")[0] == 1
+
+
+def test_dead_letters_on_the_command_line(call, engine):
+    assert call(submissions, "ls")[1] == "There is no such submission.\n"
+    applied = submit(engine, result(NUMBER))
+    refused = submit(engine, result(NUMBER, str(P9), "999"))
+    (row,) = json.loads(call(submissions, "ls", "--json")[1])
+    assert (row["submission_id"], row["true_factors"]) == (refused.id, [str(P9)])
+    assert "factor_does_not_divide" in call(submissions, "ls")[1]
+    assert json.loads(call(submissions, "ls", "--state", "applied", "--json")[1])[0]["submission_id"] == applied.id
+    assert json.loads(call(submissions, "show", refused.id)[1])["payload"]["composite"] == NUMBER
+    for words in (("show", 99), ("retry", 99), ("retry", applied.id)):
+        assert call(submissions, *words)[0] == 1
+    assert f"accepted of submission {refused.id}: {P9}" in call(submissions, "retry", refused.id, "--accept-factors")[1]
+    assert call(submissions, "retry", refused.id) == (0, f"submission {refused.id} is queued again\n", "")
+    assert scalar(engine, "SELECT state FROM submissions WHERE id = :id", id=refused.id) == "received"
+    assert_sound(engine)
