@@ -8,7 +8,7 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.orm import aliased
 
-from coordinator import families, jobs, maintenance, registry
+from coordinator import families, group_orders, jobs, maintenance, registry
 from coordinator.arithmetic import factorize, is_probable_prime
 from coordinator.families import Change, Divisor
 from coordinator.jobs import Ring
@@ -131,6 +131,11 @@ def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
     return rings
 
 
+def _find_group_order(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    group_orders.run(engine, job)
+    return []
+
+
 def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
     """A slice of a recalculation; asking for the next one anew forgets the tries, for there was progress."""
     step = maintenance.go_on(engine, job.target_id)
@@ -171,5 +176,6 @@ RUNNERS = {
     jobs.TEST_FACTOR: _test_factor,
     jobs.SPLIT_FACTOR: _split_factor,
     jobs.SHARE_FACTORS: _share_factors,
+    jobs.GROUP_ORDER: _find_group_order,
     jobs.RECALCULATE: _recalculate,
 }

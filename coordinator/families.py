@@ -15,7 +15,7 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, func, insert, literal, or_, select, update
 from sqlalchemy.orm import aliased
 
-from coordinator import effort, jobs, registry, work
+from coordinator import effort, group_orders, jobs, registry, work
 from coordinator.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
 from coordinator.expressions import decimal, evaluate_number
 from coordinator.factor_tree import KNOWN, SPLIT, SUBMITTED, Piece, Tree, cofactor_is_prime, refine, resolve
@@ -167,7 +167,9 @@ def write_back(connection: Connection, members: list[Member], change: Change) ->
     """Store what changed in the members' trees, with the jobs and the children that follow from it."""
     changed = False
     for member in members:
-        changed |= _write_pieces(connection, member)
+        written = _write_pieces(connection, member)
+        changed |= bool(written)
+        change.rings += group_orders.ask(connection, written)
         if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
             _provide_for_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
@@ -178,8 +180,9 @@ def write_back(connection: Connection, members: list[Member], change: Change) ->
         change.rings += jobs.ask(connection, jobs.SHARE_FACTORS, root_id)
 
 
-def _write_pieces(connection: Connection, member: Member) -> bool:
-    changed = False
+def _write_pieces(connection: Connection, member: Member) -> list[int]:
+    """Store the pieces that are new or changed; their rows' ids."""
+    written = []
     for piece, above in member.tree.all_pieces():
         if piece.row_id is None:
             piece.row_id = connection.execute(_insert_piece(member, piece, above)).scalar_one()
@@ -192,8 +195,8 @@ def _write_pieces(connection: Connection, member: Member) -> bool:
         else:
             continue
         member.stored_pieces[piece.row_id] = (piece.count, piece.is_prime, piece.child_id)
-        changed = True
-    return changed
+        written.append(piece.row_id)
+    return written
 
 
 def _insert_piece(member: Member, piece: Piece, above: Piece | None) -> Any:

@@ -1,0 +1,72 @@
+"""Orders of curves in the database: asked for with a factor, found by a job, in nobody's way."""
+
+from gmpy2 import mpz
+from pipeline import result, rows, run_jobs, submit
+
+from coordinator import analysis, group_orders
+from coordinator.group_orders import Finding
+
+P, Q, LARGE = 1000000000100011, 1000000000000037, mpz(2) ** 521 - 1
+
+
+def pretend(monkeypatch, unexplained=()):
+    """Findings without PARI; those of the `unexplained` factors are not explained. What was asked, as a list."""
+    asked = []
+
+    def examine(claim):
+        asked.append((claim.factor, claim.sigma, claim.parametrization, claim.b1, claim.b2))
+        return Finding("12", "2^2 * 3", claim.factor not in unexplained, None)
+
+    monkeypatch.setattr(group_orders, "examine", examine)
+    return asked
+
+
+def test_a_factor_with_a_sigma_gets_its_order(engine):
+    number = str(P * LARGE)
+    submit(engine, result(number, (str(P), "1:123456"), b1=200))
+    run_jobs(engine)
+    (row,) = rows(engine, f"SELECT * FROM factors WHERE factor = '{P}'")
+    assert abs(int(row.group_order) - P - 1) ** 2 <= 4 * P
+    assert row.is_explained is False
+    assert row.order_remark.startswith("not explained")
+    assert {job.state for job in rows(engine, "SELECT state FROM jobs")} == {"done"}
+
+
+def test_each_prime_of_a_composite_find_is_tested(engine, monkeypatch):
+    asked = pretend(monkeypatch, {str(Q)})
+    submit(engine, result(str(P * Q * LARGE), (str(P * Q), "0:77"), b1=2000, b2=0))
+    run_jobs(engine)
+    assert sorted(asked) == sorted((str(one), "77", 0, 2000, 0) for one in (P, Q))
+    said = {row.factor: row for row in rows(engine, "SELECT factor, is_explained, order_remark FROM factors")}
+    assert (said[str(P)].is_explained, said[str(Q)].is_explained) == (True, False)
+    assert said[str(P * Q)].is_explained is False
+    assert said[str(P * Q)].order_remark == f"its factor {Q} is not explained"
+
+
+def test_without_a_sigma_or_ecm_nothing_is_asked_for(engine, monkeypatch):
+    asked = pretend(monkeypatch)
+    submit(engine, result(str(P * LARGE), str(P)))
+    submit(engine, result(str(Q * LARGE), (str(Q), "0:5"), method="pp1"))
+    assert rows(engine, "SELECT id FROM jobs WHERE kind = 'group_order'") == []
+    run_jobs(engine)
+    assert asked == []
+
+
+def test_a_crash_of_the_job_leaves_the_factor_as_it_is(engine, monkeypatch):
+    submit(engine, result(str(P * LARGE), (str(P), "0:5")))
+    (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'group_order'")
+
+    def broken(claim):
+        raise ArithmeticError("PARI counted no points")
+
+    monkeypatch.setattr(group_orders, "examine", broken)
+    for _ in range(6):
+        try:
+            analysis.run(engine, job.id, max_tries=5, max_digits=1000)
+        except ArithmeticError:
+            continue
+    ((state, error),) = rows(engine, "SELECT state, error FROM jobs WHERE kind = 'group_order'")
+    assert state == "failed"
+    assert "PARI counted no points" in error
+    ((order, explained),) = rows(engine, f"SELECT group_order, is_explained FROM factors WHERE factor = '{P}'")
+    assert (order, explained) == (None, None)
