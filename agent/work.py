@@ -174,7 +174,10 @@ def work(shift: Shift, lane: Lane) -> None:
         finally:
             lane.held = None
             held.release()
-        if shift.failures > before:
+        if shift.failures == before:
+            # A lease that went well to its end, its results taken: whatever failed before was not for ever.
+            shift.failures, shift.failure = 0, ""
+        else:
             shift.wait(FAILURE_DELAY * 2 ** (shift.failures - 1) * random.uniform(0.5, 1.0))
 
 
@@ -222,9 +225,7 @@ def run_lease(shift: Shift, lane: Lane, held: Held) -> None:
         finally:
             held.running = 0
         empty = empty + 1 if output.found_input_number else 0
-        if output.curves_completed:
-            shift.failures, shift.failure = 0, ""
-        elif not stop.requested:
+        if not output.curves_completed and not stop.requested:
             held.close("abandon", "GMP-ECM completed no curve")
             failed(shift, f"{shift.ecm} ended without an error and without a curve")
             return
