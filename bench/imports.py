@@ -26,9 +26,15 @@ KINDS = ("products", "random")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A load: seconds, the most memory (MB) of the command and its processes, and the rows that came of it."""
+    """A load: seconds, by the clock and of processors, the most memory (MB), and the rows that came of it.
+
+    The processors' seconds are the command's, with its processes, and its backend's in the database: they say what a
+    machine with other things to do would have needed by itself.
+    """
 
     seconds: float
+    command_seconds: float
+    database_seconds: float
     megabytes: float
     composites: int
     factors: int
@@ -50,23 +56,33 @@ def numbers(count: int, digits: int, kind: str, seed: int = 1) -> Iterator[mpz]:
         yield left * right
 
 
-def load(url: str, file: Path) -> tuple[float, float]:
-    """(seconds, most megabytes) of `ecm-coordinator composites import`."""
+def load(url: str, home: Path, file: Path) -> tuple[float, float, float, float]:
+    """`ecm-coordinator composites import`: seconds, those of processors (the command's, its backend's), megabytes."""
     command = [sys.executable, "-c", "from ingest.cli import main; main()", "composites", "import", str(file)]
     started = time.monotonic()
     most = 0.0
+    processors: dict[int, float] = {}
+    backends: dict[int, float] = {}
     with subprocess.Popen(command, env=os.environ | {"DATABASE_URL": url}, stdout=sys.stderr) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             try:
                 tree = [watched, *watched.children(recursive=True)]
                 most = max(most, sum(member.memory_info().rss for member in tree) / 1e6)
+                processors |= {member.pid: sum(member.cpu_times()[:2]) for member in tree}
+                backends |= {backend.pid: sum(backend.cpu_times()[:2]) for backend in _backends(home)}
             except psutil.NoSuchProcess:
                 pass
             time.sleep(LOOK_EVERY)
     if process.returncode:
         raise click.ClickException(f"the import failed with {process.returncode}")
-    return time.monotonic() - started, most
+    return time.monotonic() - started, sum(processors.values()), max(backends.values()), most
+
+
+def _backends(home: Path) -> list[psutil.Process]:
+    """The processes of the PostgreSQL whose data lie under `home`."""
+    (pid_file,) = home.rglob("postmaster.pid")
+    return psutil.Process(int(pid_file.read_text().split()[0])).children()
 
 
 def measure(count: int = 1_000_000, digits: int = 150, kind: str = "products", again: bool = False) -> list[Loaded]:
@@ -80,7 +96,7 @@ def measure(count: int = 1_000_000, digits: int = 150, kind: str = "products", a
         try:
             upgrade(server.url)
             for _ in range(2 if again else 1):
-                seconds, megabytes = load(server.url, file)
+                figures = load(server.url, Path(home), file)
                 engine = make_engine(server.url)
                 with engine.connect() as connection:
                     rows = [
@@ -88,7 +104,7 @@ def measure(count: int = 1_000_000, digits: int = 150, kind: str = "products", a
                         for table in ("composites", "factors")
                     ]
                 engine.dispose()
-                results.append(Loaded(seconds, megabytes, *rows))
+                results.append(Loaded(*figures, *rows))
         finally:
             server.stop()
     return results
@@ -103,8 +119,9 @@ def imports(count: int, digits: int, kind: str, again: bool) -> None:
     """Measure `ecm-coordinator composites import`."""
     for loaded in measure(count, digits, kind, again):
         click.echo(
-            f"{count:,} {kind} of {digits} digits: {loaded.seconds:.0f} s, at most {loaded.megabytes:.0f} MB;"
-            f" {loaded.composites:,} composites, {loaded.factors:,} factors"
+            f"{count:,} {kind} of {digits} digits: {loaded.seconds:.0f} s by the clock,"
+            f" {loaded.command_seconds:.0f} + {loaded.database_seconds:.0f} s of processors,"
+            f" at most {loaded.megabytes:.0f} MB; {loaded.composites:,} composites, {loaded.factors:,} factors"
         )
 
 

@@ -61,7 +61,10 @@ def factorize(n: mpz) -> dict[mpz, int]:
     """
     if n < 1 or n >= mpz(10) ** SPLIT_AS_JOB_DIGITS:
         raise ValueError(f"{mpz(n).num_digits(10)} digits are not factored here; at most {SPLIT_AS_JOB_DIGITS} are")
-    factors = {mpz(int(prime)): int(count) for prime, count in fmpz(int(n)).factor()}
+    factors: dict[mpz, int] = {}
+    # FLINT may name a prime twice instead of counting it: 65537 * 999983 * 1000003^2.
+    for found, times in fmpz(int(n)).factor():
+        factors[mpz(int(found))] = factors.get(mpz(int(found)), 0) + int(times)
     product = mpz(1)
     for prime, count in factors.items():
         product *= prime**count

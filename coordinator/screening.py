@@ -122,7 +122,7 @@ def _validated(given: Given) -> GivenComposite:
     is_table = all(isinstance(value, str) for value in fields.values()) and isinstance(given.number, str)
     try:
         if is_table and not isinstance(given.fields, JsonFields):
-            return GivenComposite.model_validate_strings(_split_cells(fields) | {"number": given.number})
+            return GivenComposite.model_validate_strings(fields | {"number": given.number})
         return GivenComposite.model_validate({**fields, "number": given.number})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -133,11 +133,6 @@ def _validated(given: Given) -> GivenComposite:
 
 class JsonFields(dict[str, Any]):
     """Fields that were JSON: texts in it are no numbers."""
-
-
-def _split_cells(fields: dict[str, Any]) -> dict[str, Any]:
-    factors = fields.get("factors")
-    return fields if factors is None else fields | {"factors": factors.replace(",", " ").replace(";", " ").split()}
 
 
 def _divisors(written: str, value: mpz, more: GivenComposite, max_digits: int) -> Iterator[mpz]:
