@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
@@ -70,11 +70,8 @@ class State(NamedTuple):
         return same and level and self.are_sums_right and self.reached == (row.attempt_count, row.pm1_b1, row.pp1_b1)
 
 
-def _from_attempts() -> list[tuple[Any, Any]]:
-    """The columns of a composite that its attempts alone determine, each with what they say."""
-    counts = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
-    attempts = select(func.count()).where(*counts).correlate(Composite).scalar_subquery()
-    # What was run on a number before a part was split off was run on that part too.
+def _inherited() -> ColumnElement[bool]:
+    """Whether a part was split off after an attempt on its number: what was run on that was run on the part too."""
     split_by, part = aliased(EcmAttempt), aliased(Factor)
     split_at = (
         select(func.max(split_by.created_at))
@@ -83,14 +80,23 @@ def _from_attempts() -> list[tuple[Any, Any]]:
         .correlate(Composite)
         .scalar_subquery()
     )
-    inherited = and_(
+    return and_(
         EcmAttempt.composite_id == Composite.parent_id,
         EcmAttempt.created_at <= func.greatest(Composite.created_at, split_at),
     )
+
+
+_INHERITED = _inherited()
+
+
+def _from_attempts() -> list[tuple[Any, Any]]:
+    """The columns of a composite that its attempts alone determine, each with what they say."""
+    counts = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
+    attempts = select(func.count()).where(*counts).correlate(Composite).scalar_subquery()
     columns: list[tuple[Any, Any]] = [(Composite.attempt_count, attempts)]
     for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
         furthest = select(func.max(EcmAttempt.b1)).where(
-            or_(EcmAttempt.composite_id == Composite.id, inherited),
+            or_(EcmAttempt.composite_id == Composite.id, _INHERITED),
             EcmAttempt.voided_at.is_(None),
             EcmAttempt.method == method,
             EcmAttempt.b2 != STAGE1_ONLY,
@@ -144,6 +150,8 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one_or_none()
     if attempt is None:
         raise ValueError(f"there is no attempt {attempt_id}")
+    work.lock_composites(connection, _parts_of(connection, [attempt.composite_id]))
+    heirs = _disinherit(connection, [attempt_id]) if attempt.voided_at is None else []
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
     refuse = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
     connection.execute(refuse.where(Submission.id == attempt.submission_id))
@@ -154,7 +162,9 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    store_from_attempts(connection, [attempt.composite_id])
+    store_from_attempts(connection, [attempt.composite_id, *heirs])
+    for heir in heirs:
+        rebuild(connection, heir)
     return rebuild(connection, attempt.composite_id)
 
 
@@ -181,20 +191,57 @@ def void(
         chosen.append(EcmAttempt.program == program)
     theirs = select(EcmAttempt.composite_id).join(Submission, Submission.id == EcmAttempt.submission_id)
     ids = sorted(set(connection.execute(theirs.where(*chosen, *sent)).scalars()))
-    locked = work.lock_composites(connection, ids)
+    locked = work.lock_composites(connection, ids + _parts_of(connection, ids))
     marked = connection.execute(
         update(EcmAttempt)
         .where(Submission.id == EcmAttempt.submission_id, EcmAttempt.composite_id.in_(locked), *chosen, *sent)
         .values(voided_at=func.clock_timestamp(), void_reason=reason, curves_sha256=None)
-        .returning(EcmAttempt.composite_id, EcmAttempt.curves)
+        .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.curves)
     ).all()
     touched = sorted({row.composite_id for row in marked})
-    for start in range(0, len(touched), PART):
-        recompute(connection, touched[start : start + PART])
+    heirs = _disinherit(connection, [row.id for row in marked])
+    touched_at_all = sorted({*touched, *heirs})
+    for start in range(0, len(touched_at_all), PART):
+        recompute(connection, touched_at_all[start : start + PART])
     waiting = select(func.count()).where(*sent, Submission.state == "received")
     return Voided(
         len(marked), sum(row.curves for row in marked), len(touched), connection.execute(waiting).scalar_one()
     )
+
+
+def _parts_of(connection: Connection, ids: list[int]) -> list[int]:
+    """The numbers that were split off these."""
+    return list(connection.execute(select(Composite.id).where(Composite.parent_id.in_(ids))).scalars())
+
+
+def _disinherit(connection: Connection, attempt_ids: list[int]) -> list[int]:
+    """Take the curves of these attempts from the prior work of the locked parts that inherited them; which those are.
+
+    A part inherits what its number had when it was split off. (What it may have from another part of that number has
+    no record of whose it was, and stays.)
+    """
+    heirs: set[int] = set()
+    for start in range(0, len(attempt_ids), PART):
+        key = (Composite.id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+        lost = connection.execute(
+            select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
+            .join(Composite, _INHERITED)
+            .where(EcmAttempt.id.in_(attempt_ids[start : start + PART]), EcmAttempt.method == "ecm")
+            .group_by(*key)
+        )
+        for row in lost.all():
+            heirs.add(row.id)
+            connection.execute(
+                update(CompositeEffort)
+                .where(
+                    CompositeEffort.composite_id == row.id,
+                    CompositeEffort.b1 == row.b1,
+                    CompositeEffort.b2 == row.b2,
+                    CompositeEffort.parametrization == row.parametrization,
+                )
+                .values(prior_curves=func.greatest(CompositeEffort.prior_curves - int(row.curves), 0))
+            )
+    return sorted(heirs)
 
 
 def recompute_all(engine: Engine, after: int = 0) -> list[Difference]:

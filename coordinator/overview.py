@@ -118,7 +118,12 @@ def composite(engine: Engine, composite_id: int) -> dict[str, Any] | None:
 
 
 def _without(row: Row, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in row._asdict().items() if name not in names}
+    return {name: _sendable(value) for name, value in row._asdict().items() if name not in names}
+
+
+def _sendable(value: Any) -> Any:
+    """A B2 past 64 bits is a number in JSON all the same, but none that its writer takes as an integer."""
+    return float(value) if isinstance(value, int) and value >= 2**63 else value
 
 
 def composites_status(engine: Engine) -> dict[str, Any]:

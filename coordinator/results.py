@@ -128,9 +128,8 @@ def _apply_verified(
     """Steps 2 to 7; raises Rejected before it has written anything that matters."""
     rings: list[jobs.Ring] = []
     notes: list[str] = []
-    found, is_new = _find_or_register(connection, result, settings)
+    found, is_new, family = _lock(connection, result, settings)
     composite_id = found.id
-    family = registry.lock_family(connection, found.root_id)
     composite = next(row for row in family if row.id == composite_id)
     if composite.is_prime and composite.is_fully_factored:
         raise Rejected("composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor")
@@ -176,6 +175,17 @@ def _apply_verified(
     state = "duplicate" if repeated else "applied"
     message = "; ".join([summary(status, result, divisors), *notes])
     return Outcome(state, attempt_id, composite_id, status, message, t_level, target), rings
+
+
+def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row]]:
+    """The composite (see `_find_or_register`), whether it is new, and its family, locked."""
+    found, is_new = _find_or_register(connection, result, settings)
+    family = registry.lock_family(connection, found.root_id)
+    if found.id not in {row.id for row in family}:
+        # An operator has deleted it since it was found, or what it was split from: looked for again, it is new.
+        found, is_new = _find_or_register(connection, result, settings)
+        family = registry.lock_family(connection, found.root_id)
+    return found, is_new, family
 
 
 def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool]:

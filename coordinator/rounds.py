@@ -182,8 +182,8 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
         return set()
     ids = sorted({one.composite_id for one in plain})
     locked = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": ids})}
-    # A prime takes no more work: its results are refused, one by one.
-    plain = [one for one in plain if not locked[one.composite_id].is_prime]
+    # A prime takes no more work: its results are refused, one by one; a number may just have been deleted.
+    plain = [one for one in plain if one.composite_id in locked and not locked[one.composite_id].is_prime]
     if not plain:
         return set()
     recorded = set(

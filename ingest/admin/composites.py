@@ -9,6 +9,7 @@ from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, engine, make, settings
 from ingest.bodies import read_body
 from ingest.problems import Problem
+from ingest.stats import LONGEST_EXPRESSION
 from models.wire_admin import (
     Completion,
     CompositeDetail,
@@ -39,7 +40,11 @@ def status() -> Response:
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
 def find(query: FindQuery) -> Response:
     """The numbers that a value (number, expression, an old cofactor) or an id may mean; results go to the first."""
-    rows = overview.find(engine(), query.q.strip(), settings().max_digits)
+    word = query.q.strip()
+    if len(word) > LONGEST_EXPRESSION and not word.isdigit():
+        detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
+        raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
+    rows = overview.find(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 

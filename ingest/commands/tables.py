@@ -1,5 +1,7 @@
 """What commands show: tables on a terminal, JSON for programs."""
 
+import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,10 +14,13 @@ UNBOUNDED_WIDTH = 240
 
 
 def print_json(value: Any) -> None:
-    """Print a value, times included, as indented JSON."""
-    import orjson
+    """Print a value as indented JSON, times and ids as texts."""
+    # Not orjson: it refuses integers past 64 bits, and a B2 may be one.
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_text))
 
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+def _text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def table_of(*titles: str) -> "Table":

@@ -1,17 +1,43 @@
 """What operators change: all of it at once with its audit row, and nothing left behind that refers to what is gone."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from pipeline import SETTINGS, assert_sound, composite, lease, leaves, result, rows, run_jobs, run_sql, scalar, submit
+from pipeline import (
+    SETTINGS,
+    assert_sound,
+    composite,
+    lease,
+    leaves,
+    receive,
+    result,
+    rows,
+    run_jobs,
+    run_sql,
+    scalar,
+    submit,
+)
 from primes import prime, product
 from sqlalchemy import select
 
-from coordinator import administration, dead_letters, deletions, effort, ledger, overview, projects
+from coordinator import (
+    administration,
+    dead_letters,
+    deletions,
+    effort,
+    ledger,
+    overview,
+    projects,
+    reservations,
+    results,
+    rounds,
+)
 from coordinator.administration import Provenance
 from coordinator.audit import By
-from coordinator.refusals import Conflict, Unknown, Wrong
+from coordinator.refusals import Conflict, Refusal, Unknown, Wrong
+from coordinator.unit_of_work import is_transient
 from models.tables import Base, Composite, EcmAttempt, Factor
 
 BY = By("alice", "request-1")
@@ -154,12 +180,53 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     assert_no_orphans(engine)
     # Sent again by hand it is a number like any other.
     dead_letters.send_again(engine, BY, first.id)
-    from coordinator import results
-
     assert results.apply_result(engine, first.id, SETTINGS).state == "applied"
     assert_no_orphans(engine)
     with pytest.raises(Unknown):
         deletions.delete_composite(engine, BY, first.composite_id, MOST)
+
+
+def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
+    part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
+    wrong: list[BaseException] = []
+
+    def send(name):
+        for turn in range(12):
+            factors = [part] if turn % 4 == 0 else []
+            to = part if turn % 3 == 0 and not factors else number
+            body = result(to, *factors, client=name, curves=1 + turn, sigma=f"1:{turn}")
+            receipt = receive(engine, body)
+            for _ in range(SETTINGS.max_tries):
+                try:
+                    rounds.apply_result(engine, receipt.submission_id, SETTINGS)
+                    break
+                except Exception as error:
+                    if not is_transient(error):
+                        wrong.append(error)
+
+    def delete():
+        for _ in range(10):
+            for row in rows(engine, "SELECT id FROM composites"):
+                try:
+                    deletions.delete_composite(engine, BY, row.id, MOST)
+                except Refusal:
+                    pass
+                except Exception as error:
+                    if not is_transient(error):
+                        wrong.append(error)
+
+    threads = [threading.Thread(target=send, args=(name,)) for name in ("one", "two", "three")]
+    threads.append(threading.Thread(target=delete))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    for row in rows(engine, "SELECT id FROM submissions WHERE state = 'received'"):
+        rounds.apply_result(engine, row.id, SETTINGS)
+    run_jobs(engine)
+    assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'received'") == 0
+    assert_no_orphans(engine)
 
 
 def test_a_part_that_another_number_needs_stands_by_itself(engine):
@@ -241,6 +308,29 @@ def test_voiding_takes_only_the_time_that_was_said(engine):
     assert void(engine, "broken", until=datetime.now(UTC) - timedelta(days=1))[:2] == (1, 50)
     assert void(engine, "broken", since=datetime.now(UTC) + SOON, until=datetime.now(UTC) + 2 * SOON).attempts == 0
     assert_sound(engine)
+
+
+def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engine):
+    part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
+    submit(engine, result(number, curves=10, sigma="1:1"))
+    submit(engine, result(number, curves=7, client="broken", sigma="1:2"))
+    submit(engine, result(number, client="broken", method="pm1", b1=10**6, curves=1))
+    found = submit(engine, result(number, part, curves=30, client="broken", sigma="1:3"))
+    submit(engine, result(number, curves=99, client="broken", sigma="1:4"))
+    submit(engine, result(part, curves=5))
+    prior = "SELECT sum(prior_curves) FROM composite_effort e JOIN composites c ON c.id = e.composite_id"
+    prior += " WHERE c.number = :part"
+    assert (scalar(engine, prior, part=part), composite(engine, part).pm1_b1) == (47, 10**6)
+    assert ledger.recompute_all(engine) == []
+    assert composite(engine, part).pm1_b1 == 10**6
+    deletions.delete_attempt(engine, BY, found.attempt_id, None)
+    assert scalar(engine, prior, part=part) == 17
+    assert_no_orphans(engine)
+    void(engine, "broken")
+    assert (scalar(engine, prior, part=part), composite(engine, part).pm1_b1) == (10, 0)
+    expected = effort.effort_of([(50_000, -1, 1, 15)])
+    assert np.array_equal(rows(engine, select(Composite.effort).where(Composite.number == part))[0].effort, expected)
+    assert_no_orphans(engine)
 
 
 # Factors --------------------------------------------------------------------------------------------------------------
@@ -376,6 +466,31 @@ def test_only_dead_letters_are_sent_again(engine):
     assert dead_letters.send_again(engine, BY, refused.id).state == "received"
     assert scalar(engine, "SELECT tries FROM submissions WHERE id = :id", id=refused.id) == 0
     assert events(engine)[0][1:3] == ("retry", f"submission {refused.id}")
+
+
+# Work -----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_operators_do_to_work_is_audited_once(engine):
+    number = submit(engine, result(NUMBER)).composite_id
+    leased = lease(engine, number, curves=3)
+    for _ in range(2):
+        reservations.cancel(engine, leased, "not now", BY)
+    reservations.pause(engine, number, "a look", BY)
+    reservations.resume(engine, number, BY)
+    taken = reservations.reserve(engine, NUMBER, "bob", "nfs", 1, details=None, max_digits=MOST, by=BY)
+    with pytest.raises(reservations.Taken):
+        reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=MOST, by=BY)
+    reservations.release(engine, taken.id, None, BY)
+    done = [(actor, action, target) for actor, action, target, *_ in events(engine)]
+    assert done == [
+        ("alice", "end work", f"work {leased}"),
+        ("alice", "pause", f"composite {number}"),
+        ("alice", "resume", f"composite {number}"),
+        ("alice", "reserve", f"composite {number}"),
+        ("alice", "end work", f"work {taken.id}"),
+    ]
+    assert events(engine)[1][4] == {"hold": "paused", "hold_reason": "a look"}
 
 
 # Looking --------------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_a_priority_in_query_or_body(stack, admin, known):
     assert events(stack, f"composite {number}") == ["set priority", "set priority"]
 
 
-def test_numbers_are_found_and_shown(admin, known):
+def test_numbers_are_found_and_shown(stack, admin, known):
     number, value, primes = known
     for word in (value, f" {value} ", f"{value}*1", str(number)):
         assert admin("GET", "/composites/find", q=word).json()["composites"][0]["composite_id"] == number
@@ -151,6 +151,9 @@ def test_numbers_are_found_and_shown(admin, known):
     assert (shown["composite_id"], shown["number"]) == (number, value)
     assert [factor["factor"] for factor in shown["factors"]] == [str(primes[0])]
     assert shown["effort"][0]["curves"] == 1
+    problem(admin("GET", "/composites/find", q="1+" * 600 + "1"), 422, "number_too_large")
+    stack.submit(plain(value, parameters={"b1": 10**9, "b2": 10**21, "curves": 1}))
+    assert 10**21 in [one["b2"] for one in admin("GET", f"/composites/{number}").json()["effort"]]
     counted = admin("GET", "/composites/status").json()
     assert counted["total"] >= counted["finished"] + counted["wanting_ecm"]
     assert admin("GET", "/stats/summary").json()["composites"] == counted["total"]

@@ -215,7 +215,7 @@ def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
     client = named("client")
     lease = ask(stack, client, composite=registered(stack))
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    monkeypatch.setattr("ingest.commands.work.configure_logging", lambda *_: None)
+    monkeypatch.setattr("ingest.commands.database.configure_logging", lambda *_: None)
     settings.cache_clear()
     home = ("--home", str(stack.home))
     (shown,) = json.loads(CliRunner().invoke(work, ["ls", "--json", "--client", client, *home]).stdout)
