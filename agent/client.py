@@ -15,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urljoin
 
 import requests
+from requests.auth import AuthBase
 
 from agent.spool import Entry
 
@@ -27,6 +28,26 @@ FIRST_DELAY = 0.5
 LONGEST_DELAY = 120.0
 FINAL_REFUSALS = (400, 413, 422)  # and 404, when it speaks of an unknown composite and not of a wrong address
 SETTLED_STATES = ("applied", "duplicate")
+
+
+@dataclass(frozen=True)
+class BearerKey(AuthBase):
+    """The client's key on requests. As `auth` and not as a header, which a ~/.netrc would replace."""
+
+    key: str = field(repr=False)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
+
+
+_auth: BearerKey | None = None
+
+
+def use_key(key: str | None) -> None:
+    """Send this key with every request of this process from now on; None or empty: no key."""
+    global _auth
+    _auth = BearerKey(key) if key else None
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,9 @@ def ask(session: requests.Session, url: str) -> Answer:
 def exchange(session: requests.Session, method: str, url: str, **options: Any) -> requests.Response | Answer:
     """One HTTP exchange, or why there was none. Redirects are not followed: they would turn a POST into a GET."""
     try:
-        return session.request(method, url, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False, **options)
+        return session.request(
+            method, url, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False, auth=_auth, **options
+        )
     except requests.RequestException as error:
         return Answer("later", f"no answer from {url} ({type(error).__name__})")
 

@@ -1,6 +1,7 @@
 """The options that the agent's commands share, and the kinds of values they take."""
 
 import platform
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from urllib.parse import urlsplit
 
 import click
 import platformdirs
+
+from agent import client
 
 
 class Bound(click.ParamType[int]):
@@ -38,9 +41,30 @@ class Server(click.ParamType[str]):
         return url
 
 
-server_option = click.option(
+def _use_key(_context: click.Context, _parameter: click.Parameter, key: str | None) -> None:
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise click.BadParameter("should be one word, as `clients add` printed it")
+    client.use_key(key)
+
+
+_address_option = click.option(
     "--server", type=Server(), required=True, envvar="ECM_SERVER", show_envvar=True, help="the coordinator's address"
 )
+_key_option = click.option(
+    "--key",
+    envvar="ECM_KEY",
+    show_envvar=True,
+    expose_value=False,
+    callback=_use_key,
+    help="the client's key, if the server asks for one; others on this machine can read it in a command line",
+)
+
+
+def server_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--server`, and the key that goes with it."""
+    return _address_option(_key_option(command))
+
+
 spool_option = click.option(
     "--spool",
     "root",

@@ -52,6 +52,20 @@ class Settings(BaseSettings):
         24 * 3600.0, ge=0, description="how long a payload without sigma and key stands for itself"
     )
 
+    # Who may ask, and how often
+    require_client_keys: bool = Field(False, description="take results and lease work only with a client's key")
+    rate_limit_per_client: str = Field(
+        "60000/minute",
+        pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
+        description="requests of one client (a number/second, /minute or /hour, or off)",
+    )
+    rate_limit_per_address: str = Field(
+        "120000/minute",
+        pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
+        description="requests from one address, likewise",
+    )
+    trusted_proxies: int = Field(0, ge=0, le=10, description="proxies in front whose X-Forwarded-For is believed")
+
     # The workers
     worker_concurrency: int = Field(2, ge=1, le=256, description="worker processes")
     max_tries: int = Field(5, ge=1, le=100, description="unit-of-work attempts before a submission is failed")

@@ -5,11 +5,12 @@ from time import perf_counter
 
 import structlog
 from flask import Flask, Response, g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
-from ingest import metrics, openapi
+from ingest import keys, limits, metrics, openapi
 from ingest.admin.composites import admin_composites
 from ingest.admin.composites_upload import admin_upload
 from ingest.admin.records import admin_records
@@ -40,7 +41,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         ENGINE=process_engine(settings.database_url, settings.web_pool_size, STATEMENT_TIMEOUT_MS),
         BROKER=heartbeats.connect(settings.redis_url),
         MAX_CONTENT_LENGTH=settings.max_body,
+        KEY_OWNERS=keys.Owners(),
+        LIMITS=limits.Counters(settings),
     )
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
     app.register_api(results)
     app.register_api(stats)
@@ -55,7 +60,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.serve(app)
     answer_with_problems(app)
     app.before_request(_begin)
+    app.before_request(limits.limit_request)
+    app.before_request(keys.check_key)
+    app.before_request(limits.limit_named)
     app.after_request(_end)
+    app.after_request(limits.say_limit)
     return app
 
 

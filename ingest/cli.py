@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "ingest.commands.doctor:doctor",
     "work": "ingest.commands.work:work",
     "tlevel": "ingest.commands.tlevel:tlevel",
+    "clients": "ingest.commands.clients:clients",
     "agent": "agent.cli:agent",
     "demo": "bench.demo:demo",
 }
@@ -31,6 +32,7 @@ SUMMARIES = {
     "doctor": "Check every invariant on the live database.",
     "work": "Leases and numbers kept from work: look, cancel, pause, resume.",
     "tlevel": "How much has been done: t-level and missed-factor chances of curves.",
+    "clients": "Keys that clients prove their names with: add, look, revoke.",
     "agent": "Run GMP-ECM and send its results.",
     "demo": "The main job end to end, on a private server and real numbers.",
 }

@@ -15,7 +15,7 @@ from config.settings import Settings
 from coordinator import inbox
 from coordinator.expressions import ExpressionError
 from coordinator.unit_of_work import is_transient
-from ingest import metrics, openapi
+from ingest import keys, limits, metrics, openapi
 from ingest.bodies import parse_json, read_body, without_nul
 from ingest.problems import Problem, database_away, invalid, unreadable_number
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
@@ -49,6 +49,8 @@ Answer = TypeVar("Answer")
 def submit_result() -> Response:
     """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
     result = read_body(SubmitResult)
+    keys.act_as(result.client_id)
+    limits.limit_client(result.client_id)
     settings: Settings = current_app.config["SETTINGS"]
     inbox.check_numbers(result, settings.max_digits)
     # Whatever can be wrong with a header is found before anything is stored.
@@ -94,6 +96,7 @@ def submit_results() -> Response:
     for index, item in enumerate(items):
         try:
             result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
+            keys.act_as(result.client_id)
             inbox.check_numbers(result, settings.max_digits)
         except (ValidationError, ExpressionError, Problem) as error:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})

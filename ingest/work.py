@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from coordinator import claims
 from coordinator import work as leases
 from coordinator.claims import Busy, Claim, NoWork, Wanted
-from ingest import openapi
+from ingest import keys, openapi
 from ingest.problems import Problem, checked_name
 from models.limits import DEFAULT_B2
 from models.wire_work import (
@@ -116,7 +116,9 @@ def complete_work(path: WorkPath, query: ClientQuery) -> Response:
 @work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
     """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
-    return _lease(lambda work_id: leases.abandon(_engine(), work_id, query.client_id, query.reason), path)
+    return _lease(
+        lambda work_id: leases.abandon(_engine(), work_id, query.client_id or keys.by_key(), query.reason), path
+    )
 
 
 class ClientPath(BaseModel):

@@ -1,0 +1,82 @@
+"""`ecm-coordinator clients`: the keys that clients prove their names with, on the database itself."""
+
+from pathlib import Path
+
+import click
+
+from ingest.commands.database import HOME_OPTION, database, one_line, operator
+
+
+@click.group()
+def clients() -> None:
+    """Keys that clients prove their names with: add, ls, revoke.
+
+    Servers with REQUIRE_CLIENT_KEYS take results and lease work only with one, and only under its own name.
+    """
+
+
+def _name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from ingest.problems import Problem, checked_name
+
+    try:
+        return checked_name("NAME", one_line(context, parameter, value) or "")
+    except Problem as problem:
+        raise click.BadParameter(problem.detail) from None
+
+
+@clients.command()
+@click.argument("name", callback=_name)
+@HOME_OPTION
+def add(name: str, home: Path | None) -> None:
+    """Make a key for the client NAME and print it, this once; one that was revoked is replaced.
+
+    Exits with 1 if the client has a key already.
+    """
+    from coordinator import client_keys
+
+    with database(home) as engine:
+        try:
+            key = client_keys.add(engine, name, operator())
+        except client_keys.KeyRefused as error:
+            raise click.ClickException(str(error)) from None
+    click.echo(key)
+    click.echo(f"This is {name}'s key; it is not shown again. The agent takes it as ECM_KEY.", err=True)
+
+
+@clients.command()
+@click.argument("name", callback=_name)
+@HOME_OPTION
+def revoke(name: str, home: Path | None) -> None:
+    """Let the key of the client NAME open nothing any more, after at most five seconds.
+
+    Exits with 1 if it has none in use.
+    """
+    from coordinator import client_keys
+
+    with database(home) as engine:
+        try:
+            client_keys.revoke(engine, name, operator())
+        except client_keys.KeyRefused as error:
+            raise click.ClickException(str(error)) from None
+    click.echo(f"the key of {name} is revoked")
+
+
+@clients.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@HOME_OPTION
+def ls(*, as_json: bool, home: Path | None) -> None:
+    """Show who has a key, and whose is revoked."""
+    from coordinator import client_keys
+
+    with database(home) as engine:
+        rows = client_keys.all_keys(engine)
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps([row._asdict() for row in rows], option=orjson.OPT_INDENT_2))
+        return
+    for row in rows:
+        state = f"revoked {row.revoked_at:%Y-%m-%d %H:%M} UTC" if row.revoked_at else "in use"
+        click.echo(f"{row.name}  made {row.created_at:%Y-%m-%d %H:%M} UTC, {state}")
+    if not rows:
+        click.echo("No client has a key.")

@@ -1,0 +1,125 @@
+"""How many requests a client and an address may make: counted in Redis for all processes, in fixed windows.
+
+An address is counted before a key is looked up, a client once it is known to be that: nobody spends what is another's.
+A counter costs one round trip. A broker that is away is no reason to refuse anything: nothing is counted
+then, and it is left alone for some seconds. flask-limiter does
+the same in several round trips, at several times the cost.
+"""
+
+import math
+from time import monotonic, time
+from typing import NamedTuple
+
+import redis
+import structlog
+from flask import Response, current_app, g, request
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from config.settings import Settings
+from ingest import keys
+from ingest.openapi import API
+from ingest.problems import Problem
+
+log = structlog.get_logger("limits")
+
+PREFIX = "ecm:limit:"
+TIMEOUT = 0.5
+SILENT_SECONDS = 3.0
+WINDOWS = {"second": 1, "minute": 60, "hour": 3600}
+
+
+class Limit(NamedTuple):
+    """At most so many requests in each window of so many seconds."""
+
+    most: int
+    seconds: int
+
+
+class Standing(NamedTuple):
+    """How one counter stands: the limit, what is left of it, and when the next window begins, in seconds."""
+
+    most: int
+    left: int
+    reset: int
+
+
+def read_limit(text: str) -> Limit | None:
+    """The limit that a setting such as 6000/minute means; None for off."""
+    if text == "off":
+        return None
+    most, _, window = text.partition("/")
+    return Limit(int(most), WINDOWS[window])
+
+
+class Counters:
+    """The counters of all clients and addresses."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.limits = {
+            "client": read_limit(settings.rate_limit_per_client),
+            "address": read_limit(settings.rate_limit_per_address),
+        }
+        self._silent_until = 0.0
+        # redis-py would try again three times, each with its own timeout.
+        self._redis: redis.Redis = redis.Redis.from_url(
+            settings.redis_url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+        )
+
+    def count(self, kind: str, name: str) -> Standing | None:
+        """Count one request for a `client` or `address`; how it stands then. None: unlimited, or Redis is away."""
+        limit, now = self.limits[kind], time()
+        if limit is None or monotonic() < self._silent_until:
+            return None
+        key = f"{PREFIX}{kind}:{int(now // limit.seconds)}:{name[:200]}"
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.incr(key)
+        pipeline.expire(key, limit.seconds + 1)
+        try:
+            counted = pipeline.execute()[0]
+        except (redis.RedisError, OSError) as error:
+            self._silent_until = monotonic() + SILENT_SECONDS
+            log.warning("The broker does not answer; requests are not limited", error=str(error)[:200])
+            return None
+        return Standing(limit.most, limit.most - counted, math.ceil(limit.seconds - now % limit.seconds))
+
+
+def limit_request() -> None:
+    """Count this request for its address; raises a 429 problem if there were too many."""
+    if request.path.startswith(f"{API}/") and request.path != f"{API}/health":
+        _count("address", request.remote_addr or "")
+
+
+def limit_named() -> None:
+    """Count this request for the client that its key, address or headers name, if any does."""
+    client = keys.by_key() or next(iter(keys.names()), None)
+    if client and request.path.startswith(f"{API}/"):
+        limit_client(client)
+
+
+def limit_client(client_id: str) -> None:
+    """Count this request for a client, unless it was counted for one already; raises a 429 problem."""
+    if "limited_client" not in g:
+        g.limited_client = client_id
+        _count("client", client_id)
+
+
+def _count(kind: str, name: str) -> None:
+    standing = current_app.config["LIMITS"].count(kind, name)
+    if standing is None:
+        return
+    if "limit" not in g or standing.left * g.limit.most < g.limit.left * standing.most:
+        g.limit = standing  # the one that is nearest to its end is what the answer tells
+    if g.limit.left < 0:
+        most, _, reset = g.limit
+        detail = f"More than {most} requests; ask again in {reset} seconds."
+        raise Problem(429, "too_many_requests", detail, headers={"Retry-After": str(reset)})
+
+
+def say_limit(response: Response) -> Response:
+    """Say in an answer's headers how its limit stands (the IETF's draft on RateLimit header fields)."""
+    if "limit" in g:
+        response.headers["RateLimit-Limit"] = str(g.limit.most)
+        response.headers["RateLimit-Remaining"] = str(max(0, g.limit.left))
+        response.headers["RateLimit-Reset"] = str(g.limit.reset)
+    return response
