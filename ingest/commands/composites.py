@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import click
 
 from config.settings import settings
+from ingest.commands import composites_admin
 from ingest.commands.database import HOME_OPTION, database, one_line
 
 # What is not a number or belongs to one: a line of a table has several cells of that length.
@@ -25,11 +26,8 @@ def composites() -> None:
     """
 
 
-with contextlib.suppress(ImportError):
-    from ingest.commands import composites_admin
-
-    for _command in ("ls", "show", "complete", "priority", "rm"):
-        composites.add_command(getattr(composites_admin, _command))
+for _name in ("ls", "show", "complete", "priority", "rm"):
+    composites.add_command(getattr(composites_admin, _name))
 
 
 @composites.command("import")
