@@ -28,8 +28,8 @@ Closing = Literal["complete", "abandon"]
 class Held:
     """A lease, the lock on its file, and what has become of it.
 
-    `runs` has the curves of each run by its key, `submitted` the server's own count, `running` the curves of the run
-    under way, `over` the server's words when it has closed the lease, and `closing` how we want it closed, and why.
+    `runs` has the curves of each run by its key, `elsewhere` those that the server has counted and this spool knows
+    nothing of, because it was lost or is another one, `running` the curves of the run under way, `over` the server's words when it has closed the lease, and `closing` how we want it closed, and why.
     """
 
     lease: Lease
@@ -37,15 +37,15 @@ class Held:
     lock: IO[bytes]
     resumed: bool = False
     runs: dict[str, int] = field(default_factory=dict)
-    submitted: int = 0
+    elsewhere: int = 0
     running: int = 0
     over: str = ""
     closing: tuple[Closing, str] | None = None
 
     @property
     def curves_run(self) -> int:
-        """Curves that need not be run again; `submitted` is more only if the spool was lost."""
-        return max(sum(self.runs.values()), self.submitted) + self.running
+        """Curves that need not be run again."""
+        return sum(self.runs.values()) + self.elsewhere + self.running
 
     @property
     def left(self) -> int:

@@ -110,7 +110,7 @@ class Supply:
                 continue
             recover(self.root)
             held.read(found)
-            found.submitted = self._submitted.get(work_id, 0)
+            found.elsewhere = max(0, self._submitted.get(work_id, 0) - sum(found.runs.values()))
             if found.closing:
                 return found
             if found.left:

@@ -51,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "priority": {"shared": True, "order": "priority"},
     "best": {"shared": True, "order": "best"},
     "P-1 and P+1": {"method": "p1"},
+    "best, from 200 digits": {"shared": True, "order": "best", "min_digits": 200},
     "standard, 150-160 digits": {"shared": True, "min_digits": 150, "max_digits": 160},
     "standard, priority from 6": {"shared": True, "min_priority": 6},
     "standard, a project of 1 %": {"shared": True, "project": PROJECT},

@@ -22,11 +22,12 @@ COMPOSITES, LEASES = (cast(Table, table.__table__) for table in (Composite, Work
 composites, leases = COMPOSITES.c, LEASES.c
 members, projects = ProjectComposite.__table__.c, Project.__table__.c
 
+# Of two that are equal the smaller comes first: so filters by size are steps through the index.
 ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "standard": (composites.digit_length.asc(), composites.id.asc()),
-    "progressive": (composites.planned_t_level.asc(), composites.id.asc()),
+    "progressive": (composites.planned_t_level.asc(), composites.digit_length.asc(), composites.id.asc()),
     "priority": (composites.priority.desc(), composites.digit_length.asc(), composites.id.asc()),
-    "best": (composites.work_value.desc(), composites.id.asc()),
+    "best": (composites.work_value.desc(), composites.digit_length.asc(), composites.id.asc()),
 }
 
 _ecm_leases = (

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Sequence,
     SmallInteger,
     Text,
+    TextClause,
     UniqueConstraint,
     func,
     text,
@@ -29,6 +30,13 @@ from models.types import Bound, EffortVector, UtcDateTime
 
 class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime, str: Text, float: Double, dict[str, Any]: JSONB}
+
+
+def _of_wanting(name: str, work: str, *order: str | TextClause) -> Index:
+    """An index of the numbers that want such work, in that order."""
+    filtered = ["target_t_level"] if name == "priority" else ["priority", "target_t_level"]
+    wanting = text(f"wants_{work}")
+    return Index(f"composites_{name}", *order, "id", postgresql_where=wanting, postgresql_include=filtered)
 
 
 class Composite(Base):
@@ -46,13 +54,15 @@ class Composite(Base):
     __tablename__ = "composites"
     __table_args__ = (
         Index("composites_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        # What claims scan, in the order of each work type: numbers that want no work are in none of these.
-        Index("composites_standard", "digit_length", "id", postgresql_where=text("wants_ecm")),
-        Index("composites_progressive", "planned_t_level", "id", postgresql_where=text("wants_ecm")),
-        Index("composites_priority", text("priority DESC"), "digit_length", "id", postgresql_where=text("wants_ecm")),
-        Index("composites_best", text("work_value DESC"), "id", postgresql_where=text("wants_ecm")),
-        Index("composites_pm1", "digit_length", "id", postgresql_where=text("wants_pm1")),
-        Index("composites_pp1", "digit_length", "id", postgresql_where=text("wants_pp1")),
+        # What claims scan, in the order of each work type: numbers that want no work are in none of these. What filters
+        # ask for is in them too, so that numbers which a filter passes over are not read, one page each; all but
+        # current_t_level, which every result changes.
+        _of_wanting("standard", "ecm", "digit_length"),
+        _of_wanting("progressive", "ecm", "planned_t_level", "digit_length"),
+        _of_wanting("priority", "ecm", text("priority DESC"), "digit_length"),
+        _of_wanting("best", "ecm", text("work_value DESC"), "digit_length"),
+        _of_wanting("pm1", "pm1", "digit_length"),
+        _of_wanting("pp1", "pp1", "digit_length"),
         Index("composites_held", "held_at", postgresql_where=text("hold IS NOT NULL")),
         CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
         # Every result updates its composite's row: room on the page keeps those updates from moving it.

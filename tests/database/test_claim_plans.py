@@ -30,6 +30,7 @@ FILTERS = [
     {"min_priority": 7},
     {"project": bench.PROJECT},
     {"project": "no such project"},
+    {"min_target": 70.0},
     {"max_current": 10.0},
 ]
 
@@ -66,6 +67,14 @@ def test_no_statement_of_a_claim_reads_all_of_a_table(many, index, filters):
     plans = [plan(many, one) for one in sent if one.startswith(("SELECT", "UPDATE", "INSERT"))]
     assert len(plans) > 2
     assert not any("Seq Scan" in one for one in plans), plans
+
+
+@pytest.mark.parametrize("index", WORK_TYPES)
+def test_what_a_filter_passes_over_is_not_read(many, index):
+    filters = {"min_digits": 100, "min_priority": 1, "min_target": 60.0}
+    sent = statements_of_a_claim(many, **WORK_TYPES[index], **filters)
+    (looks_for_one,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
+    assert f"Index Only Scan using {index} " in plan(many, looks_for_one)
 
 
 def test_only_one_number_is_kept_from_other_claims(many):

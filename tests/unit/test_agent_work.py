@@ -293,7 +293,7 @@ def test_a_lease_that_the_spool_does_not_know_is_taken_up(call, server, tmp_path
     [{"shared": False, "curves": None}, {"method": "pm1"}, {"status": "completed"}, {"status": "timeout"}],
 )
 def test_a_lease_that_is_not_ours_to_run_is_left_alone(call, server, change):
-    work_id = server.offer(10, **change)
+    work_id = server.offer(10)
     server.give({"client_id": "me"})
     server.leases[work_id] |= change
     assert call("--once").exit_code == 5
@@ -312,12 +312,13 @@ def test_a_full_disk_is_waited_out(call, server, tmp_path, monkeypatch):
         return write(path, content)
 
     monkeypatch.setattr(spool, "write_durably", fill)
-    work_id = server.offer(5)
+    work_id, other = server.offer(5), server.offer(3)
     result = call("--max-leases", "2", ecm=slow_ecm(tmp_path / "ecm"))
     assert result.exit_code == 0, result.output
     assert "No space left on device" in result.output
-    assert server.counted(work_id) == 5
-    assert len((tmp_path / "ecm.pids").read_text().split()) == 1  # its journal was there all the time
+    # Its journal was there all the time: one run for each lease, and none twice.
+    assert (server.counted(work_id), server.counted(other)) == (5, 3)
+    assert len((tmp_path / "ecm.pids").read_text().split()) == 2
     assert spooled(tmp_path) == []
 
 

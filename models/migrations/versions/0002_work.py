@@ -47,35 +47,53 @@ def upgrade() -> None:
     op.create_index(
         "composites_best",
         "composites",
-        [sa.literal_column("work_value DESC"), "id"],
+        [sa.literal_column("work_value DESC"), "digit_length", "id"],
         unique=False,
+        postgresql_include=["priority", "target_t_level"],
         postgresql_where=sa.text("wants_ecm"),
     )
     op.create_index(
         "composites_held", "composites", ["held_at"], unique=False, postgresql_where=sa.text("hold IS NOT NULL")
     )
     op.create_index(
-        "composites_pm1", "composites", ["digit_length", "id"], unique=False, postgresql_where=sa.text("wants_pm1")
+        "composites_pm1",
+        "composites",
+        ["digit_length", "id"],
+        unique=False,
+        postgresql_include=["priority", "target_t_level"],
+        postgresql_where=sa.text("wants_pm1"),
     )
     op.create_index(
-        "composites_pp1", "composites", ["digit_length", "id"], unique=False, postgresql_where=sa.text("wants_pp1")
+        "composites_pp1",
+        "composites",
+        ["digit_length", "id"],
+        unique=False,
+        postgresql_include=["priority", "target_t_level"],
+        postgresql_where=sa.text("wants_pp1"),
     )
     op.create_index(
         "composites_priority",
         "composites",
         [sa.literal_column("priority DESC"), "digit_length", "id"],
         unique=False,
+        postgresql_include=["target_t_level"],
         postgresql_where=sa.text("wants_ecm"),
     )
     op.create_index(
         "composites_progressive",
         "composites",
-        ["planned_t_level", "id"],
+        ["planned_t_level", "digit_length", "id"],
         unique=False,
+        postgresql_include=["priority", "target_t_level"],
         postgresql_where=sa.text("wants_ecm"),
     )
     op.create_index(
-        "composites_standard", "composites", ["digit_length", "id"], unique=False, postgresql_where=sa.text("wants_ecm")
+        "composites_standard",
+        "composites",
+        ["digit_length", "id"],
+        unique=False,
+        postgresql_include=["priority", "target_t_level"],
+        postgresql_where=sa.text("wants_ecm"),
     )
     op.alter_column("ecm_attempts", "created_at", server_default=sa.text("clock_timestamp()"))
     op.create_index("ecm_attempts_client", "ecm_attempts", ["client_id", "id"], unique=False)
