@@ -319,6 +319,8 @@ def test_a_full_disk_is_waited_out(call, server, tmp_path, monkeypatch):
     # Its journal was there all the time: one run for each lease, and none twice.
     assert (server.counted(work_id), server.counted(other)) == (5, 3)
     assert len((tmp_path / "ecm.pids").read_text().split()) == 2
+    # When the agent ended the first lease's result was still on its way; the next start finds nothing left to do.
+    assert call("--once").exit_code == 5
     assert spooled(tmp_path) == []
 
 
