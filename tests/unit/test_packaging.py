@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OURS = ("agent", "bench", "config", "coordinator", "ingest", "models", "tasks")
 # Imported where it is there, and said to be missing where it is not; and what pydantic requires in one exact version.
-ELSEWHERE = {"pillow", "pydantic-core"}
+ELSEWHERE = {"cypari", "pillow", "pydantic-core"}
 
 
 def lines(section: str, option: str) -> list[str]:
@@ -50,7 +50,9 @@ def test_what_the_code_imports_is_required():
 def test_every_requirement_is_pinned():
     pinned = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     extras = [
-        line for extra in ("embedded", "agent", "plot", "test") for line in lines("options.extras_require", extra)
+        line
+        for extra in ("embedded", "agent", "analysis", "plot", "test")
+        for line in lines("options.extras_require", extra)
     ]
     required = {normal(line) for line in [*lines("options", "install_requires"), *extras]}
     assert required - pinned == set()
