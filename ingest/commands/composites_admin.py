@@ -183,9 +183,10 @@ def rm(number: str, yes: bool, home: Path | None) -> None:
 
     with database(home) as engine, sentences():
         composite_id = identify(engine, number)
-        (row,) = overview.find(engine, str(composite_id), 1)[-1:]
-        if not yes:
-            click.confirm(f"Delete {shorten(row.number)} with its {row.attempt_count:,} attempts for good?", abort=True)
+        found = None if yes else overview.composite(engine, composite_id)
+        if found is not None:
+            what = f"{shorten(found['number'])} with its {found['attempt_count']:,} attempts"
+            click.confirm(f"Delete {what} for good?", abort=True)
         gone, _ = deletions.delete_composite(engine, operator(), composite_id, settings().max_digits)
     went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
     click.echo(f"composite {composite_id} is deleted: {went}")
