@@ -134,13 +134,13 @@ def load(
             )
             report.existing = report.total - report.invalid - report.new
             report.rings = (rings + more)[:RINGS]
+            if dry_run:
+                raise _DryRun
             counts = {name: value for name, value in report.answer().items() if name != "errors"}
             after = {**counts, "project": project, "priority": priority}
             audit.record(
                 connection, actor=actor, action="load", target=f"list {source}", after=after, request_id=request_id
             )
-            if dry_run:
-                raise _DryRun
     except _DryRun:
         report.rings = []
         return report

@@ -68,10 +68,11 @@ WHERE m.is_loaded AND NOT (SELECT plain FROM incoming i WHERE i.line = m.line)
 """
 _LOCK = """
 SELECT c.id FROM composites c
-WHERE c.id IN (SELECT composite_id FROM said UNION SELECT composite_id FROM prior)
-   OR c.id IN (SELECT root_id FROM divisible) OR c.parent_id IN (SELECT root_id FROM divisible)
+WHERE c.id IN (
+    SELECT composite_id FROM said UNION SELECT composite_id FROM prior UNION SELECT root_id FROM divisible
+    UNION SELECT child.id FROM composites child JOIN divisible ON child.parent_id = divisible.root_id)
 ORDER BY c.parent_id IS NOT NULL, c.id
-FOR NO KEY UPDATE
+FOR NO KEY UPDATE OF c
 """
 _TOUCH = "INSERT INTO touched SELECT composite_id FROM {} ON CONFLICT DO NOTHING"
 _PROJECTS = """
@@ -108,6 +109,7 @@ def update_known(
     run(text(_SAID), {"priority": priority})
     run(text(_PRIOR))
     run(text(_DIVISIBLE))
+    run(text("ANALYZE said, prior, divisible"))
     run(text(_LOCK)).close()
     _set_fields(connection)
     _set_prior_work(connection)
@@ -129,7 +131,7 @@ def _set_fields(connection: Connection) -> None:
     )
     connection.execute(changed)
     aimed = text("SELECT composite_id FROM said WHERE snfs_difficulty IS NOT NULL OR explicit_target IS NOT NULL")
-    for ids in _batches(connection.execute(aimed.execution_options()).scalars().all()):
+    for ids in _batches(connection.execute(aimed).scalars().all()):
         _aim(connection, ids)
 
 

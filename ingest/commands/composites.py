@@ -61,6 +61,8 @@ def import_(
     has_snfs_form, prior_work. Numbers that are known already are brought up to date, not doubled. Exits with 1 if
     anything was bad and nothing stored.
     """
+    from concurrent.futures.process import BrokenProcessPool
+
     from coordinator.composites import Busy, InvalidNumbers, load
     from coordinator.list_formats import ListError, read_list
 
@@ -82,6 +84,10 @@ def import_(
                 processes=os.cpu_count() or 1 if processes is None else processes,
                 progress=progress,
             )
+        except BrokenProcessPool as error:
+            raise click.ClickException(
+                "a process that checks numbers was killed; is there too little memory?"
+            ) from error
         except (ListError, Busy) as error:
             raise click.ClickException(f"{error}") from error
         except InvalidNumbers as error:

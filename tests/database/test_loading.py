@@ -35,8 +35,9 @@ P20, P40, Q40, P80, Q80 = prime(20), prime(40), prime(40, 1), prime(80), prime(8
 TABLES = ("composites", "composite_aliases", "composite_effort", "factors", "projects", "project_composites", "jobs")
 EVERYTHING = {
     "composites": "SELECT number, current_composite, digit_length, is_prime, is_fully_factored, priority,"
-    " has_snfs_form, snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, wants_ecm, wants_pm1,"
-    " wants_pp1, wanted_p1_b1, planned_t_level, work_value, open_leases, xmin::text FROM composites ORDER BY id",
+    " has_snfs_form, snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, wants_ecm,"
+    " wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value, open_leases, xmin::text"
+    " FROM composites ORDER BY id",
     "factors": "SELECT composite_id, factor, multiplicity, is_prime, split_from_id, origin FROM factors ORDER BY id",
     "aliases": "SELECT value_sha256, composite_id, kind FROM composite_aliases ORDER BY 1, 2",
     "effort": "SELECT * FROM composite_effort ORDER BY 1, 2, 3, 4",

@@ -29,7 +29,7 @@ def key(stack):
     return admin_key(stack)
 
 
-def upload(stack, key, content, name="numbers.txt", query=None, headers=None, **fields):
+def upload(stack, key, content, name="numbers.txt", *, query=None, headers=None, **fields):
     data = content if isinstance(content, bytes) else content.encode()
     return stack.http.post(
         f"{stack.api}/admin/composites/upload",
@@ -67,6 +67,13 @@ def test_a_text_file_is_loaded_and_its_numbers_are_leased(stack, key):
     stack.assert_sound()
 
 
+def test_a_long_list_is_looked_at_in_another_process(stack, key):
+    large = prime(60)
+    report = loaded(upload(stack, key, "".join(f"{large}*{n}\n" for n in range(2, 2502))), 2500, 2500, 0, 0, 0)
+    assert report["message"].startswith("2,500 numbers: 2,500 new")
+    stack.assert_sound()
+
+
 def test_a_table_brings_what_is_known_of_its_numbers(stack, key):
     small, value = prime(20), number().value
     whole = str(int(value) * small)
@@ -100,7 +107,7 @@ def test_bad_lines_are_named_and_nothing_is_stored_unless_they_are_skipped(stack
         assert [error["line"] for error in report["errors"]] == [2, 3, 4]
         return
     said = problem(upload(stack, key, text), 422, "invalid_numbers")
-    assert [(e["line"], e["number"], e["field"]) for e in said["errors"]][0] == (2, "=HYPERLINK(1)", "line 2")
+    assert next((e["line"], e["number"], e["field"]) for e in said["errors"]) == (2, "=HYPERLINK(1)", "line 2")
     assert said["invalid_numbers"] == 3
     assert "line 2" in said["detail"]
     said = problem(bulk(stack, key, {"numbers": [value, 1.5, None, {}]}), 422, "invalid_numbers")
@@ -122,20 +129,21 @@ def zipped():
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "reason", "said"),
+    ("content", "name", "refusal"),
     [
-        (zipped(), "numbers.zip", "is_compressed", "unpack"),
-        (gzip.compress(b"15\n"), "numbers.csv", "is_compressed", "unpack"),
-        ("15\n".encode("utf-16"), "numbers.txt", "not_utf8", "UTF-8"),
-        (b'["15"]', "numbers.json", "is_json", "JSON"),
-        (b"", "numbers.txt", "empty", "no number"),
-        (b"15\n", "numbers.csv", "no_header", "header"),
-        (bytes(range(256)) * 50, "photo.jpg", "invalid_numbers", "line 1"),
-        (b"9" * 10**6, "numbers.txt", "invalid_numbers", "MAX_DIGITS"),
+        (zipped(), "numbers.zip", ("is_compressed", "unpack")),
+        (gzip.compress(b"15\n"), "numbers.csv", ("is_compressed", "unpack")),
+        ("15\n".encode("utf-16"), "numbers.txt", ("not_utf8", "UTF-8")),
+        (b'["15"]', "numbers.json", ("is_json", "JSON")),
+        (b"", "numbers.txt", ("empty", "no number")),
+        (b"15\n", "numbers.csv", ("no_header", "header")),
+        (bytes(range(256)) * 50, "photo.jpg", ("invalid_numbers", "line 1")),
+        (b"9" * 10**6, "numbers.txt", ("invalid_numbers", "MAX_DIGITS")),
     ],
 )
-def test_what_is_no_list_is_refused_in_words(stack, key, content, name, reason, said):
+def test_what_is_no_list_is_refused_in_words(stack, key, content, name, refusal):
     before = stack.counts()
+    reason, said = refusal
     assert said in problem(upload(stack, key, content, name), 422, reason)["detail"]
     assert stack.counts() == before
 
