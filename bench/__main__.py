@@ -1,33 +1,36 @@
 """`make bench`: every benchmark, as tables, and as JSON for whoever compares two runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from bench import claims, effort, pipeline, planner
+from bench import claims, effort, pipeline, planner, storm
+
+# What measures, and what makes a table or a text of its figures.
+BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "effort": (effort.measure, effort.report),
+    "planner": (planner.measure, planner.report),
+    "pipeline": (pipeline.measure, pipeline.as_table),
+    "claims": (claims.measure, claims.as_table),
+    "storm": (storm.measure, storm.report),
+}
 
 
 @click.command()
 @click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
-@click.option("--only", type=click.Choice(["effort", "planner", "pipeline", "claims"]), help="Just this one.")
+@click.option("--only", type=click.Choice(list(BENCHES)), help="Just this one.")
 def bench(target: Path | None, only: str | None) -> None:
     """Measure the effort model, the planner, the results pipeline and claims here; compare ratios, not machines."""
-    console = Console()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     figures = {}
-    if only in (None, "effort"):
-        figures["effort"] = effort.measure()
-        click.echo(effort.report(figures["effort"]))
-    if only in (None, "planner"):
-        figures["planner"] = planner.measure()
-        click.echo(planner.report(figures["planner"]))
-    if only in (None, "pipeline"):
-        figures["pipeline"] = pipeline.measure()
-        console.print(pipeline.as_table(figures["pipeline"]))
-    if only in (None, "claims"):
-        figures["claims"] = claims.measure()
-        console.print(claims.as_table(figures["claims"]))
+    for name, (measure, show) in BENCHES.items():
+        if only in (None, name):
+            figures[name] = measure()
+            console.print(show(figures[name]))
     text = json.dumps(figures, indent=2)
     if target:
         target.write_text(text + "\n")
