@@ -29,7 +29,8 @@ class Held:
     """A lease, the lock on its file, and what has become of it.
 
     `runs` has the curves of each run by its key, `elsewhere` those that the server has counted and this spool knows
-    nothing of, because it was lost or is another one, `running` the curves of the run under way, `over` the server's words when it has closed the lease, and `closing` how we want it closed, and why.
+    nothing of (it was lost, or is another one), `running` the curves of the run under way, `over` the server's words
+    when it has closed the lease, and `closing` how we want it closed, and why.
     """
 
     lease: Lease

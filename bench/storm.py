@@ -187,9 +187,10 @@ def measure(claimers: int = 32, numbers: int = 200, amount: int = 10_000, seed: 
 def report(figures: dict[str, object]) -> str:
     """The storm in some lines."""
     lines = [
-        f"{figures['claims']} claims by {figures['claimers']} clients on {figures['numbers']} numbers, mixed with results,"
-        f" expiries and factors, in {figures['seconds']} s:",
-        f"  a claim takes {figures['p50_ms']} ms (p50), {figures['p99_ms']} ms (p99), {figures['slowest_ms']} ms at most",
+        f"{figures['claims']} claims by {figures['claimers']} clients on {figures['numbers']} numbers,"
+        f" mixed with results, expiries and factors, in {figures['seconds']} s:",
+        f"  a claim takes {figures['p50_ms']} ms (p50), {figures['p99_ms']} ms (p99),"
+        f" {figures['slowest_ms']} ms at most",
         f"  errors: {figures['errors'] or 'none'}",
         f"  broken invariants: {figures['broken_invariants'] or 'none'}",
     ]

@@ -27,7 +27,7 @@ def one_line(value: Any) -> Any:
     """A text with its line breaks and control characters made spaces, shortened: no reason is refused for its looks."""
     if not isinstance(value, str):
         return value
-    return UNPRINTABLE.sub(" ", value).strip()[:LONGEST_REASON] or None
+    return " ".join(UNPRINTABLE.sub(" ", value).split())[:LONGEST_REASON] or None
 
 
 Reason = Annotated[str | None, BeforeValidator(one_line)]

@@ -132,7 +132,7 @@ def zipped():
     ("content", "name", "refusal"),
     [
         (zipped(), "numbers.zip", ("is_compressed", "unpack")),
-        (gzip.compress(b"15\n"), "numbers.csv", ("is_compressed", "unpack")),
+        (gzip.compress(b"15\n", mtime=0), "numbers.csv", ("is_compressed", "unpack")),
         ("15\n".encode("utf-16"), "numbers.txt", ("not_utf8", "UTF-8")),
         (b'["15"]', "numbers.json", ("is_json", "JSON")),
         (b"", "numbers.txt", ("empty", "no number")),
