@@ -43,6 +43,7 @@ class Lane:
     run: Stop | None = None
     t_level: float = 0.0
     since: float = 0.0
+    failed: bool = False
 
     def end_run(self) -> None:
         if self.run:
@@ -165,20 +166,20 @@ def work(shift: Shift, lane: Lane) -> None:
     session = requests.Session()
     while held := shift.supply.next(session):
         lane.t_level, lane.since = held.lease.t_level, time.monotonic()
-        lane.held, before = held, shift.failures
+        lane.held, lane.failed = held, False
         try:
             work_off(shift, lane, held, session)
         except OSError as error:
             # What is in the spool is taken up from there, by the next turn or the next start.
-            failed(shift, f"the spool cannot be written: {error}")
+            failed(shift, lane, f"the spool cannot be written: {error}")
         finally:
             lane.held = None
             held.release()
-        if shift.failures == before:
+        if lane.failed:
+            shift.wait(FAILURE_DELAY * 2 ** max(0, shift.failures - 1) * random.uniform(0.5, 1.0))
+        elif not shift.requested:
             # A lease that went well to its end, its results taken: whatever failed before was not for ever.
             shift.failures, shift.failure = 0, ""
-        else:
-            shift.wait(FAILURE_DELAY * 2 ** (shift.failures - 1) * random.uniform(0.5, 1.0))
 
 
 def work_off(shift: Shift, lane: Lane, held: Held, session: requests.Session) -> None:
@@ -191,7 +192,7 @@ def work_off(shift: Shift, lane: Lane, held: Held, session: requests.Session) ->
     refusals = [shift.sender.refused[key] for key in held.runs if key in shift.sender.refused]
     if refusals and not held.over:
         held.close("abandon", f"the result was refused: {refusals[-1]}")
-        failed(shift, f"the server refuses results: {refusals[-1]}")
+        failed(shift, lane, f"the server refuses results: {refusals[-1]}")
     finish(shift, held, session, ended)
 
 
@@ -220,14 +221,14 @@ def run_lease(shift: Shift, lane: Lane, held: Held) -> None:
         except (EcmFailed, ValueError) as error:
             shift.sender.collect()  # what was completed before
             held.close("abandon", str(error))
-            failed(shift, str(error))
+            failed(shift, lane, str(error))
             return
         finally:
             held.running = 0
         empty = empty + 1 if output.found_input_number else 0
         if not output.curves_completed and not stop.requested:
             held.close("abandon", "GMP-ECM completed no curve")
-            failed(shift, f"{shift.ecm} ended without an error and without a curve")
+            failed(shift, lane, f"{shift.ecm} ended without an error and without a curve")
             return
         if empty == EMPTY_RUNS:
             held.close("abandon", f"every curve at B1={held.lease.b1} finds the number itself")
@@ -313,8 +314,9 @@ def insist(shift: Shift, call: Callable[[], Standing], since: float) -> Standing
         delay *= 2
 
 
-def failed(shift: Shift, message: str) -> None:
+def failed(shift: Shift, lane: Lane, message: str) -> None:
     """Count a failure; several in a row end the shift, so that something broken does not burn through all leases."""
+    lane.failed = True
     shift.failures += 1
     shift.failure = message
     shift.say(message)
