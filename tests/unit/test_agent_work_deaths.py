@@ -12,6 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from lease_server import lease_server
+from scripted_server import problem
 from slow_ecm import slow_ecm
 
 from agent import held, spool, supply, work
@@ -77,6 +78,10 @@ def curves_done(tmp_path):
     return sum(journal.read_text().count("Step 2 took") for journal in journals)
 
 
+def list_of(tmp_path, directory):
+    return list((tmp_path / "spool" / directory).glob("*.json*"))
+
+
 def spooled(tmp_path):
     # A half-written file that nobody could name is swept up a day later.
     return [path for path in (tmp_path / "spool").rglob("*") if path.is_file() and path.suffix != ".new"]
@@ -125,7 +130,7 @@ def test_a_second_interrupt_ends_it_at_once(begin, server, tmp_path):
     until(lambda: curves_done(tmp_path) >= 3)
     server.away = True
     process.send_signal(signal.SIGINT)
-    until(lambda: list((tmp_path / "spool" / "pending").glob("*.json")))
+    until(lambda: list_of(tmp_path, "pending"))
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.wait(10)
@@ -161,7 +166,7 @@ def test_what_a_killed_agent_left_running_is_ended(begin, server, tmp_path):
     ecm.chmod(0o755)
     process = begin(ecm=ecm)
     (pid,) = until(lambda: pids(tmp_path))
-    until(lambda: list((tmp_path / "spool" / "running").glob("*.jsonl")))
+    until(lambda: list_of(tmp_path, "running"))
     process.kill()
     process.wait()
     assert psutil.pid_exists(pid)
@@ -266,6 +271,8 @@ def test_death_at_any_step_loses_no_curve_and_runs_none_twice(server, tmp_path):
         assert status in (0, 9), status
         if status == 0:
             break
+        # While the server takes no result, only the spool knows what is done.
+        server.faults = [("submit_result", problem(503, "database_away"))] * bool(list_of(tmp_path, "pending"))
         # The next start has the lease to finish; when that was never asked for, or is all done, the offer or nothing.
         assert work_once(server, tmp_path, ecm) in (0, 5)
         assert server.counted(work_id) == 4, step
