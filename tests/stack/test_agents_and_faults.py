@@ -35,11 +35,14 @@ def agents(tmp_path):
             )
         return started[name]
 
-    start.log = lambda name: (tmp_path / f"{name}.log").read_text()
+    def stop():
+        for agent in started.values():
+            if agent.poll() is None:
+                stop_agent(agent)
+
+    start.log, start.stop = lambda name: (tmp_path / f"{name}.log").read_text(), stop
     yield start
-    for agent in started.values():
-        if agent.poll() is None:
-            stop_agent(agent)
+    stop()
 
 
 def finished(stack):
@@ -66,6 +69,7 @@ def test_a_killed_agent_and_a_server_that_comes_back_change_nothing(make_stack, 
     stack.start()
     until(lambda: finished(stack) == len(numbers), 120)
     assert bob.poll() is None, agents.log("bob")
+    agents.stop()  # whose last results may still be on their way
 
     primes = stack.rows("SELECT c.number, f.factor FROM factors f JOIN composites c ON c.id = f.composite_id")
     product = dict.fromkeys(numbers, 1)

@@ -12,6 +12,7 @@ from leasing import admin_key, ask, named, registered, tell, told
 from stacks import until
 from traffic import prime
 
+from coordinator import work
 from ingest.gunicorn_settings import limit_request_line
 
 pytestmark = pytest.mark.stack
@@ -247,6 +248,8 @@ def test_every_state_and_what_can_be_said_in_it(stack, state):
     put = "UPDATE work_assignments SET status = :state, closed_at = CASE WHEN :closed THEN now() END WHERE id = :id"
     for what, (method, path) in TELLING.items():
         stack.run_sql(put, state=state, closed=state not in OPEN, id=lease["work_id"])
+        with stack.database.begin() as connection:  # as whoever closes a lease does
+            work.refresh(connection, [lease["composite_id"]])
         expected = (GOES[state] | {"abandon": "failed" if state in OPEN else state})[what]
         before = everything(stack)
         url, said = f"/work/{lease['work_id']}{path}", {"client_id": client, "curves_completed": 1}
