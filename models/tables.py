@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Computed,
     Double,
     ForeignKey,
     Index,
@@ -39,6 +40,14 @@ def _of_wanting(name: str, work: str, *order: str | TextClause) -> Index:
     return Index(f"composites_{name}", *order, "id", postgresql_where=wanting, postgresql_include=filtered)
 
 
+def _of_lists(name: str, *order: str, also: tuple[str, ...] = (), where: str | None = None) -> Index:
+    """An index that lists are read in the order of: filters look at it alone, and only what is shown is read."""
+    listed = ["digit_length", "listed_t_level", "listed_progress", "priority", "is_prime", "is_fully_factored", *also]
+    columns = [column for column in listed if column not in order]
+    chosen = text(where) if where else None
+    return Index(f"composites_by_{name}", *order, "id", postgresql_include=columns, postgresql_where=chosen)
+
+
 class Composite(Base):
     """A number to be factored, what is left of it, and how much has been done on it.
 
@@ -64,6 +73,13 @@ class Composite(Base):
         _of_wanting("pm1", "pm1", "digit_length"),
         _of_wanting("pp1", "pp1", "digit_length"),
         Index("composites_held", "held_at", postgresql_where=text("hold IS NOT NULL")),
+        _of_lists("digits", "digit_length"),
+        _of_lists("t_level", "listed_t_level"),
+        _of_lists("progress", "listed_progress", also=("snfs_difficulty",)),
+        _of_lists("priority", "priority"),
+        # All but the many that are composite, so that few of a kind are found at once.
+        _of_lists("state", "is_fully_factored", "is_prime", where="is_fully_factored OR is_prime IS NULL"),
+        Index("composites_by_creation", "created_at", "id"),
         CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
         # Every result updates its composite's row: room on the page keeps those updates from moving it.
         {"postgresql_with": {"fillfactor": "70"}},
@@ -105,6 +121,27 @@ class Composite(Base):
     wants_pp1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
     work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of value for a second
+    # What lists are sorted by: tenths of a t-level, and hundredths of the target that are reached (10,000 at most).
+    listed_t_level: Mapped[int] = mapped_column(
+        Integer, Computed("floor(current_t_level * 10)::integer", persisted=True)
+    )
+    listed_progress: Mapped[int] = mapped_column(
+        Integer,
+        Computed(
+            "CASE WHEN target_t_level > 0"
+            " THEN floor(least(current_t_level / target_t_level, 100) * 100)::integer ELSE 100 END",
+            persisted=True,
+        ),
+    )
+
+
+# Numbers by how they are written, as far as anybody types it, in the operator class that LIKE 'beginning%' asks for.
+Index(
+    "composites_by_text",
+    func.left(Composite.number, 60).label("beginning"),
+    Composite.id,
+    postgresql_ops={"beginning": "text_pattern_ops"},
+)
 
 
 class CompositeAlias(Base):
@@ -199,6 +236,17 @@ class Factor(Base):
         Index("factors_value", "factor_sha256"),
         Index("factors_child", "child_composite_id", postgresql_where=text("child_composite_id IS NOT NULL")),
         Index("factors_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
+        Index("factors_newest", "created_at", "id", postgresql_include=["digit_length", "is_prime"]),
+        Index("factors_largest", "digit_length", "id", postgresql_include=["is_prime"]),
+        Index(
+            "factors_client",
+            "client_id",
+            "created_at",
+            "id",
+            postgresql_include=["digit_length", "is_prime"],
+            postgresql_where=text("client_id IS NOT NULL"),
+        ),
+        Index("factors_unproven", "id", postgresql_where=text("is_prime IS NOT TRUE")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
