@@ -47,7 +47,8 @@ DEFAULT_DAYS = 5.0
 SLACK, SHORTEST_LEASE = 3.0, 1800
 # A lease is not planned for less than this share of its target length, or claims would be most of the work.
 SHORTEST_SHARE = 1 / 60
-ASK_AGAIN_SOONEST, ASK_AGAIN_LATEST = 30, 600
+# Seconds after which to ask again; while leases are out, any of them may end and leave work at any time.
+ASK_AGAIN_SOONEST, ASK_AGAIN_WHILE_LEASED, ASK_AGAIN_LATEST = 30, 120, 600
 
 # What of a wish is a filter as it stands.
 FILTERED = ("min_digits", "max_digits", "min_priority", "min_target", "max_target", "max_current")
@@ -397,9 +398,10 @@ def _reasons(connection: Connection, row: Row, wanted: Wanted) -> Iterator[str]:
 
 
 def _none(connection: Connection) -> NoWork:
-    """No work: ask again when the next lease runs out, within bounds."""
+    """No work: ask again when the next lease runs out, or soon, for leases end before that too."""
     soonest = select(func.min(WorkAssignment.expires_at)).where(WorkAssignment.closed_at.is_(None))
     expires_at = connection.execute(soonest).scalar_one()
     seconds = ASK_AGAIN_LATEST if expires_at is None else (expires_at - datetime.now(UTC)).total_seconds()
-    retry_after = int(min(max(seconds, ASK_AGAIN_SOONEST), ASK_AGAIN_LATEST))
+    latest = ASK_AGAIN_LATEST if expires_at is None else ASK_AGAIN_WHILE_LEASED
+    retry_after = int(min(max(seconds, ASK_AGAIN_SOONEST), latest))
     return NoWork(f"There is no work like this now; ask again in {retry_after} seconds.", retry_after)
