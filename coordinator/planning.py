@@ -26,6 +26,9 @@ _LOG_DIGITS, _LOG_MICROSECONDS = np.log(PRICED_DIGITS), np.log(MICROSECONDS)
 # Stage 2 with the default B2, in units of stage 1's time, falls slowly as B1 grows.
 STAGE2_AT_11000, STAGE2_EXPONENT = 1.2, -0.12
 
+# What is less likely than this is not to be found: near 1e-308 a double has too few digits left to be compared.
+SMALLEST_CHANCE = 1e-300
+
 PARAMETRIZATION = 1  # GMP-ECM's own choice on a processor, for numbers without a special form
 # B1 from which on a t-level is customarily reached; P-1 and P+1 go one step further.
 CUSTOMARY_B1 = (
@@ -124,7 +127,7 @@ def value_per_second(vector: Array, digits: int) -> float:
     """
     left = _left(vector, digits)
     certainty = -math.expm1(-float(left.sum()))
-    if certainty <= 0.0:
+    if certainty < SMALLEST_CHANCE:
         return 0.0
     ladder = _curves(B1_LADDER, DEFAULT_B2)
     return float(np.max(ladder.chance @ left / _prices(B1_LADDER, DEFAULT_B2, digits))) / certainty

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator import effort, planning
@@ -264,6 +264,7 @@ def test_at_the_target_there_is_no_plan():
 
 @settings(deadline=None, max_examples=150)
 @given(efforts, st.integers(41, 3000), runs)
+@example(effort.effort_of([(11_000_000, -1, 1, 205), (2_900_000_000, 0, 1, 1475)]), 41, (43_000_000, -1, 1, 95))
 def test_value_falls_as_work_is_done(vector, digits, run):
     before = value_per_second(vector, digits)
     done = value_per_second(vector + effort.effort_of([run]), digits)
