@@ -1,17 +1,21 @@
 """Projects: names that numbers are put together under."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, Row, delete, func, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from coordinator import cursors
 from coordinator.audit import By
 from coordinator.refusals import Conflict, Unknown
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Project, ProjectComposite
 
+# Lists of projects do not count further than this in each.
+MOST_COUNTED = 10_000
 
-def create(engine: Engine, by: By, name: str) -> Row[Any]:
+
+def create(engine: Engine, by: By, name: str) -> Row:
     """A new project's row. Raises Conflict if there is one of that name."""
     with unit_of_work(engine, "create_project") as connection:
         made = insert(Project).values(name=name).on_conflict_do_nothing().returning(Project)
@@ -28,8 +32,7 @@ def remove(engine: Engine, by: By, *, project_id: int | None = None, name: str |
     with unit_of_work(engine, "delete_project") as connection:
         row = connection.execute(select(Project).where(chosen).with_for_update()).one_or_none()
         if row is None:
-            which = f"with id {project_id}" if name is None else repr(name[:200])
-            raise Unknown("unknown_project", f"There is no project {which}")
+            raise _unknown(project_id, name)
         left = connection.execute(delete(ProjectComposite).where(ProjectComposite.project_id == row.id)).rowcount
         connection.execute(delete(Project).where(Project.id == row.id))
         gone = {"project_id": row.id, "name": row.name, "composites": left}
@@ -37,9 +40,41 @@ def remove(engine: Engine, by: By, *, project_id: int | None = None, name: str |
     return gone
 
 
-def listed(engine: Engine, limit: int) -> list[Row[Any]]:
-    """Projects by name, each with how many numbers are in it."""
-    numbers = select(func.count()).where(ProjectComposite.project_id == Project.id).scalar_subquery()
-    statement = select(Project.id, Project.name, Project.created_at, numbers.label("composites"))
+class Page(NamedTuple):
+    rows: list[Row]
+    next: str | None
+
+
+def page(engine: Engine, *, limit: int, cursor: str | None = None) -> Page:
+    """Projects by name, each with how many numbers are in it, up to MOST_COUNTED. Raises cursors.BadCursor."""
+    statement = _counted().order_by(Project.name).limit(limit + 1)
+    if cursor is not None:
+        (name,) = cursors.decode("projects", cursor, (str,))
+        statement = statement.where(Project.name > name)
     with engine.connect() as connection:
-        return list(connection.execute(statement.order_by(Project.name).limit(limit)))
+        rows = list(connection.execute(statement))
+    more = cursors.encode("projects", (rows[limit - 1].name,)) if len(rows) > limit else None
+    return Page(rows[:limit], more)
+
+
+def find(engine: Engine, *, project_id: int | None = None, name: str | None = None) -> Row:
+    """A project by its id or its name, as in `page`. Raises Unknown."""
+    chosen: ColumnElement[bool] = Project.id == project_id if name is None else Project.name == name
+    with engine.connect() as connection:
+        row = connection.execute(_counted().where(chosen)).one_or_none()
+    if row is None:
+        raise _unknown(project_id, name)
+    return row
+
+
+def _counted() -> Select[Any]:
+    members = select(ProjectComposite.composite_id).where(ProjectComposite.project_id == Project.id)
+    counted = (
+        select(func.count()).select_from(members.correlate(Project).limit(MOST_COUNTED).subquery()).scalar_subquery()
+    )
+    return select(Project.id, Project.name, Project.created_at, counted.label("composites"))
+
+
+def _unknown(project_id: int | None, name: str | None) -> Unknown:
+    which = f"with id {project_id}" if name is None else repr(name[:200])
+    return Unknown("unknown_project", f"There is no project {which}")

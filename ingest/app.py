@@ -16,6 +16,8 @@ from ingest.admin.composites_upload import admin_upload
 from ingest.admin.records import admin_records
 from ingest.admin.submissions import admin_submissions
 from ingest.admin.work import admin_work
+from ingest.directory import directory
+from ingest.factors import factors
 from ingest.operations import health, operations
 from ingest.problems import answer_with_problems
 from ingest.results import results
@@ -49,6 +51,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
     app.register_api(results)
     app.register_api(stats)
+    app.register_api(factors)
+    app.register_api(directory)
     app.register_api(work)
     app.register_api(admin_work)
     app.register_api(admin_upload)

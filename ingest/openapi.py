@@ -48,10 +48,26 @@ def takes(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": array, "application/x-ndjson": one}}
 
 
+AWAY: dict[Any, Any] = {503: problem("The database is away; send the same again later")}
+TOO_MANY: dict[Any, Any] = {429: problem("Too many requests of this client or address; `Retry-After` says when")}
+CLIENT_KEY: dict[Any, Any] = {
+    401: problem("This server asks for the client's key, or the one in Authorization is none"),
+    403: problem("`wrong_client`: the key is another client's"),
+}
+# An empty requirement beside the other: a key can be left out where it is not asked for.
+BY_CLIENT: list[dict[str, list[str]]] = [{}, {"client_key": []}]
+
+
 def blueprint(name: str, tag: Tag, url_prefix: str = API) -> APIBlueprint:
     """A blueprint whose views are documented under `tag`, with the errors that any of them can give."""
-    errors: dict[Any, Any] = {503: problem("The database is away; send the same again later")}
+    errors = AWAY | TOO_MANY if url_prefix == API else AWAY
     return APIBlueprint(name, name, abp_tags=[tag], abp_responses=errors, url_prefix=url_prefix)
+
+
+def client_blueprint(name: str, tag: Tag) -> APIBlueprint:
+    """A blueprint for what clients do under their own names, with a key where the server asks for one."""
+    errors = AWAY | TOO_MANY | CLIENT_KEY
+    return APIBlueprint(name, name, abp_tags=[tag], abp_security=BY_CLIENT, abp_responses=errors, url_prefix=API)
 
 
 def admin_blueprint(name: str, tag: Tag) -> APIBlueprint:
@@ -60,7 +76,8 @@ def admin_blueprint(name: str, tag: Tag) -> APIBlueprint:
         401: problem("No X-Admin-Key"),
         403: problem("A wrong X-Admin-Key"),
         422: problem("A parameter or the body is missing or malformed"),
-        503: problem("The database is away; send the same again later"),
+        **AWAY,
+        **TOO_MANY,
     }
     key: list[dict[str, list[str]]] = [{"admin_key": []}]
     return APIBlueprint(name, name, abp_tags=[tag], abp_security=key, abp_responses=errors, url_prefix=f"{API}/admin")
@@ -78,7 +95,10 @@ def make_app() -> OpenAPI:
         doc_ui=False,
         validation_error_model=Problem,
         validation_error_callback=lambda error: invalid(error, "query").response(),
-        security_schemes={"admin_key": {"type": "apiKey", "in": "header", "name": "X-Admin-Key"}},
+        security_schemes={
+            "admin_key": {"type": "apiKey", "in": "header", "name": "X-Admin-Key"},
+            "client_key": {"type": "http", "scheme": "bearer", "description": "`ecm-coordinator clients add NAME`"},
+        },
         static_folder=None,
     )
     app.openapi_version = "3.1.0"

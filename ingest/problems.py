@@ -10,7 +10,9 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
+from coordinator.cursors import BadCursor
 from coordinator.expressions import ExpressionError, shorten
+from coordinator.refusals import Conflict, Refusal, Unknown
 from coordinator.unit_of_work import is_transient
 from models.wire import Name, printable
 
@@ -120,6 +122,16 @@ def answer_with_problems(app: Flask) -> None:
     @app.errorhandler(ExpressionError)
     def _unreadable(error: ExpressionError) -> Response:
         return unreadable_number(error).response()
+
+    @app.errorhandler(Refusal)
+    def _refused(error: Refusal) -> Response:
+        status = 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 400
+        return Problem(status, error.reason, f"{error}.").response()
+
+    @app.errorhandler(BadCursor)
+    def _bad_cursor(error: BadCursor) -> Response:
+        detail = f"{error}."
+        return Problem(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]).response()
 
     @app.errorhandler(HTTPException)
     def _http(error: HTTPException) -> Response:

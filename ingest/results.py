@@ -36,6 +36,7 @@ Answer = TypeVar("Answer")
 @results.post(
     "/submit_result",
     operation_id="submit_result",
+    security=openapi.BY_CLIENT,
     request_body=openapi.takes(SubmitResult),
     responses={
         200: ResultAnswer,
@@ -44,6 +45,7 @@ Answer = TypeVar("Answer")
         404: openapi.problem("`unknown_composite`: this server takes results for its own numbers only"),
         413: openapi.problem("The body is too large"),
         422: openapi.problem("Malformed; nothing was stored"),
+        **openapi.CLIENT_KEY,
     },
 )
 def submit_result() -> Response:
@@ -80,8 +82,9 @@ def submit_result() -> Response:
 @results.post(
     "/submit_results",
     operation_id="submit_results",
+    security=openapi.BY_CLIENT,
     request_body=openapi.takes(SubmitResult, many=True),
-    responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one")},
+    responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one"), **openapi.CLIENT_KEY},
 )
 def submit_results() -> Response:
     """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other.

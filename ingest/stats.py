@@ -1,43 +1,140 @@
-"""Reading what is known about a number."""
+"""Reading what is known about numbers: one, many at once, and lists of them."""
 
-import orjson
-from flask import Response, current_app
+from typing import Any
+
+from flask import Response
 from pydantic import BaseModel, Field
 
-from coordinator import queries
+from coordinator import listing, standing
 from coordinator.expressions import parse_number, shorten
 from ingest import openapi
+from ingest.answers import engine, json_of, settings
+from ingest.bodies import read_body
 from ingest.problems import Problem
 from models.wire import CompositeStats
+from models.wire_admin import CompositePath
+from models.wire_reading import (
+    BatchStatus,
+    CompositeEffortAnswer,
+    CompositesPage,
+    CompositesQuery,
+    CompositeWhole,
+    MostAdvanced,
+    Numbers,
+    TopProgress,
+)
 
 # The web process evaluates what it is asked for, and its other requests wait meanwhile.
 LONGEST_EXPRESSION = 1000
+TOO_MANY_ALIKE = "More numbers begin like this than can be looked through; these are only of some of them"
+INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}
+UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
+UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 
 stats = openapi.blueprint("stats", openapi.READING)
 
 
-class CompositePath(BaseModel):
+class WrittenPath(BaseModel):
     composite: str = Field(description="decimal or an expression; may contain /")
 
 
-@stats.get(
-    "/stats/<path:composite>",
-    operation_id="composite_stats",
-    responses={
-        200: CompositeStats,
-        404: openapi.problem("`unknown_composite`"),
-        422: openapi.problem("No number, or too large a one"),
-    },
-)
-def composite_stats(path: CompositePath) -> Response:
-    """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
-    max_digits = current_app.config["SETTINGS"].max_digits
-    if len(path.composite) > LONGEST_EXPRESSION and not path.composite.isdigit():
-        detail = f"An expression of {len(path.composite)} characters takes too long to compute here; "
+def check_written(written: str, field: str) -> None:
+    """Raise a problem for what would take too long to be looked up here."""
+    if len(written) > LONGEST_EXPRESSION and not written.isdigit():
+        detail = f"An expression of {len(written)} characters takes too long to compute here; "
         detail += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
-        raise Problem(422, "number_too_large", detail, errors=[{"field": "composite", "message": detail}])
-    parse_number(path.composite, max_digits)
-    found = queries.composite_stats(current_app.config["ENGINE"], path.composite, max_digits)
+        raise Problem(422, "number_too_large", detail, errors=[{"field": field, "message": detail}])
+
+
+@stats.get(
+    "/stats/<path:composite>", operation_id="composite_stats", responses={200: CompositeStats, **UNKNOWN, **INVALID}
+)
+def composite_stats(path: WrittenPath) -> Response:
+    """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
+    check_written(path.composite, "composite")
+    parse_number(path.composite, settings().max_digits)
+    found = standing.composite_stats(engine(), path.composite, settings().max_digits)
     if found is None:
         raise Problem(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
-    return Response(orjson.dumps(found), 200, content_type="application/json")
+    return json_of(CompositeStats, found)
+
+
+@stats.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT, **INVALID})
+def composites(query: CompositesQuery) -> Response:
+    """A page of the numbers that pass these filters, in one of several orders."""
+    if query.text is not None:
+        check_written(query.text, "text")
+    given = query.model_dump(include=set(listing.Filters.__dataclass_fields__))
+    found = listing.composites(
+        engine(),
+        listing.Filters(**given),
+        sort=query.sort,
+        descending=query.descending,
+        limit=query.limit,
+        cursor=query.cursor,
+        max_digits=settings().max_digits,
+    )
+    message = TOO_MANY_ALIKE if found.is_cut else f"{len(found.rows)} numbers"
+    rows = [row._mapping for row in found.rows]
+    return json_of(CompositesPage, {"composites": rows, "next": found.next, "message": message})
+
+
+@stats.get(
+    "/composites/<int:composite_id>", operation_id="composite", responses={200: CompositeWhole, **UNKNOWN, **INVALID}
+)
+def composite(path: CompositePath) -> Response:
+    """One composite by its id: all of /stats, its tree of factors, and what work it has and wants."""
+    return json_of(CompositeWhole, standing.composite(engine(), path.composite_id))
+
+
+@stats.get(
+    "/composites/<int:composite_id>/effort",
+    operation_id="composite_effort",
+    responses={200: CompositeEffortAnswer, **UNKNOWN, **INVALID},
+)
+def composite_effort(path: CompositePath) -> Response:
+    """How much was done on it: the chance that a factor of 10 to 100 digits was missed, and the curves behind it."""
+    return json_of(CompositeEffortAnswer, standing.composite_effort(engine(), path.composite_id))
+
+
+@stats.post(
+    "/composites/batch-status",
+    operation_id="batch_status",
+    request_body=openapi.takes(Numbers),
+    responses={200: BatchStatus, **INVALID},
+)
+def batch_status() -> Response:
+    """How up to 1,000 numbers stand, each by any value it has ever had."""
+    asked = read_body(Numbers)
+    found = standing.batch_status(engine(), asked.numbers, settings().max_digits)
+    results = [
+        {
+            "number": shorten(one.asked),
+            "composite": None if one.row is None else one.row._mapping,
+            "message": None if one.row is not None else one.problem or "is not a number of this server",
+        }
+        for one in found
+    ]
+    known = sum(one.row is not None for one in found)
+    return json_of(BatchStatus, {"results": results, "found": known, "not_found": len(found) - known})
+
+
+@stats.post(
+    "/composites/top-progress",
+    operation_id="top_progress",
+    request_body=openapi.takes(TopProgress),
+    responses={200: MostAdvanced, **UNKNOWN_PROJECT, **INVALID},
+)
+def top_progress() -> Response:
+    """The numbers that are nearest to their targets, nearest first."""
+    asked = read_body(TopProgress)
+    chosen = standing.Nearest(
+        project=asked.project_name,
+        min_priority=asked.min_priority,
+        include_factored=asked.include_factored,
+        numbers=asked.formulas,
+        min_difficulty=asked.min_difficulty,
+        max_difficulty=asked.max_difficulty,
+    )
+    rows = standing.top_progress(engine(), chosen, limit=asked.limit, max_digits=settings().max_digits)
+    return json_of(MostAdvanced, {"composites": [row._mapping for row in rows]})

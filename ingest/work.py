@@ -30,7 +30,7 @@ from models.wire_work import (
     WorkFilters,
 )
 
-work = openapi.blueprint("work", openapi.WORK)
+work = openapi.client_blueprint("work", openapi.WORK)
 
 LEASES_SHOWN = 50
 NOT_YOURS: dict[Any, Any] = {

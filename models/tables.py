@@ -40,12 +40,22 @@ def _of_wanting(name: str, work: str, *order: str | TextClause) -> Index:
     return Index(f"composites_{name}", *order, "id", postgresql_where=wanting, postgresql_include=filtered)
 
 
+LISTED_T_LEVEL = "floor(current_t_level * 10)::integer"
+LISTED_PROGRESS = """
+CASE WHEN target_t_level > 0 THEN floor(least(current_t_level / target_t_level, 100) * 100)::integer ELSE 100 END
+"""
+LISTED_STATE = """
+CASE WHEN is_fully_factored AND is_prime THEN 'prime' WHEN is_fully_factored THEN 'fully_factored'
+     WHEN is_prime IS NULL THEN 'unknown' ELSE 'composite' END
+"""
+
+
 def _of_lists(name: str, *order: str, also: tuple[str, ...] = (), where: str | None = None) -> Index:
     """An index that lists are read in the order of: filters look at it alone, and only what is shown is read."""
-    listed = ["digit_length", "listed_t_level", "listed_progress", "priority", "is_prime", "is_fully_factored", *also]
+    listed = ["digit_length", "listed_t_level", "listed_progress", "listed_state", "priority", *also]
     columns = [column for column in listed if column not in order]
     chosen = text(where) if where else None
-    return Index(f"composites_by_{name}", *order, "id", postgresql_include=columns, postgresql_where=chosen)
+    return Index(f"composites_by_{name}", *order, postgresql_include=columns, postgresql_where=chosen)
 
 
 class Composite(Base):
@@ -73,13 +83,14 @@ class Composite(Base):
         _of_wanting("pm1", "pm1", "digit_length"),
         _of_wanting("pp1", "pp1", "digit_length"),
         Index("composites_held", "held_at", postgresql_where=text("hold IS NOT NULL")),
-        _of_lists("digits", "digit_length"),
-        _of_lists("t_level", "listed_t_level"),
-        _of_lists("progress", "listed_progress", also=("snfs_difficulty",)),
-        _of_lists("priority", "priority"),
+        _of_lists("id", "id"),
+        _of_lists("creation", "created_at", "id"),
+        _of_lists("digits", "digit_length", "id"),
+        _of_lists("t_level", "listed_t_level", "id"),
+        _of_lists("progress", "listed_progress", "id", also=("snfs_difficulty",)),
+        _of_lists("priority", "priority", "id"),
         # All but the many that are composite, so that few of a kind are found at once.
-        _of_lists("state", "is_fully_factored", "is_prime", where="is_fully_factored OR is_prime IS NULL"),
-        Index("composites_by_creation", "created_at", "id"),
+        _of_lists("state", "listed_state", "id", where="listed_state <> 'composite'"),
         CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
         # Every result updates its composite's row: room on the page keeps those updates from moving it.
         {"postgresql_with": {"fillfactor": "70"}},
@@ -121,18 +132,11 @@ class Composite(Base):
     wants_pp1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
     work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of value for a second
-    # What lists are sorted by: tenths of a t-level, and hundredths of the target that are reached (10,000 at most).
-    listed_t_level: Mapped[int] = mapped_column(
-        Integer, Computed("floor(current_t_level * 10)::integer", persisted=True)
-    )
-    listed_progress: Mapped[int] = mapped_column(
-        Integer,
-        Computed(
-            "CASE WHEN target_t_level > 0"
-            " THEN floor(least(current_t_level / target_t_level, 100) * 100)::integer ELSE 100 END",
-            persisted=True,
-        ),
-    )
+    # What lists sort and filter by: tenths of a t-level, hundredths of the target reached (10,000 at most), and
+    # in a word what is known of it. PostgreSQL computes them; rounded, they and their indexes outlast most results.
+    listed_t_level: Mapped[int] = mapped_column(Integer, Computed(LISTED_T_LEVEL, persisted=True))
+    listed_progress: Mapped[int] = mapped_column(Integer, Computed(LISTED_PROGRESS, persisted=True))
+    listed_state: Mapped[str] = mapped_column(Computed(LISTED_STATE, persisted=True))
 
 
 # Numbers by how they are written, as far as anybody types it, in the operator class that LIKE 'beginning%' asks for.

@@ -43,7 +43,7 @@ class ProjectPath(Wire):
 
 
 class ProjectNamePath(Wire):
-    name: str = Field(description="may contain /")
+    name: Annotated[str, AfterValidator(printable)] = Field(description="may contain /")
 
 
 class SubmissionPath(Wire):

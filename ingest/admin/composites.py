@@ -6,7 +6,8 @@ from sqlalchemy import Row
 from coordinator import administration, deletions, maintenance, overview
 from coordinator.administration import Provenance
 from ingest import openapi
-from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, engine, make, settings
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
+from ingest.answers import engine, settings
 from ingest.bodies import read_body
 from ingest.problems import Problem
 from ingest.stats import LONGEST_EXPRESSION

@@ -8,8 +8,9 @@ from flask import Response
 from coordinator import administration, deletions, overview, projects
 from coordinator.administration import Provenance
 from ingest import openapi
-from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, engine, make, settings
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
 from ingest.admin.composites import factored
+from ingest.answers import engine, settings
 from ingest.bodies import read_body
 from models.wire_admin import (
     AttemptDeleted,

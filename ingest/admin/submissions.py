@@ -5,7 +5,8 @@ from sqlalchemy import Row
 
 from coordinator import dead_letters
 from ingest import openapi
-from ingest.admin.blueprints import answer, by, engine, make, settings
+from ingest.admin.blueprints import answer, by, make
+from ingest.answers import engine, settings
 from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
 from tasks.doorbell import ring_jobs, ring_submission
 

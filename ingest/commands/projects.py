@@ -29,7 +29,7 @@ def ls(as_json: bool, home: Path | None) -> None:
     from coordinator import projects as registry
 
     with database(home) as engine:
-        rows = registry.listed(engine, MANY)
+        rows = registry.page(engine, limit=MANY).rows
     if as_json:
         print_json([{**row._asdict()} for row in rows])
     elif not rows:

@@ -4,7 +4,7 @@ import pytest
 from pipeline import SETTINGS, assert_sound, receive, result, rows, submit
 from primes import prime, product
 
-from coordinator import inbox, queries, registry, results, rounds
+from coordinator import inbox, registry, results, rounds, standing
 from coordinator.expressions import ExpressionError
 
 NUMBER = "2^1277-1"
@@ -48,7 +48,7 @@ def test_a_composite_has_so_many_spellings_and_no_more(engine):
 def test_what_was_refused_or_only_asked_for_leaves_no_spelling(engine):
     submit(engine, result(NUMBER))
     assert submit(engine, result("2**1277-1", "999")).state == "rejected"
-    assert queries.composite_stats(engine, "2^1277 - 1", SETTINGS.max_digits) is not None
+    assert standing.composite_stats(engine, "2^1277 - 1", SETTINGS.max_digits) is not None
     assert spellings(engine) == hashes(NUMBER, DECIMAL)
 
 

@@ -1,0 +1,38 @@
+"""Clients, as upkeep has noted them: by name, or those seen last first."""
+
+from typing import NamedTuple
+
+from sqlalchemy import Engine, Row, select, tuple_
+
+from coordinator import cursors
+from models.tables import Client
+
+BY_NAME, BY_LAST_SEEN = "name", "last_seen"
+
+
+class Page(NamedTuple):
+    rows: list[Row]
+    next: str | None
+
+
+def page(engine: Engine, *, order: str = BY_LAST_SEEN, limit: int = 100, cursor: str | None = None) -> Page:
+    """(name, first_seen, last_seen) of clients, by name or those seen last first. Raises cursors.BadCursor."""
+    question = f"clients {order}"
+    statement = select(Client.name, Client.first_seen, Client.last_seen).limit(limit + 1)
+    if order == BY_NAME:
+        statement = statement.order_by(Client.name)
+        if cursor is not None:
+            (name,) = cursors.decode(question, cursor, (str,))
+            statement = statement.where(Client.name > name)
+    else:
+        statement = statement.order_by(Client.last_seen.desc(), Client.name.desc())
+        if cursor is not None:
+            seen, name = cursors.decode(question, cursor, (str, str))
+            statement = statement.where(tuple_(Client.last_seen, Client.name) < tuple_(cursors.moment(seen), name))
+    with engine.connect() as connection:
+        rows = list(connection.execute(statement))
+    if len(rows) <= limit:
+        return Page(rows, None)
+    last = rows[limit - 1]
+    place = (last.name,) if order == BY_NAME else (cursors.written(last.last_seen), last.name)
+    return Page(rows[:limit], cursors.encode(question, place))

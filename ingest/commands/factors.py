@@ -1,0 +1,123 @@
+"""`ecm-coordinator factors`: what was found, on the database itself."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from config.settings import settings
+from ingest.commands.answers import JSON_OPTION, sentences
+from ingest.commands.database import HOME_OPTION, database, one_line
+from ingest.commands.tables import add_row, print_json, print_table, table_of
+
+if TYPE_CHECKING:  # the command's --help needs no models
+    from sqlalchemy import Row
+
+    from models.wire_reading import FactorListed
+
+DIGITS = click.IntRange(0, 1_000_000)
+PROJECT = click.option("--project", callback=one_line, help="Only factors of this project's numbers.")
+CLIENT = click.option("--client", callback=one_line, help="Only what this client found.")
+
+
+@click.group()
+def factors() -> None:
+    """Factors: look, and write them into a file.
+
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    """
+
+
+@factors.command()
+@click.argument("number", required=False, callback=one_line)
+@PROJECT
+@CLIENT
+@click.option("--min-digits", type=DIGITS, help="Only factors of at least so many digits.")
+@click.option("--max-digits", type=DIGITS, help="Only factors of at most so many digits.")
+@click.option("--largest", is_flag=True, help="The largest first, instead of the newest.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@JSON_OPTION
+@HOME_OPTION
+def ls(
+    *,
+    number: str | None,
+    project: str | None,
+    client: str | None,
+    min_digits: int | None,
+    max_digits: int | None,
+    largest: bool,
+    limit: int,
+    as_json: bool,
+    home: Path | None,
+) -> None:
+    """Show factors, the newest first; with NUMBER those of this number (any value it has had)."""
+    from coordinator import factors as registry
+    from models.wire_reading import FactorListed
+
+    filters = registry.Filters(number and number.strip(), project, client, min_digits, max_digits)
+    order = registry.LARGEST if largest else registry.NEWEST
+    rows: list[Row] = []
+    cursor = None
+    with database(home) as engine, sentences():
+        while len(rows) < limit:
+            page = registry.page(
+                engine,
+                filters,
+                order=order,
+                limit=limit - len(rows),
+                cursor=cursor,
+                max_digits=settings().max_digits,
+            )
+            rows += page.rows
+            cursor = page.next
+            if cursor is None:
+                break
+    shown = [FactorListed.model_validate(row._mapping) for row in rows]
+    if as_json:
+        print_json([one.model_dump() for one in shown])
+    elif not shown:
+        click.echo("There is no such factor.")
+    else:
+        _print_factors(shown)
+    if cursor is not None:
+        click.echo(f"There may be more than these {len(rows)}; --limit shows them, export writes all.", err=True)
+
+
+def _print_factors(listed: "list[FactorListed]") -> None:
+    from coordinator.expressions import shorten
+
+    table = table_of("id", ">digits", "factor", "of", "prime", "client", "method", ">B1", "sigma", "recorded")
+    for one in listed:
+        prime = "" if one.is_prime is None else "yes" if one.is_prime else "no"
+        how = (one.client_id or one.origin, one.method or "", "" if one.b1 is None else f"{one.b1:,}", one.sigma or "")
+        when = one.created_at.strftime("%Y-%m-%d %H:%M")
+        what = (f"{one.factor_id}", f"{one.digit_length}", shorten(one.factor), shorten(one.number), prime)
+        add_row(table, *what, *how, when)
+    print_table(table)
+
+
+@factors.command()
+@click.argument("file", type=click.File("w", encoding="utf-8", lazy=True))
+@click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True)
+@PROJECT
+@CLIENT
+@click.option("--since", type=click.DateTime(), help="Only those recorded since then, in UTC.")
+@HOME_OPTION
+def export(
+    *,
+    file: TextIO,
+    form: str,
+    project: str | None,
+    client: str | None,
+    since: datetime | None,
+    home: Path | None,
+) -> None:
+    """Write factors into FILE (- for standard output), the oldest first."""
+    from coordinator import factors as registry
+    from ingest.factor_files import lines
+
+    from_then = since and since.replace(tzinfo=UTC)
+    with database(home) as engine, sentences():
+        for text in lines(registry.export(engine, project=project, client_id=client, since=from_then), form):
+            file.write(text)

@@ -1,0 +1,48 @@
+"""Reading who and what there is beside numbers and factors: projects and clients."""
+
+from typing import Any
+
+from flask import Response
+
+from coordinator import clients, projects
+from ingest import openapi
+from ingest.answers import engine, json_of
+from models.wire_admin import ProjectNamePath, ProjectPath
+from models.wire_reading import ClientsPage, ClientsQuery, PageQuery, ProjectListed, ProjectsPage
+
+UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
+INVALID: dict[Any, Any] = {422: openapi.problem("A parameter or the cursor is malformed")}
+
+directory = openapi.blueprint("directory", openapi.READING)
+
+
+@directory.get("/projects", operation_id="projects", responses={200: ProjectsPage, **INVALID})
+def all_projects(query: PageQuery) -> Response:
+    """A page of the projects, by name."""
+    found = projects.page(engine(), limit=query.limit, cursor=query.cursor)
+    return json_of(ProjectsPage, {"projects": [row._mapping for row in found.rows], "next": found.next})
+
+
+@directory.get(
+    "/projects/<int:project_id>", operation_id="project", responses={200: ProjectListed, **UNKNOWN, **INVALID}
+)
+def project(path: ProjectPath) -> Response:
+    """One project by its id."""
+    return json_of(ProjectListed, projects.find(engine(), project_id=path.project_id)._mapping)
+
+
+@directory.get(
+    "/projects/by-name/<path:name>",
+    operation_id="project_by_name",
+    responses={200: ProjectListed, **UNKNOWN, **INVALID},
+)
+def project_by_name(path: ProjectNamePath) -> Response:
+    """One project by its name."""
+    return json_of(ProjectListed, projects.find(engine(), name=path.name)._mapping)
+
+
+@directory.get("/clients", operation_id="clients", responses={200: ClientsPage, **INVALID})
+def all_clients(query: ClientsQuery) -> Response:
+    """A page of the clients, those seen last first, or by name; noted by upkeep, so up to a minute late."""
+    found = clients.page(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
+    return json_of(ClientsPage, {"clients": [row._mapping for row in found.rows], "next": found.next})

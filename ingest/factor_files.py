@@ -1,0 +1,43 @@
+"""Factors as a file: CSV that spreadsheets open, and NDJSON for programs."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import Row
+
+from models.wire_reading import FactorListed
+
+FORMATS = ("csv", "ndjson")
+CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+COLUMNS = tuple(FactorListed.model_fields)
+# What a spreadsheet takes a cell for a formula by, were it not for an apostrophe (OWASP, "CSV Injection").
+FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def lines(batches: Iterable[list[Row]], form: str) -> Iterator[str]:
+    """The file's text, piece by piece, of batches of coordinator.factors' rows; `form` is one of FORMATS."""
+    if form == "ndjson":
+        for batch in batches:
+            yield "".join(f"{FactorListed.model_validate(row._mapping).model_dump_json()}\n" for row in batch)
+        return
+    yield _csv([COLUMNS])
+    for batch in batches:
+        listed = (FactorListed.model_validate(row._mapping).model_dump(mode="json") for row in batch)
+        yield _csv([_cell(one[name]) for name in COLUMNS] for one in listed)
+
+
+def _csv(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Numbers may be negative (a B2 of -1); only what somebody wrote can be meant as a formula.
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA_BEGINNINGS) else value
+    return "" if value is None else str(value)

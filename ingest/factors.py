@@ -1,0 +1,59 @@
+"""Reading factors: lists, one, and all of them as a file."""
+
+from typing import Any
+
+from flask import Response
+
+from coordinator import factors as registry
+from ingest import openapi
+from ingest.answers import engine, json_of, settings
+from ingest.factor_files import CONTENT_TYPES, lines
+from ingest.stats import check_written
+from models.wire_admin import FactorPath
+from models.wire_reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
+
+UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite` or `unknown_project`")}
+INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}
+
+factors = openapi.blueprint("factors", openapi.READING)
+
+
+@factors.get("/factors", operation_id="factors", responses={200: FactorsPage, **UNKNOWN, **INVALID})
+def listed(query: FactorsQuery) -> Response:
+    """A page of the factors that pass these filters, the newest or the largest first."""
+    if query.composite is not None:
+        check_written(query.composite, "composite")
+    filters = registry.Filters(
+        query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
+    )
+    found = registry.page(
+        engine(), filters, order=query.order, limit=query.limit, cursor=query.cursor, max_digits=settings().max_digits
+    )
+    return json_of(FactorsPage, {"factors": [row._mapping for row in found.rows], "next": found.next})
+
+
+@factors.get(
+    "/factors/<int:factor_id>",
+    operation_id="factor",
+    responses={200: FactorListed, 404: openapi.problem("`unknown_factor`")},
+)
+def one(path: FactorPath) -> Response:
+    """One factor by its id."""
+    return json_of(FactorListed, registry.one(engine(), path.factor_id)._mapping)
+
+
+@factors.get(
+    "/export/factors",
+    operation_id="export_factors",
+    responses={
+        200: {"description": "CSV with a header, or NDJSON", "content": {kind: {} for kind in CONTENT_TYPES.values()}},
+        404: openapi.problem("`unknown_project`"),
+        **INVALID,
+    },
+)
+def export(query: ExportQuery) -> Response:
+    """All factors, or a project's or a client's, oldest first, streamed."""
+    batches = registry.export(engine(), project=query.project, client_id=query.client_id, since=query.since)
+    answer = Response(lines(batches, query.format), 200, content_type=CONTENT_TYPES[query.format])
+    answer.headers["Content-Disposition"] = f"attachment; filename=factors.{query.format}"
+    return answer
