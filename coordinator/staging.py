@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from coordinator import effort, jobs
+from coordinator import jobs
 from coordinator.registry import COFACTOR, NUMBER
 from coordinator.screening import NUMBER_COLUMNS, PIECE_COLUMNS, RUN_COLUMNS, Screened
 
@@ -71,7 +71,7 @@ INSERT INTO composites (
 )
 SELECT i.id, written, value_sha256, coalesce(cofactor, written), digit_length, is_prime, finished,
        coalesce(priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
-       t_level, coalesce(effort, :no_effort), wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value
+       t_level, coalesce(effort, ''), wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value
 FROM fresh JOIN incoming i USING (line)
 WHERE line BETWEEN :first AND :last ORDER BY line
 ON CONFLICT (value_sha256) DO NOTHING
@@ -182,8 +182,7 @@ class Staging:
     def _insert(self, first: int, last: int, priority: int | None) -> list[jobs.Ring]:
         run, span = self._connection.execute, _span(first, last)
         expected = self._fresh(first, last)
-        nothing = effort.no_effort().astype("<f8").tobytes()
-        inserted = run(text(_COMPOSITES), span | {"priority": priority, "no_effort": nothing}).rowcount
+        inserted = run(text(_COMPOSITES), span | {"priority": priority}).rowcount
         if inserted < expected:  # somebody else has just registered some of them, and they are matched next
             run(text(_TAKEN), span)
         for statement in (_ALIASES, _FACTORS, _RUNS):

@@ -8,6 +8,9 @@ import numpy as np
 from sqlalchemy import DateTime, Dialect, LargeBinary, Numeric
 from sqlalchemy.types import TypeDecorator
 
+_NOTHING = np.zeros(91)
+_NOTHING.flags.writeable = False
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A timezone-aware moment; naive ones are refused before they reach the database."""
@@ -25,16 +28,19 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class EffortVector(TypeDecorator[np.ndarray]):
-    """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes."""
+    """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes.
+
+    A number without any, as most of a million just loaded are, has no bytes: its row is less than half as long.
+    """
 
     impl = LargeBinary
     cache_ok = True
 
     def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
-        return None if value is None else np.asarray(value, dtype="<f8").tobytes()
+        return None if value is None else np.asarray(value, dtype="<f8").tobytes() if np.any(value) else b""
 
     def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
-        return None if value is None else np.frombuffer(bytes(value), dtype="<f8")
+        return None if value is None else np.frombuffer(bytes(value), dtype="<f8") if value else _NOTHING
 
 
 class Bound(TypeDecorator[int]):

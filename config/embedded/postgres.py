@@ -23,8 +23,8 @@ from config.settings import Settings
 _SOCKET_PORT = 5432  # names the socket file; nothing listens there
 _FILENAME = f".s.PGSQL.{_SOCKET_PORT}"
 _SETTINGS = {
-    "shared_buffers": "256MB",
-    "max_wal_size": "2GB",
+    "shared_buffers": "512MB",  # the indexes that a million numbers are found by
+    "max_wal_size": "4GB",
     "wal_compression": "on",
     "jit": "off",  # short statements only: compiling them costs more than it gives
     "autovacuum_naptime": "15s",  # the inbox and the queues of jobs churn

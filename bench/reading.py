@@ -1,0 +1,176 @@
+"""How long reading takes among a million numbers: each list, its filters, pages deep inside, many numbers at once.
+
+By the functions that answer; HTTP adds a few milliseconds for each page, whatever is read. For every case the p50 and
+the slowest of LOOKS, on a database that was loaded in all states and looked at once before.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.table import Table
+from sqlalchemy import Engine, text
+
+from bench.claims import PROJECT, load
+from config.embedded import start_postgres
+from coordinator import factors, listing, standing
+from coordinator.listing import Filters
+from coordinator.standing import Nearest
+from models.engine import make_engine
+from models.migrate import upgrade
+
+NUMBERS = 1_000_000
+FACTORS = 200_000
+LOOKS = 15
+AIM_MS = 50
+MAX_DIGITS = 50_000
+
+LISTS: dict[str, tuple[Filters, dict[str, Any]]] = {
+    "by id": (Filters(), {}),
+    "by digits, largest first": (Filters(), {"sort": "digits", "descending": True}),
+    "by t-level": (Filters(), {"sort": "t_level"}),
+    "by progress, nearest first": (Filters(), {"sort": "progress", "descending": True}),
+    "by priority": (Filters(), {"sort": "priority", "descending": True}),
+    "newest first": (Filters(), {"sort": "created", "descending": True}),
+    "composite, by digits": (Filters(state="composite"), {"sort": "digits"}),
+    "fully factored, by t-level": (Filters(state="fully_factored"), {"sort": "t_level"}),
+    "prime (none), by digits": (Filters(state="prime"), {"sort": "digits"}),
+    "150-152 digits, by progress": (Filters(min_digits=150, max_digits=152), {"sort": "progress"}),
+    "t-level 20-21, by digits": (Filters(min_t_level=20, max_t_level=21), {"sort": "digits"}),
+    "half done, by priority": (Filters(min_progress=0.5, max_progress=0.7), {"sort": "priority"}),
+    "priority 6, by id": (Filters(min_priority=6), {}),
+    "priority 6 and 245 digits, by t-level": (Filters(min_priority=6, min_digits=245), {"sort": "t_level"}),
+    "nothing passes, by id": (Filters(min_digits=249, max_t_level=0, min_progress=0.5), {}),
+    "a project of 1 %, by progress": (Filters(project=PROJECT), {"sort": "progress"}),
+    "a project of everything, by digits": (Filters(project="everything"), {"sort": "digits"}),
+    "everything's, 245 digits, by id": (Filters(project="everything", min_digits=245), {}),
+    "its value": (Filters(text="1000000012345" + "7" * 140), {}),
+    "beginning with 10000001": (Filters(text="10000001"), {"sort": "digits"}),
+    "beginning with 1": (Filters(text="1"), {"sort": "progress"}),
+}
+NEAREST = {
+    "nearest to their targets": Nearest(),
+    "nearest, factored too": Nearest(include_factored=True),
+    "nearest of a project of 1 %": Nearest(project=PROJECT),
+    "nearest of everything's": Nearest(project="everything"),
+    "nearest, 200-210 digits": Nearest(min_difficulty=200, max_difficulty=210),
+    "nearest, priority 6": Nearest(min_priority=6),
+}
+
+_EVERYTHING = (
+    "INSERT INTO projects (name) VALUES ('everything')",
+    """
+    INSERT INTO project_composites (project_id, composite_id)
+    SELECT projects.id, composites.id FROM projects, composites WHERE projects.name = 'everything'
+    """,
+    """
+    INSERT INTO composite_aliases (value_sha256, composite_id, kind) SELECT value_sha256, id, 'number' FROM composites
+    """,
+    """
+    INSERT INTO factors (composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, origin, client_id)
+    SELECT n, n::text || repeat('3', (n % 40)::int), sha256(n::text::bytea), length(n::text) + n % 40, 1, true,
+        'submitted', 'client-' || n % 100
+    FROM generate_series(1, :factors) n
+    """,
+)
+
+
+@contextmanager
+def registry() -> Iterator[Engine]:
+    """A PostgreSQL with NUMBERS numbers, of which all are in one project; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="ecm-reading-", ignore_cleanup_errors=True) as home:
+        server = start_postgres(Path(home))
+        upgrade(server.url)
+        engine = make_engine(server.url)
+        try:
+            load(engine, 1, NUMBERS)
+            with engine.begin() as connection:
+                for statement in _EVERYTHING:
+                    connection.execute(text(statement), {"factors": FACTORS})
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("VACUUM ANALYZE"))
+            yield engine
+        finally:
+            engine.dispose()
+            server.stop()
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """By case the p50 and the slowest look, in milliseconds, and how many rows it gave."""
+    with registry() as engine:
+        cases = {**_lists(engine), **_deep(engine), **_others(engine)}
+        return {name: _time(look) for name, look in cases.items()}
+
+
+Look = Callable[[], int]
+
+
+def _lists(engine: Engine) -> dict[str, Look]:
+    def page(filters: Filters, how: dict[str, Any]) -> Look:
+        return lambda: len(listing.composites(engine, filters, **how, max_digits=MAX_DIGITS).rows)
+
+    return {name: page(filters, how) for name, (filters, how) in LISTS.items()}
+
+
+def _deep(engine: Engine) -> dict[str, Look]:
+    """Pages that lie in the middle of a list: their cursors are made by walking there in long steps."""
+
+    def middle(filters: Filters, how: dict[str, Any]) -> Look:
+        cursor = None
+        for _ in range(20):
+            cursor = listing.composites(engine, filters, **how, limit=10_000, cursor=cursor, max_digits=MAX_DIGITS).next
+        return lambda: len(listing.composites(engine, filters, **how, cursor=cursor, max_digits=MAX_DIGITS).rows)
+
+    return {
+        "page 2,000 by digits": middle(Filters(), {"sort": "digits"}),
+        "page 2,000 of composites by progress": middle(Filters(state="composite"), {"sort": "progress"}),
+    }
+
+
+def _others(engine: Engine) -> dict[str, Look]:
+    asked = [f"1{n:012d}{'7' * (77 + n % 161)}" for n in range(1, 1001)]
+    expressions = [f"10^{90 + n}+{n}" for n in range(1000)]
+
+    def top(chosen: Nearest) -> Look:
+        return lambda: len(standing.top_progress(engine, chosen, limit=100, max_digits=MAX_DIGITS))
+
+    def found(order: str, **chosen: Any) -> Look:
+        filters = factors.Filters(**chosen)
+        return lambda: len(factors.page(engine, filters, order=order, cursor=None, max_digits=MAX_DIGITS).rows)
+
+    return {
+        **{name: top(chosen) for name, chosen in NEAREST.items()},
+        "1,000 numbers at once": lambda: len(standing.batch_status(engine, asked, MAX_DIGITS)),
+        "1,000 expressions at once": lambda: len(standing.batch_status(engine, expressions, MAX_DIGITS)),
+        "newest factors": found("newest"),
+        "largest factors": found("largest"),
+        "a client's largest factors": found("largest", client_id="client-7"),
+        "a project's newest factors": found("newest", project=PROJECT),
+        "one composite": lambda: len(standing.composite(engine, NUMBERS // 2)),
+        "one composite's effort": lambda: len(standing.composite_effort(engine, NUMBERS // 2)["points"]),
+    }
+
+
+def _time(look: Look) -> dict[str, float]:
+    rows = look()  # the first one finds caches cold
+    seconds = []
+    for _ in range(LOOKS):
+        began = perf_counter()
+        look()
+        seconds.append(perf_counter() - began)
+    return {"p50_ms": round(1000 * median(seconds), 1), "slowest_ms": round(1000 * max(seconds), 1), "rows": rows}
+
+
+def as_table(figures: dict[str, dict[str, float]]) -> Table:
+    """The figures for a terminal; what is above the aim is marked."""
+    table = Table(title=f"Reading among {NUMBERS:,} numbers (aim: {AIM_MS} ms)")
+    for heading in ("what", "rows", "p50, ms", "slowest, ms", ""):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name, row in figures.items():
+        mark = "" if row["p50_ms"] <= AIM_MS else "above"
+        table.add_row(name, f"{row['rows']}", f"{row['p50_ms']:.1f}", f"{row['slowest_ms']:.1f}", mark)
+    return table
