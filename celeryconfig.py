@@ -88,6 +88,12 @@ beat_max_loop_interval = 2
 beat_schedule = {
     "expire overdue work": {"task": "tasks.upkeep.expire_work", "schedule": _every, "options": _expires},
     "ring again": {"task": "tasks.upkeep.ring_again", "schedule": _every, "options": _expires},
+    "tend residues": {"task": "tasks.upkeep.tend_residues", "schedule": 3 * _every, "options": _expires},
+    "sweep residues": {
+        "task": "tasks.upkeep.sweep_residues",
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
     "note clients": {"task": "tasks.upkeep.note_clients", "schedule": 3 * _every, "options": _expires},
     "prune": {"task": "tasks.upkeep.prune", "schedule": timedelta(hours=1), "options": {"expires": 3600}},
 }

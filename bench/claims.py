@@ -83,6 +83,7 @@ class Kind:
     target_t_level: float
     pm1_b1: int = 0
     pp1_b1: int = 0
+    open_residues: int = 0
 
     @property
     def is_prime(self) -> bool | None:

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     max_work_per_client: int = Field(500, ge=1, description="open leases of one client at a time")
     park_after: int = Field(3, ge=1, description="different clients in a row that give a number up before it is parked")
 
+    # Residues
+    residue_storage_url: str = Field("", description="where residue files lie: any fsspec URL (default: in the home)")
+    max_residue: int = Field(50 * 1024 * 1024, ge=1024, description="largest residue file")
+    residue_expiry_days: float = Field(90, gt=0, le=3650, description="how long a residue waits for its stage 2")
+
     # Upkeep
     ring_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
     ring_batch: int = Field(500, ge=1, description="most submissions rung again at a time")

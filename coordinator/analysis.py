@@ -8,7 +8,8 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.orm import aliased
 
-from coordinator import families, group_orders, jobs, maintenance, registry
+from config.settings import settings
+from coordinator import families, group_orders, jobs, maintenance, registry, residue_storage, residue_upkeep
 from coordinator.arithmetic import factorize, is_probable_prime
 from coordinator.families import Change, Divisor
 from coordinator.jobs import Ring
@@ -171,6 +172,13 @@ def _lock(connection: Connection, root_id: int, max_digits: int) -> list[familie
     return families.load(connection, [row.id for row in locked], max_digits)
 
 
+def _drop_residue(engine: Engine, job: Row, max_digits: int) -> list[Ring]:
+    residue_upkeep.drop_file(engine, residue_storage.storage(settings()), job.target_id)
+    with unit_of_work(engine, "finish_job", job=job.id) as connection:
+        jobs.finish(connection, job.id, job.asked)
+    return []
+
+
 RUNNERS = {
     jobs.TEST_COFACTOR: _test_cofactor,
     jobs.TEST_FACTOR: _test_factor,
@@ -178,4 +186,5 @@ RUNNERS = {
     jobs.SHARE_FACTORS: _share_factors,
     jobs.GROUP_ORDER: _find_group_order,
     jobs.RECALCULATE: _recalculate,
+    jobs.DROP_RESIDUE: _drop_residue,
 }

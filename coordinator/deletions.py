@@ -27,6 +27,7 @@ from models.tables import (
     Job,
     ProjectComposite,
     RecalculatedEffort,
+    Residue,
     Submission,
     WorkAssignment,
 )
@@ -35,10 +36,11 @@ from models.tables import (
 COMPOSITE_DELETED = "composite_deleted"
 # What a job's target is; of every other kind it is a factor.
 OF_COMPOSITES = (jobs.TEST_COFACTOR, jobs.SHARE_FACTORS)
-OF_NEITHER = (jobs.RECALCULATE,)
+OF_NEITHER = (jobs.RECALCULATE, jobs.DROP_RESIDUE)
 # What hangs on a composite, in an order in which nothing refers to a row that is gone.
 HANGING = (
     Factor,
+    Residue,
     EcmAttempt,
     WorkAssignment,
     CompositeEffort,

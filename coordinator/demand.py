@@ -1,8 +1,8 @@
 """What work a number wants: the columns of `composites` that claims find it by.
 
 ECM is wanted of a number whose cofactor is known to be composite and too large to be finished here, that has not
-reached its target (curves out on lease taken as done), that nobody leased as a whole, reserved or holds back, and that
-has room for one more lease. Nothing in here knows the database.
+reached its target (curves out on lease taken as done), that nobody leased as a whole, reserved or holds back, that has
+room for one more lease, and no curves that wait for their stage 2. Nothing in here knows the database.
 """
 
 import math
@@ -43,6 +43,8 @@ class Standing(Protocol):
     def pm1_b1(self) -> int: ...
     @property
     def pp1_b1(self) -> int: ...
+    @property
+    def open_residues(self) -> int: ...
 
 
 class OpenLease(Protocol):
@@ -94,7 +96,7 @@ def wants(composite: Standing, leases: Sequence[OpenLease]) -> dict[str, Any]:
     p1_b1 = planning.p1_b1(composite.target_t_level)
     return {
         "open_leases": len(leases),
-        "wants_ecm": available and room and t_level < composite.target_t_level,
+        "wants_ecm": available and room and t_level < composite.target_t_level and composite.open_residues == 0,
         "wants_pm1": available and composite.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
         "wants_pp1": available and composite.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
         "wanted_p1_b1": p1_b1,

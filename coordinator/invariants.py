@@ -127,6 +127,37 @@ STATEMENTS = (
     ),
     (
         "effort",
+        "ecm_attempts",
+        "SELECT a.id, format('%s of its curves are superseded, but stage 2 was run of %s', a.superseded_curves, d.done)"
+        " AS detail FROM ecm_attempts a JOIN ("
+        "  SELECT r.stage1_attempt_id AS id, coalesce(sum(s.superseding_curves), 0) AS done"
+        "  FROM ecm_residues r LEFT JOIN ecm_attempts s ON s.residue_id = r.id GROUP BY r.stage1_attempt_id"
+        " ) d ON d.id = a.id WHERE a.residue_id IS NULL AND a.superseded_curves <> d.done",
+    ),
+    (
+        "effort",
+        "ecm_residues",
+        "SELECT r.id, format('%s of its %s curves have had their stage 2', sum(s.superseding_curves), r.curve_count)"
+        " AS detail FROM ecm_residues r JOIN ecm_attempts s ON s.residue_id = r.id"
+        " GROUP BY r.id HAVING sum(s.superseding_curves) > r.curve_count",
+    ),
+    (
+        "work",
+        "composites",
+        "SELECT c.id, format('open_residues is %s, but it has %s', c.open_residues, coalesce(r.n, 0)) AS detail"
+        " FROM composites c LEFT JOIN ("
+        "  SELECT composite_id, count(*) AS n FROM ecm_residues WHERE closed_at IS NULL GROUP BY composite_id"
+        " ) r ON r.composite_id = c.id WHERE c.open_residues <> coalesce(r.n, 0)",
+    ),
+    (
+        "finished",
+        "ecm_residues",
+        "SELECT r.id, format('it waits for stage 2, but composite %s is finished', c.id) AS detail"
+        " FROM ecm_residues r JOIN composites c ON c.id = r.composite_id"
+        " WHERE r.closed_at IS NULL AND c.is_fully_factored",
+    ),
+    (
+        "effort",
         "composite_effort",
         "SELECT coalesce(a.composite_id, e.composite_id) AS id,"
         " format('B1 %s, B2 %s, parametrization %s: attempts have %s curves, the sum is %s',"

@@ -21,6 +21,7 @@ SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
 SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
 GROUP_ORDER = "group_order"  # target: factor; does the order of its curve explain the find?
 RECALCULATE = "recalculate"  # target: recalculation; go on with it
+DROP_RESIDUE = "drop_residue"  # target: residue; delete its file, now that it is closed
 
 # Advisory locks of two numbers: this one, which any other use of them must not have, and the job's.
 RUNNING = 0x4A4F42

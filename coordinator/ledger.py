@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, fun
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
-from coordinator import effort, work
+from coordinator import effort, stages, work
 from coordinator.unit_of_work import unit_of_work
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
@@ -151,6 +151,8 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     if attempt is None:
         raise ValueError(f"there is no attempt {attempt_id}")
     work.lock_composites(connection, _parts_of(connection, [attempt.composite_id]))
+    for back in stages.unlink(connection, [attempt_id]):
+        add(connection, {_account(back): int(back.curves)})
     heirs = _disinherit(connection, [attempt_id]) if attempt.voided_at is None else []
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
     refuse = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
@@ -198,6 +200,7 @@ def void(
         .values(voided_at=func.clock_timestamp(), void_reason=reason, curves_sha256=None)
         .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.curves)
     ).all()
+    stages.unlink(connection, [row.id for row in marked])
     touched = sorted({row.composite_id for row in marked})
     heirs = _disinherit(connection, [row.id for row in marked])
     touched_at_all = sorted({*touched, *heirs})

@@ -81,6 +81,7 @@ class Fresh(NamedTuple):
     hold: str | None = None
     pm1_b1: int = 0
     pp1_b1: int = 0
+    open_residues: int = 0
 
 
 def register(

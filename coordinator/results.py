@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from config.settings import Settings
-from coordinator import effort, families, jobs, ledger, registry, tries, work
+from coordinator import effort, families, jobs, ledger, registry, residues, tries, work
 from coordinator.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.families import Divisor
@@ -64,9 +64,12 @@ class Outcome:
     message: str
     current_t_level: float
     target_t_level: float
+    # Of a result that names its residue: whether that has had its stage 2 now.
+    residue_completed: bool | None = None
 
     def answer(self) -> dict[str, Any]:
         """The outcome as the submission keeps it and its answer says it."""
+        of_residue = {"residue_completed": self.residue_completed, "new_t_level": self.current_t_level}
         return {
             "attempt_id": self.attempt_id,
             "composite_id": self.composite_id,
@@ -74,6 +77,7 @@ class Outcome:
             "message": self.message,
             "current_t_level": self.current_t_level,
             "target_t_level": self.target_t_level,
+            **(of_residue if self.residue_completed is not None else {}),
         }
 
 
@@ -136,8 +140,6 @@ def _apply_verified(
     divisors = _verify_claims(connection, composite_id, result, settings, notes)
     if found.is_new_spelling:
         registry.learn_spelling(connection, composite_id, result.composite)
-    if result.residue_id is not None or result.residue_checksum is not None:
-        notes.append("this server keeps no residues; the result counts without the one that it names")
 
     lease_id = None
     if result.work_id:
@@ -148,6 +150,10 @@ def _apply_verified(
     t_level, target = composite.current_t_level, composite.target_t_level
     if not repeated:
         t_level = _add_effort(connection, composite, result)
+    # Before factors are used: that may finish the number, and close its residues.
+    stage2 = _settle_residue(connection, attempt_id, result, notes, found=bool(divisors))
+    t_level = stage2.t_level if stage2 else t_level
+    rings += stage2.rings if stage2 else []
 
     new_factors = False
     if divisors or is_new:
@@ -174,7 +180,8 @@ def _apply_verified(
         status = "known_factor" if divisors else "no_factor"
     state = "duplicate" if repeated else "applied"
     message = "; ".join([summary(status, result, divisors), *notes])
-    return Outcome(state, attempt_id, composite_id, status, message, t_level, target), rings
+    is_completed = stage2 and stage2.is_completed
+    return Outcome(state, attempt_id, composite_id, status, message, t_level, target, is_completed), rings
 
 
 def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row]]:
@@ -316,6 +323,17 @@ def _add_effort(connection: Connection, composite: Row, result: SubmitResult) ->
         changes[column.key] = func.greatest(column, reach)
     connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
     return t_level
+
+
+def _settle_residue(
+    connection: Connection, attempt_id: int, result: SubmitResult, notes: list[str], *, found: bool
+) -> residues.Completed | None:
+    """What the residue that a result names came to by it; None if it names none, or one that does not fit."""
+    if result.residue_id is None and result.residue_checksum is None:
+        return None
+    stage2, note = residues.settle(connection, attempt_id, result, found=found)
+    notes.append(stage2.message if stage2 else note or "")
+    return stage2
 
 
 def p1_reach(result: SubmitResult) -> int:

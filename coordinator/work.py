@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, case, func, null, or_, select, true, update
 
-from coordinator import demand, effort, parking
+from coordinator import demand, effort, parking, stages
 from coordinator.unit_of_work import unit_of_work
 from models.limits import STAGE1_ONLY
-from models.tables import Composite, WorkAssignment
+from models.tables import Composite, Residue, WorkAssignment
 from models.wire import SubmitResult
 
 EXPIRY_BATCH = 100
@@ -38,6 +38,7 @@ DEMAND_COLUMNS = (
     Composite.pm1_b1,
     Composite.pp1_b1,
     Composite.open_leases,
+    Composite.open_residues,
     Composite.wants_ecm,
     Composite.wants_pm1,
     Composite.wants_pp1,
@@ -138,7 +139,7 @@ def _as_good(result: SubmitResult, lease: Row) -> bool:
 
 
 def close_all(connection: Connection, composite_id: int, why: str) -> None:
-    """Complete every open lease of a composite that is locked and needs no more work."""
+    """End every open lease and residue of a composite that is locked and needs no more work."""
     _close(
         connection,
         select(WorkAssignment.id).where(
@@ -147,6 +148,7 @@ def close_all(connection: Connection, composite_id: int, why: str) -> None:
         "completed",
         why,
     )
+    stages.close(connection, Residue.composite_id == composite_id, stages.CLOSED, why)
 
 
 def refresh(connection: Connection, composite_ids: Iterable[int]) -> None:

@@ -14,12 +14,14 @@ from ingest import keys, limits, metrics, openapi
 from ingest.admin.composites import admin_composites
 from ingest.admin.composites_upload import admin_upload
 from ingest.admin.records import admin_records
+from ingest.admin.residues import admin_residues
 from ingest.admin.submissions import admin_submissions
 from ingest.admin.work import admin_work
 from ingest.directory import directory
 from ingest.factors import factors
 from ingest.operations import health, operations
 from ingest.problems import answer_with_problems
+from ingest.residues import residues
 from ingest.results import results
 from ingest.stats import stats
 from ingest.waiting import OutcomePoller
@@ -54,11 +56,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(factors)
     app.register_api(directory)
     app.register_api(work)
+    app.register_api(residues)
     app.register_api(admin_work)
     app.register_api(admin_upload)
     app.register_api(admin_composites)
     app.register_api(admin_records)
     app.register_api(admin_submissions)
+    app.register_api(admin_residues)
     app.register_api(operations)
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     openapi.serve(app)

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import jiter
 from flask import request
 from pydantic import BaseModel, ValidationError
+from werkzeug.datastructures import FileStorage
 
 from ingest.problems import Problem, invalid
 
@@ -55,3 +56,32 @@ def read_body(model: type[Model]) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         raise invalid(error) from error
+
+
+def uploaded_file(example: str) -> FileStorage:
+    """The file of a multipart/form-data body, in its field `file`; raises a 415 or 422 Problem, or 413."""
+    refuse_encoding()
+    if request.mimetype != "multipart/form-data":
+        detail = f"Send the file as multipart/form-data in the field `file`, as `curl -F file=@{example}` does."
+        raise Problem(415, "unsupported_media_type", detail)
+    # Fields count like files against the largest body, so that a list sent as a field is told what is wrong.
+    request.max_form_memory_size = request.max_content_length
+    file = request.files.get("file")
+    if file is None:
+        where = "is no file; send it as one" if "file" in request.form else "is missing; send the file in it"
+        detail = f"The field `file` {where}, as `curl -F file=@{example}` does."
+        raise Problem(422, "malformed", detail, errors=[{"field": "file", "message": "is required"}])
+    return file
+
+
+def refuse_encoding() -> None:
+    """Raise a 415 Problem for a compressed body."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        detail = f"The body is compressed (Content-Encoding: {printable_name(encoding)[:40]}); send it as it is."
+        raise Problem(415, "unsupported_media_type", detail)
+
+
+def printable_name(name: str) -> str:
+    """What a client calls its file, as a log and a report can show it."""
+    return "".join(character if character.isprintable() else "?" for character in name)[:200]

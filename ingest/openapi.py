@@ -22,10 +22,12 @@ API = "/api/v1"
 RESULTS = Tag(name="Results", description="Sending results in and asking what became of them")
 READING = Tag(name="Reading", description="What is known about numbers")
 WORK = Tag(name="Work", description="Leases: what to run next, and how far it is")
+RESIDUES = Tag(name="Residues", description="Stage 1 on one machine, stage 2 on another")
 ADMIN_WORK = Tag(name="Administration: work", description="Reservations, pauses and leases, with X-Admin-Key")
 ADMIN_COMPOSITES = Tag(name="Administration: numbers", description="Numbers and their effort, with X-Admin-Key")
 ADMIN_RECORDS = Tag(name="Administration: records", description="Factors, attempts and projects, with X-Admin-Key")
 ADMIN_SUBMISSIONS = Tag(name="Administration: dead letters", description="Refused and failed results, with X-Admin-Key")
+ADMIN_RESIDUES = Tag(name="Administration: residues", description="Residues, with X-Admin-Key")
 OPERATIONS = Tag(name="Operations", description="For load balancers, operators and Prometheus")
 
 _bodies: dict[str, Any] = {}

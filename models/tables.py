@@ -127,6 +127,8 @@ class Composite(Base):
     resumed_at: Mapped[datetime | None]
     # What it wants now, and where it stands in each work type's order, curves out on lease included.
     open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    # Residues whose stage 2 is still to be done: as long as there are any, no new curves are begun on it.
+    open_residues: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     wants_ecm: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     wants_pm1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     wants_pp1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
@@ -190,6 +192,7 @@ class EcmAttempt(Base):
         Index("ecm_attempts_composite", "composite_id", "id"),
         Index("ecm_attempts_client", "client_id", "id"),
         Index("ecm_attempts_work", "work_id", postgresql_where=text("work_id IS NOT NULL")),
+        Index("ecm_attempts_residue", "residue_id", postgresql_where=text("residue_id IS NOT NULL")),
         CheckConstraint("curves >= 0", name="ecm_attempts_curves"),
     )
 
@@ -214,6 +217,9 @@ class EcmAttempt(Base):
     voided_at: Mapped[datetime | None]
     void_reason: Mapped[str | None]
     work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
+    # The residue whose stage 2 this was, and for how many of its curves: so many of its stage 1 are superseded.
+    residue_id: Mapped[int | None] = mapped_column(ForeignKey("ecm_residues.id", ondelete="SET NULL"))
+    superseding_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # Written under its composite's lock: by the clock, and not by when its transaction began, for leases are counted
     # against what was done before them.
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
@@ -315,6 +321,61 @@ class WorkAssignment(Base):
     lease_seconds: Mapped[int] = mapped_column(Integer, server_default=text("86400"))  # what a heartbeat extends it by
     details: Mapped[dict[str, Any] | None]  # what whoever reserved a number said of it
     status: Mapped[str] = mapped_column(Text, server_default=text("'assigned'"))
+    message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+
+
+class Residue(Base):
+    """What stage 1 of some curves left, for somebody else's stage 2; the file lies in the residue storage.
+
+    `status`: available, or claimed by `claimed_by` until `claim_expires_at`; then completed (its stage 2 is done),
+    closed (it is not needed any more: `message` says why) or expired (nobody wanted it).
+    """
+
+    __tablename__ = "ecm_residues"
+    __table_args__ = (
+        # The same file twice, unless the first one was given up.
+        Index(
+            "ecm_residues_sha256",
+            "sha256",
+            unique=True,
+            postgresql_where=text("status IN ('available', 'claimed', 'completed')"),
+        ),
+        Index("ecm_residues_composite", "composite_id"),
+        Index("ecm_residues_stage1", "stage1_attempt_id"),
+        Index("ecm_residues_available", "id", postgresql_where=text("status = 'available'")),
+        Index("ecm_residues_claimed", "claim_expires_at", postgresql_where=text("status = 'claimed'")),
+        Index("ecm_residues_files", "id", postgresql_where=text("has_file")),
+        CheckConstraint(
+            "status IN ('available', 'claimed', 'completed', 'closed', 'expired')", name="ecm_residues_status"
+        ),
+        CheckConstraint("(closed_at IS NULL) = (status IN ('available', 'claimed'))", name="ecm_residues_closed"),
+        CheckConstraint("(claimed_by IS NOT NULL) OR status <> 'claimed'", name="ecm_residues_claimer"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    client_id: Mapped[str]
+    stage1_attempt_id: Mapped[int | None] = mapped_column(
+        ForeignKey("ecm_attempts.id", ondelete="SET NULL", use_alter=True, name="ecm_residues_stage1_attempt")
+    )
+    stage2_attempt_id: Mapped[int | None] = mapped_column(
+        ForeignKey("ecm_attempts.id", ondelete="SET NULL", use_alter=True, name="ecm_residues_stage2_attempt")
+    )
+    number: Mapped[str]  # the file's N, in decimal: the composite, or what was left of it then
+    b1: Mapped[int] = mapped_column(BigInteger)
+    parametrization: Mapped[int] = mapped_column(SmallInteger)
+    curve_count: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    file_name: Mapped[str] = mapped_column(Text, unique=True)
+    file_size_bytes: Mapped[int] = mapped_column(BigInteger)
+    has_file: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    status: Mapped[str] = mapped_column(Text, server_default=text("'available'"))
+    claimed_by: Mapped[str | None]
+    claimed_at: Mapped[datetime | None]
+    claim_expires_at: Mapped[datetime | None]
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]

@@ -193,6 +193,9 @@ class ResultAnswer(Wire):
     message: str
     current_t_level: float | None
     target_t_level: float | None
+    # Of a result that names its residue.
+    residue_completed: bool | None = None
+    new_t_level: float | None = None
 
 
 class BatchVerdict(Wire):

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Row
 
 from config.settings import settings
-from coordinator import upkeep
+from coordinator import residue_storage, residue_upkeep, upkeep
 from coordinator.jobs import Ring
 from coordinator.unit_of_work import is_transient
 from tasks import doorbell, heartbeats
@@ -85,6 +85,24 @@ def ring_again() -> int:
             if not empty or len(due) < batch or monotonic() > until:
                 break
     return rung
+
+
+@app.task
+@_another_time()
+def tend_residues() -> None:
+    """Give back claims on residues that ran out, complete those whose stage 2 came in, let go of what nobody wanted."""
+    now = datetime.now(UTC)
+    residue_upkeep.lapse(engine(), now)
+    rings = residue_upkeep.complete_forgotten(engine())
+    doorbell.ring_jobs([*rings, *residue_upkeep.expire(engine(), now)[1]])
+
+
+@app.task
+@_another_time()
+def sweep_residues() -> None:
+    """Delete files that no residue has, and close residues whose file is gone."""
+    swept = residue_upkeep.sweep(engine(), residue_storage.storage(settings()), datetime.now(UTC))
+    doorbell.ring_jobs(swept.rings)
 
 
 @app.task

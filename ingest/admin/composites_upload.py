@@ -6,7 +6,6 @@ from typing import Any
 import orjson
 from flask import Response, current_app, request
 from pydantic import ValidationError
-from werkzeug.datastructures import FileStorage
 
 from config.settings import Settings
 from coordinator.audit import ADMIN
@@ -15,7 +14,7 @@ from coordinator.list_formats import Fault, Given, ListError, read_list
 from coordinator.screening import JsonFields
 from ingest import openapi
 from ingest.admin.access import require_key
-from ingest.bodies import parse_json
+from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
 from ingest.problems import Problem, invalid
 from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import doorbell
@@ -53,9 +52,9 @@ FILE = {
 )
 def upload(query: LoadQuery) -> Response:
     """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
-    file = _uploaded_file()
+    file = uploaded_file("numbers.txt")
     defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
-    name = _printable(file.filename or "")
+    name = printable_name(file.filename or "")
     try:
         listing = read_list(file.stream, name, CELLS * _settings().max_digits + BESIDES)  # type: ignore[arg-type]
         return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
@@ -92,31 +91,9 @@ def bulk_structured(query: LoadQuery) -> Response:
 # What was sent -------------------------------------------------------------------------------------------------------
 
 
-def _uploaded_file() -> FileStorage:
-    _refuse_encoding()
-    if request.mimetype != "multipart/form-data":
-        detail = "Send the file as multipart/form-data in the field `file`, as `curl -F file=@numbers.txt` does."
-        raise Problem(415, "unsupported_media_type", detail)
-    # Fields count like files against MAX_BODY, so that a list sent as a field is told what is wrong.
-    request.max_form_memory_size = _settings().max_body
-    file = request.files.get("file")
-    if file is None:
-        where = "is no file; send it as one" if "file" in request.form else "is missing; send the list in it"
-        detail = f"The field `file` {where}, as `curl -F file=@numbers.txt` does."
-        raise Problem(422, "malformed", detail, errors=[{"field": "file", "message": "is required"}])
-    return file
-
-
-def _refuse_encoding() -> None:
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding.lower() != "identity":
-        detail = f"The body is compressed (Content-Encoding: {_printable(encoding)[:40]}); send it as it is."
-        raise Problem(415, "unsupported_media_type", detail)
-
-
 def _items(name: str, model: type[LoadDefaults]) -> tuple[list[Any], LoadDefaults]:
     """(the array that the body is or has under `name`, the defaults beside it)."""
-    _refuse_encoding()
+    refuse_encoding()
     body = request.get_data(cache=False)
     if not body:
         raise Problem(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
@@ -153,10 +130,6 @@ def _given_composite(place: int, item: Any) -> Given:
     if "number" not in item:
         return Given(place, "", fault=Fault("invalid", "number is required"))
     return Given(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
-
-
-def _printable(name: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in name)[:200]
 
 
 # What comes of it ----------------------------------------------------------------------------------------------------

@@ -416,7 +416,7 @@ def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
     with pytest.raises(Conflict, match="'Cunningham'"):
         projects.create(engine, BY, "Cunningham")
     submit(engine, result(NUMBER, project="Cunningham"))
-    assert [(row.name, row.composites) for row in projects.listed(engine, 10)] == [("Cunningham", 1)]
+    assert [(row.name, row.composites) for row in projects.page(engine, limit=10).rows] == [("Cunningham", 1)]
     gone = projects.remove(engine, BY, name="Cunningham")
     assert gone == {"project_id": made.id, "name": "Cunningham", "composites": 1}
     for which in ({"name": "Cunningham"}, {"project_id": made.id}):

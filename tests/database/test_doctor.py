@@ -15,6 +15,11 @@ from ingest.commands.submissions import submissions
 
 P9, P20, P40, P80 = prime(9), prime(20), prime(40), prime(80)
 NUMBER = str(product(P9, P20, P40, P80))
+RESIDUE = """
+INSERT INTO ecm_residues (id, composite_id, client_id, stage1_attempt_id, number, b1, parametrization, curve_count,
+    sha256, file_name, file_size_bytes, expires_at)
+SELECT 1, composite_id, client_id, id, '15', b1, parametrization, 100, '', 'x', 1, now() FROM ecm_attempts
+"""
 
 
 @pytest.fixture
@@ -51,6 +56,10 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
         ("no trace", "ecm_attempts", "UPDATE submissions SET state = 'rejected', reason = 'x', detail = 'x'"),
         ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
         ("work", "composites", "UPDATE composites SET wants_ecm = NOT wants_ecm"),
+        ("work", "composites", "UPDATE composites SET open_residues = 1"),
+        ("finished", "ecm_residues", f"{RESIDUE}; UPDATE composites SET is_fully_factored = true"),
+        ("effort", "ecm_attempts", f"{RESIDUE}; UPDATE ecm_attempts SET superseded_curves = 1"),
+        ("effort", "ecm_residues", f"{RESIDUE}; UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),
         (
             "bounded leases",
             "composites",

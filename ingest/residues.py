@@ -1,0 +1,251 @@
+"""Residues over HTTP: stage 1 is uploaded, stage 2 is claimed, downloaded and completed."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from flask import Response, request
+from sqlalchemy import Row
+
+from coordinator import residue_uploads
+from coordinator import residues as registry
+from coordinator.refusals import Refusal
+from coordinator.residue_files import BadResidue, read
+from coordinator.residue_storage import Storage, StorageError, storage
+from ingest import openapi
+from ingest.answers import engine, json_of, settings
+from ingest.bodies import read_body, uploaded_file
+from ingest.problems import RETRY, Problem, checked_name
+from models.wire_residues import (
+    ResidueCompleted,
+    ResiduePath,
+    ResiduesSummary,
+    ResidueState,
+    ResidueWork,
+    ResidueWorkQuery,
+    Stage2Done,
+    Uploaded,
+    UploadQuery,
+)
+from tasks.doorbell import ring_jobs
+
+residues = openapi.client_blueprint("residues", openapi.RESIDUES)
+
+HEADER = "X-Client-ID"
+CLAIM_HOURS = 24.0
+ASK_AGAIN = 300
+PIECE = 256 * 1024
+# What a multipart body has beside its file.
+ENVELOPE = 64 * 1024
+UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_residue`")}
+NOT_YOURS: dict[Any, Any] = {409: openapi.problem("`not_claimed`: not by this client")}
+INVALID: dict[Any, Any] = {422: openapi.problem(f"A parameter or the header {HEADER} is missing or malformed")}
+FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+
+
+@residues.after_request
+def _forbid_caching(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@residues.post(
+    "/residues/upload",
+    operation_id="upload_residue",
+    request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
+    responses={
+        200: Uploaded,
+        400: openapi.problem("`bad_residue`, `duplicate_residue`, `unknown_attempt`, `not_its_stage1`, ..."),
+        404: openapi.problem("`unknown_composite`: N is no number of this server"),
+        409: openapi.problem("`result_pending`: the result of stage 1 is not applied yet; upload again in a moment"),
+        413: openapi.problem("`body_too_large`"),
+        415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
+        **INVALID,
+    },
+)
+def upload(query: UploadQuery) -> Response:
+    """Upload what `ecm -save` wrote: each line is checked, and all of the file is stored or nothing."""
+    client, files = _client(), _storage()
+    request.max_content_length = settings().max_residue + ENVELOPE
+    sent = uploaded_file("c155.save")
+    try:
+        with files.writing() as (name, target):
+            # As it streams through, so that what is checked is what is stored.
+            saved = read(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
+    except BadResidue as error:
+        raise Problem(400, "bad_residue", f"{error}.") from error
+    except OSError as error:
+        raise Problem(
+            503, "storage_away", "The residue storage does not take the file; send it again later.", headers=RETRY
+        ) from error
+    try:
+        made = residue_uploads.upload(
+            engine(),
+            client,
+            saved,
+            name,
+            stage1_attempt_id=query.stage1_attempt_id,
+            expiry_days=query.expiry_days or settings().residue_expiry_days,
+            max_digits=settings().max_digits,
+        )
+    except Refusal:
+        # After any other fault it may have been committed all the same; what was not is swept up later.
+        files.delete(name)
+        raise
+    row = made.residue
+    fields = {**_fields(row), "expires_at": row.expires_at, "message": made.message}
+    return json_of(Uploaded, fields)
+
+
+def _limited(target: BinaryIO) -> Any:
+    most, taken = settings().max_residue, 0
+
+    def keep(piece: bytes) -> None:
+        nonlocal taken
+        taken += len(piece)
+        if taken > most:
+            detail = f"The file is larger than {most:,} bytes; split it, and the result of stage 1 with it."
+            raise Problem(413, "body_too_large", detail)
+        target.write(piece)
+
+    return keep
+
+
+@residues.get(
+    "/residues/work",
+    operation_id="residue_work",
+    responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`"), **INVALID},
+)
+def work(query: ResidueWorkQuery) -> Response:
+    """Claim a residue to run stage 2 of: the highest priority first, then the oldest."""
+    chosen = query.model_dump(exclude={"claim_timeout_hours"})
+    wanted = registry.Wanted(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
+    row = registry.claim(engine(), wanted, settings().max_work_per_client)
+    nothing = dict.fromkeys(ResidueWork.model_fields)
+    if row is None:
+        return json_of(ResidueWork, nothing | {"retry_after": ASK_AGAIN, "message": registry.FOUND_NOTHING})
+    more = {
+        "digit_length": row.digit_length,
+        "current_t_level": row.current_t_level,
+        "target_t_level": row.target_t_level,
+        "download_url": f"{openapi.API}/residues/{row.id}/download",
+        "suggested_b2": registry.suggested_b2(row.b1),
+        "expires_at": row.claim_expires_at,
+        "message": f"Residue {row.id} is yours until {row.claim_expires_at:%Y-%m-%d %H:%M} UTC",
+    }
+    return json_of(ResidueWork, nothing | _fields(row) | more)
+
+
+@residues.get(
+    "/residues/<int:residue_id>/download",
+    operation_id="download_residue",
+    responses={
+        200: {"description": "the file, byte for byte", "content": {"application/octet-stream": {}}},
+        410: openapi.problem("`file_lost`"),
+        **UNKNOWN,
+        **NOT_YOURS,
+        **INVALID,
+    },
+)
+def download(path: ResiduePath) -> Response:
+    """Download a residue that this client has claimed, byte for byte as it was uploaded."""
+    row = registry.claimed_file(engine(), path.residue_id, _client())
+    try:
+        file = _storage().open(row.file_name)
+    except FileNotFoundError as error:
+        raise Problem(410, "file_lost", f"The file of residue {row.id} is gone; claim another one.") from error
+    answer = Response(_pieces(file), 200, content_type="application/octet-stream")
+    answer.headers["Content-Length"] = str(row.file_size_bytes)
+    answer.headers["Content-Disposition"] = f"attachment; filename=residue-{row.id}.save"
+    answer.headers["X-Residue-SHA256"] = row.sha256.hex()
+    return answer
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+@residues.post(
+    "/residues/<int:residue_id>/complete",
+    operation_id="complete_residue",
+    request_body=openapi.takes(Stage2Done),
+    responses={
+        200: ResidueCompleted,
+        400: openapi.problem("`unknown_attempt`, `not_its_stage2`, `stage2_too_small`"),
+        **UNKNOWN,
+        **NOT_YOURS,
+        **INVALID,
+    },
+)
+def complete(path: ResiduePath) -> Response:
+    """Say which attempt was its stage 2; idempotent. A result that names the residue has done the same already."""
+    said = read_body(Stage2Done)
+    done = registry.complete(engine(), path.residue_id, _client(), said.stage2_attempt_id)
+    ring_jobs(done.rings)
+    row = done.residue
+    fields = {
+        "residue_id": row.id,
+        "stage1_attempt_id": row.stage1_attempt_id,
+        "stage2_attempt_id": row.stage2_attempt_id,
+        "composite_id": row.composite_id,
+        "new_t_level": done.t_level,
+        "message": done.message,
+    }
+    return json_of(ResidueCompleted, fields)
+
+
+@residues.delete(
+    "/residues/<int:residue_id>/claim",
+    operation_id="release_residue",
+    responses={200: ResidueState, **UNKNOWN, **NOT_YOURS, **INVALID},
+)
+def release(path: ResiduePath) -> Response:
+    """Give a claim back; idempotent."""
+    return residue_state(registry.release(engine(), path.residue_id, _client()))
+
+
+@residues.get("/residues/<int:residue_id>", operation_id="residue", responses={200: ResidueState, **UNKNOWN})
+def one(path: ResiduePath) -> Response:
+    """How a residue stands."""
+    return residue_state(registry.find(engine(), path.residue_id))
+
+
+@residues.get("/residues/stats/summary", operation_id="residues_summary", responses={200: ResiduesSummary})
+def summary() -> Response:
+    """How many residues there are, by status."""
+    return json_of(ResiduesSummary, registry.summary(engine()))
+
+
+def residue_state(row: Row) -> Response:
+    """A residue as anybody may read it."""
+    return json_of(ResidueState, {**row._asdict(), "checksum": row.sha256.hex()})
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    return {
+        "residue_id": row.id,
+        "composite_id": row.composite_id,
+        "composite": row.number,
+        "b1": row.b1,
+        "parametrization": row.parametrization,
+        "curve_count": row.curve_count,
+        "file_size_bytes": row.file_size_bytes,
+        "checksum": row.sha256.hex(),
+        "stage1_attempt_id": row.stage1_attempt_id,
+    }
+
+
+def _client() -> str:
+    given = request.headers.get(HEADER)
+    if given is None:
+        detail = f"Say who asks in the header {HEADER}."
+        raise Problem(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
+    return checked_name(HEADER, given)
+
+
+def _storage() -> Storage:
+    try:
+        return storage(settings())
+    except StorageError as error:
+        raise Problem(503, "storage_away", f"{error}.", headers=RETRY) from error

@@ -1,0 +1,567 @@
+"""Residues on the real database: linked to their stage 1, claimed by one client at a time, and counted once."""
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, submit
+from primes import prime, product
+
+from coordinator import claims, deletions, effort, ledger, residue_storage, residue_upkeep, residue_uploads, residues
+from coordinator.audit import By
+from coordinator.claims import NoWork
+from coordinator.refusals import Conflict, Refusal, Unknown, Wrong
+from coordinator.residue_files import SaveFile
+from coordinator.residue_storage import Storage
+from coordinator.residues import Wanted
+from coordinator.unit_of_work import unit_of_work
+
+BY = By("alice")
+P, Q = prime(40), prime(62)
+NUMBER = str(product(P, Q))
+B1, CURVES = 50_000, 100
+LATER = timedelta(days=365)
+
+
+def file_of(number=NUMBER, curves=CURVES, b1=B1, parametrization=3):
+    return SaveFile(int(number), b1, parametrization, curves, random.randbytes(32), 12_345)
+
+
+def send(engine, body):
+    """Submit a result that is no replay of any other."""
+    return submit(engine, body, key=f"{random.getrandbits(64):x}")
+
+
+def stage1(engine, number=NUMBER, curves=CURVES, client="gpu", **fields):
+    """Submit a stage 1; its attempt's id."""
+    body = result(number, curves=curves, b1=B1, b2=0, parametrization=3, client=client, **fields)
+    return send(engine, body).attempt_id
+
+
+def upload(engine, file=None, client="gpu", attempt=None, name=None):
+    made = residue_uploads.upload(
+        engine,
+        client,
+        file or file_of(),
+        name or f"{random.getrandbits(64):x}.save",
+        stage1_attempt_id=attempt,
+        expiry_days=30,
+        max_digits=SETTINGS.max_digits,
+    )
+    return made.residue
+
+
+def claim(engine, client="cpu", **wanted):
+    return residues.claim(engine, Wanted(client, **wanted), 500)
+
+
+def stage2(engine, *factors, number=NUMBER, curves=CURVES, b2=None, client="cpu", **fields):
+    body = result(number, *factors, curves=curves, b1=B1, b2=b2, parametrization=3, client=client, **fields)
+    return send(engine, body)
+
+
+def level(engine):
+    return scalar(engine, "SELECT current_t_level FROM composites WHERE parent_id IS NULL ORDER BY id LIMIT 1")
+
+
+def t_level(*runs):
+    return pytest.approx(effort.t_level(effort.effort_of(list(runs))))
+
+
+def state(engine, residue_id):
+    return residues.find(engine, residue_id)
+
+
+@pytest.fixture
+def waiting(engine):
+    """A residue that waits for its stage 2."""
+    stage1(engine)
+    return upload(engine)
+
+
+# Upload ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_links_itself_to_the_latest_stage_1_without_a_residue(engine):
+    first, second = stage1(engine), stage1(engine)
+    stage1(engine, curves=99)
+    stage1(engine, client="other")
+    assert upload(engine).stage1_attempt_id == second
+    assert upload(engine).stage1_attempt_id == first
+    with pytest.raises(Refusal, match="has no stage-1 attempt") as refusal:
+        upload(engine)
+    assert refusal.value.reason == "unknown_attempt"
+    assert scalar(engine, "SELECT open_residues FROM composites") == 2
+    assert_sound(engine)
+
+
+def test_the_same_file_twice_is_refused_in_the_words_that_clients_know(engine, waiting):
+    again = SaveFile(int(NUMBER), B1, 3, CURVES, bytes(waiting.sha256), 12_345)
+    with pytest.raises(Refusal) as refusal:
+        upload(engine, again)
+    assert str(refusal.value) == f"Duplicate residue (checksum matches residue ID {waiting.id})"
+    residue_upkeep.close(engine, waiting.id, "not wanted")
+    assert upload(engine, again).id > waiting.id, "one that was given up may be sent again"
+
+
+def test_of_the_same_file_at_once_one_wins(engine):
+    for _ in range(8):
+        stage1(engine)
+    file = file_of()
+
+    def upload_it(_):
+        try:
+            return upload(engine, file).id
+        except Refusal as refusal:
+            return refusal.reason
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(upload_it, range(8)))
+    assert sum(isinstance(answer, int) for answer in answers) == 1
+    assert {answer for answer in answers if isinstance(answer, str)} <= {"duplicate_residue"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ({"file": file_of(b1=B1 + 1)}, "has B1"),
+        ({"file": file_of(parametrization=1)}, "has parametrization"),
+        ({"file": file_of(curves=CURVES + 1)}, "has 100 curves without a residue"),
+        ({"client": "other"}, "is gpu's"),
+    ],
+)
+def test_an_attempt_that_is_not_its_stage_1_is_refused(engine, sent, said):
+    attempt = stage1(engine)
+    with pytest.raises(Wrong, match=said):
+        upload(engine, **sent, attempt=attempt)
+    with pytest.raises(Refusal, match="There is no attempt"):
+        upload(engine, attempt=attempt + 1000)
+    full = submit(engine, result(NUMBER, curves=CURVES, b1=B1, parametrization=3, client="gpu")).attempt_id
+    with pytest.raises(Wrong, match="is no stage 1"):
+        upload(engine, attempt=full)
+    assert scalar(engine, "SELECT count(*) FROM ecm_residues") == 0
+
+
+def test_an_unknown_or_finished_number_is_refused(engine):
+    with pytest.raises(Unknown):
+        upload(engine, file_of(product(prime(30), prime(31))))
+    attempt = stage1(engine)
+    submit(engine, result(NUMBER, str(P)))
+    with pytest.raises(Refusal, match="is finished"):
+        upload(engine, attempt=attempt)
+
+
+def test_what_is_not_applied_yet_is_to_be_sent_again(engine):
+    from pipeline import receive
+
+    receipt = receive(engine, result(NUMBER, curves=CURVES, b1=B1, b2=0, parametrization=3, client="gpu"))
+    submit(engine, result(NUMBER))
+    for attempt in (None, receipt.attempt_id):
+        with pytest.raises(residues.Busy):
+            upload(engine, attempt=attempt)
+
+
+def test_several_files_may_share_a_stage_1_up_to_its_curves(engine):
+    attempt = stage1(engine)
+    upload(engine, file_of(curves=60), attempt=attempt)
+    with pytest.raises(Wrong, match="has 40 curves without a residue"):
+        upload(engine, file_of(curves=41), attempt=attempt)
+    upload(engine, file_of(curves=40), attempt=attempt)
+
+
+def test_a_cofactor_finds_its_number(engine):
+    p = prime(12)
+    whole = str(product(p, P, Q))
+    stage1(engine, whole)
+    submit(engine, result(whole, str(p)))
+    residue = upload(engine, file_of(NUMBER))
+    assert residue.number == NUMBER
+    assert residue.composite_id == scalar(engine, "SELECT id FROM composites")
+
+
+# Claims ---------------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_claimers_never_share_a_residue(engine):
+    for _ in range(12):
+        upload(engine, attempt=stage1(engine))
+    together = threading.Barrier(20)
+
+    def ask(n):
+        together.wait()
+        row = claim(engine, f"cpu-{n}")
+        return row and row.id
+
+    with ThreadPoolExecutor(20) as pool:
+        got = [one for one in pool.map(ask, range(20)) if one is not None]
+    assert len(got) == len(set(got))
+    while (row := claim(engine, "late")) is not None:
+        got.append(row.id)
+    assert sorted(got) == sorted(row.id for row in rows(engine, "SELECT id FROM ecm_residues"))
+
+
+def test_the_highest_priority_first_then_the_oldest_and_filters(engine):
+    other = str(product(prime(45), prime(66)))
+    first = upload(engine, attempt=stage1(engine))
+    second = upload(engine, attempt=stage1(engine))
+    third = upload(engine, file_of(other), attempt=stage1(engine, other, project="main"))
+    run_sql(engine, "UPDATE composites SET priority = 5 WHERE number = :number", number=other)
+    assert claim(engine, max_digits=105, min_b1=B1).id == first.id
+    assert claim(engine, min_b1=B1 + 1) is None
+    assert claim(engine, min_target_tlevel=99) is None
+    assert claim(engine, project="nowhere") is None
+    assert claim(engine).id == third.id
+    assert claim(engine, hours=1).id == second.id
+    assert claim(engine) is None
+    with pytest.raises(Conflict, match="complete or release"):
+        residues.claim(engine, Wanted("cpu"), 3)
+
+
+def test_only_its_claimer_may_download_or_release(engine, waiting):
+    with pytest.raises(Conflict):
+        residues.claimed_file(engine, waiting.id, "cpu")
+    claim(engine)
+    assert residues.claimed_file(engine, waiting.id, "cpu").id == waiting.id
+    for do in (residues.claimed_file, residues.release):
+        with pytest.raises(Conflict):
+            do(engine, waiting.id, "other")
+    assert residues.release(engine, waiting.id, "cpu").status == "available"
+    assert residues.release(engine, waiting.id, "cpu").status == "available"
+
+
+def test_claims_lapse_and_residues_expire(engine, waiting):
+    claim(engine, hours=1)
+    now = datetime.now(UTC)
+    assert residue_upkeep.lapse(engine, now) == 0
+    assert residue_upkeep.lapse(engine, now + timedelta(hours=2)) == 1
+    assert state(engine, waiting.id).status == "available"
+    assert residue_upkeep.expire(engine, now)[0] == 0
+    assert residue_upkeep.expire(engine, now + LATER)[0] == 1
+    assert state(engine, waiting.id).status == "expired"
+    assert composite(engine, NUMBER).open_residues == 0
+    assert_sound(engine)
+
+
+def test_a_number_with_a_residue_waiting_gets_no_new_curves(engine, waiting):
+    assert isinstance(claims.claim(engine, claims.Wanted("alice"), SETTINGS), NoWork)
+    residue_upkeep.close(engine, waiting.id, "not wanted", BY)
+    assert not isinstance(claims.claim(engine, claims.Wanted("alice"), SETTINGS), NoWork)
+
+
+# Stage 2 --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_names_its_residue_supersedes_its_stage_1(engine, waiting):
+    assert level(engine) == t_level((B1, 0, 3, CURVES))
+    claim(engine)
+    done = stage2(engine, residue_id=waiting.id)
+    assert done.outcome["residue_completed"] is True
+    assert done.outcome["new_t_level"] == t_level((B1, -1, 3, CURVES))
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    row = state(engine, waiting.id)
+    assert (row.status, row.stage2_attempt_id) == ("completed", done.attempt_id)
+    confirmed = residues.complete(engine, waiting.id, "cpu", done.attempt_id)
+    assert confirmed.is_completed
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    assert_sound(engine)
+
+
+def test_complete_does_the_same_for_clients_that_do_not_name_it(engine, waiting):
+    claim(engine)
+    done = stage2(engine)
+    assert level(engine) > t_level((B1, -1, 3, CURVES)).expected, "counted as curves of their own until then"
+    for _ in range(2):
+        assert residues.complete(engine, waiting.id, "cpu", done.attempt_id).t_level == t_level((B1, -1, 3, CURVES))
+    assert_sound(engine)
+
+
+def test_upkeep_completes_what_a_dead_client_has_sent(engine, waiting):
+    claim(engine)
+    stage2(engine, curves=74)
+    assert residue_upkeep.complete_forgotten(engine) == []
+    stage2(engine, curves=CURVES)
+    assert residue_upkeep.complete_forgotten(engine)
+    assert state(engine, waiting.id).status == "completed"
+    assert residue_upkeep.complete_forgotten(engine) == []
+    assert level(engine) == t_level((B1, -1, 3, CURVES + 74))
+    assert_sound(engine)
+
+
+def test_part_of_the_curves_supersedes_that_part(engine, waiting):
+    claim(engine)
+    done = stage2(engine, curves=60, residue_id=waiting.id)
+    assert done.outcome["residue_completed"] is False
+    assert level(engine) == t_level((B1, -1, 3, 60), (B1, 0, 3, 40))
+    done = stage2(engine, curves=15, residue_checksum=bytes(waiting.sha256).hex())
+    assert done.outcome["residue_completed"] is True
+    assert level(engine) == t_level((B1, -1, 3, 75), (B1, 0, 3, 25))
+    assert_sound(engine)
+
+
+def test_stage_2_done_twice_counts_once(engine, waiting):
+    claim(engine, "slow", hours=1)
+    residue_upkeep.lapse(engine, datetime.now(UTC) + timedelta(hours=2))
+    claim(engine, "quick")
+    stage2(engine, client="quick", residue_id=waiting.id)
+    late = stage2(engine, client="slow", residue_id=waiting.id)
+    assert late.state == "applied"
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    assert residues.complete(engine, waiting.id, "slow", late.attempt_id).is_completed
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    assert_sound(engine)
+
+
+def test_a_late_completion_of_a_lapsed_residue_counts_unless_another_has_it(engine, waiting):
+    claim(engine, "slow", hours=1)
+    done = stage2(engine, client="slow")
+    residue_upkeep.lapse(engine, datetime.now(UTC) + timedelta(hours=2))
+    claim(engine, "quick")
+    with pytest.raises(Conflict):
+        residues.complete(engine, waiting.id, "slow", done.attempt_id)
+    residues.release(engine, waiting.id, "quick")
+    assert residues.complete(engine, waiting.id, "slow", done.attempt_id).is_completed
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"curves": 74}, "has 74 curves; 75 of"),
+        ({"b2": 99 * B1}, "has B2 = 4950000"),
+        ({"b2": 0}, "has B2 = 0"),
+        ({"client": "other"}, "another client's"),
+        ({"number": str(product(prime(33), prime(44)))}, "is of composite"),
+    ],
+)
+def test_too_little_or_another_run_is_no_stage_2(engine, waiting, fields, said):
+    claim(engine)
+    done = stage2(engine, **fields)
+    with pytest.raises(Wrong, match=said):
+        residues.complete(engine, waiting.id, "cpu", done.attempt_id)
+    assert state(engine, waiting.id).status == "claimed"
+    assert_sound(engine)
+
+
+def test_too_small_a_b2_adds_nothing_and_leaves_the_residue(engine, waiting):
+    claim(engine)
+    done = stage2(engine, b2=2 * B1, residue_id=waiting.id)
+    assert done.outcome["residue_completed"] is False
+    assert level(engine) == t_level((B1, 0, 3, CURVES))
+    assert "takes a B2 of 5000000 or more" in done.outcome["message"]
+    assert_sound(engine)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_factor_ends_the_residue_whatever_was_done(engine, named):
+    number = str(product(prime(25), prime(50), prime(60)))
+    stage1(engine, number)
+    residue = upload(engine, file_of(number))
+    claim(engine)
+    done = stage2(
+        engine, str(prime(25)), number=number, curves=7, b2=2 * B1, **{"residue_id": residue.id} if named else {}
+    )
+    if not named:
+        residues.complete(engine, residue.id, "cpu", done.attempt_id)
+    assert state(engine, residue.id).status == "completed"
+    assert level(engine) == t_level((B1, 2 * B1, 3, 7), (B1, 0, 3, 93))
+    assert_sound(engine)
+
+
+def test_the_end_of_a_number_ends_its_residues(engine, waiting):
+    other = upload(engine, attempt=stage1(engine))
+    claim(engine)
+    done = stage2(engine, str(P), curves=7, residue_id=waiting.id)
+    assert done.outcome["residue_completed"] is True
+    assert (state(engine, waiting.id).status, state(engine, other.id).status) == ("completed", "closed")
+    assert_sound(engine)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"residue_id": 999_999}, {"residue_checksum": "0" * 64}, {"residue_id": 1, "parametrization": 1}],
+)
+def test_a_residue_that_does_not_fit_is_left_alone(engine, waiting, fields):
+    body = result(NUMBER, curves=CURVES, b1=B1, client="cpu") | fields
+    body["parameters"]["parametrization"] = body.pop("parametrization", 3)
+    if fields.get("residue_id") == 1:
+        body["residue_id"] = waiting.id
+    done = send(engine, body)
+    assert "the result counts without it" in done.outcome["message"]
+    assert "residue_completed" not in done.outcome
+    assert state(engine, waiting.id).status == "available"
+    assert_sound(engine)
+
+
+# What is taken back ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["deleted", "voided"])
+def test_a_stage_2_that_is_taken_back_gives_stage_1_its_curves(engine, waiting, way):
+    claim(engine)
+    done = stage2(engine, residue_id=waiting.id)
+    if way == "deleted":
+        deletions.delete_attempt(engine, BY, done.attempt_id, None)
+    else:
+        void(engine, "cpu")
+    assert level(engine) == t_level((B1, 0, 3, CURVES))
+    assert_sound(engine)
+
+
+@pytest.mark.parametrize("way", ["deleted", "voided"])
+def test_a_stage_1_that_is_taken_back_closes_its_residue(engine, waiting, way):
+    if way == "deleted":
+        deletions.delete_attempt(engine, BY, waiting.stage1_attempt_id, None)
+    else:
+        void(engine, "gpu")
+    assert (state(engine, waiting.id).status, composite(engine, NUMBER).open_residues) == ("closed", 0)
+    done = stage2(engine, residue_id=waiting.id)
+    assert done.state == "applied"
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    stage2(engine, residue_id=waiting.id, client="twice")
+    assert level(engine) == t_level((B1, -1, 3, CURVES))
+    assert_sound(engine)
+
+
+def void(engine, client):
+    since, until = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
+    with unit_of_work(engine, "void") as connection:
+        ledger.void(connection, client, since=since, until=until, program=None, reason="broken")
+
+
+def test_a_deleted_number_takes_its_residues_with_it(engine, waiting):
+    claim(engine)
+    stage2(engine, residue_id=waiting.id)
+    deletions.delete_composite(engine, BY, waiting.composite_id, SETTINGS.max_digits)
+    assert scalar(engine, "SELECT count(*) FROM ecm_residues") == 0
+    assert_sound(engine)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["stage1", "upload", "claim", "release", "stage2", "other stage2", "complete", "void", "close"]
+        ),
+        st.integers(1, 12),
+        st.integers(0, 5),
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(STEPS)
+def test_effort_is_what_attempts_give_whatever_happens(make_database, steps):
+    from models.engine import make_engine
+
+    engine = make_engine(make_database())
+    try:
+        submit(engine, result(NUMBER, curves=1))
+        for what, curves, which in steps:
+            ids = [row.id for row in rows(engine, "SELECT id FROM ecm_residues ORDER BY id")]
+            one = ids[which % len(ids)] if ids else 1
+            try:
+                take(engine, what, curves, one)
+            except Refusal:
+                continue
+            finally:
+                run_jobs(engine)
+        assert_sound(engine)
+    finally:
+        engine.dispose()
+
+
+def take(engine, what, curves, residue_id):
+    if what == "stage1":
+        stage1(engine, curves=curves)
+    elif what == "upload":
+        upload(engine, file_of(curves=curves))
+    elif what == "claim":
+        claim(engine)
+    elif what == "release":
+        residues.release(engine, residue_id, "cpu")
+    elif what == "stage2":
+        stage2(engine, curves=curves, residue_id=residue_id)
+    elif what == "other_stage2":
+        stage2(engine, curves=curves, b2=B1 * 100)
+    elif what == "complete":
+        latest = scalar(engine, "SELECT coalesce(max(id), 0) FROM ecm_attempts WHERE client_id = 'cpu'")
+        residues.complete(engine, residue_id, "cpu", latest)
+    elif what == "void":
+        void(engine, "cpu" if curves % 2 else "gpu")
+    else:
+        residue_upkeep.close(engine, residue_id, "not wanted")
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["a directory", "memory"])
+def storage(request, tmp_path, monkeypatch):
+    """The storage that this test's jobs use."""
+    url = tmp_path.joinpath("residues").as_uri() if request.param == "a directory" else f"memory://{tmp_path.name}"
+    made = Storage(url)
+    monkeypatch.setattr(residue_storage, "storage", lambda settings: made)
+    return made
+
+
+def put(storage, content=b"x"):
+    with storage.writing() as (name, file):
+        file.write(content)
+    return name
+
+
+def test_a_file_goes_after_the_commit_that_closes_its_residue(engine, storage):
+    stage1(engine)
+    residue = upload(engine, name=put(storage))
+    claim(engine)
+    stage2(engine, residue_id=residue.id)
+    assert storage.exists(residue.file_name)
+    run_jobs(engine)
+    assert not storage.exists(residue.file_name)
+    assert not state(engine, residue.id).has_file
+
+
+def test_what_is_not_finished_is_not_there(storage):
+    with pytest.raises(RuntimeError), storage.writing() as (name, file):
+        file.write(b"half")
+        assert not storage.exists(name)
+        raise RuntimeError
+    assert storage.stored() == []
+
+
+def test_a_sweep_finds_files_without_rows_and_rows_without_files(engine, storage):
+    orphan, now = put(storage), datetime.now(UTC)
+    kept = upload(engine, attempt=stage1(engine), name=put(storage))
+    lost = upload(engine, attempt=stage1(engine), name=put(storage))
+    storage.delete(lost.file_name)
+    swept = residue_upkeep.sweep(engine, storage, now)
+    assert (swept.files, swept.residues) == (0, 1), "a young file may still get its row"
+    assert residue_upkeep.sweep(engine, storage, now + timedelta(hours=2)).files == 1
+    assert {file.name for file in storage.stored()} == {kept.file_name}
+    assert not storage.exists(orphan)
+    assert (state(engine, kept.id).status, state(engine, lost.id).status) == ("available", "closed")
+    assert_sound(engine)
+
+
+def test_no_death_between_stage_2_and_its_completion_counts_twice(engine, waiting, monkeypatch):
+    """A process that dies anywhere within the unit of work leaves it as if it had never begun."""
+    from coordinator import stages
+
+    claim(engine)
+    before = level(engine)
+    for name, where in (("close", stages), ("supersede", ledger), ("recount", stages)):
+        with monkeypatch.context() as dying:
+
+            def die(*_args, **_options):
+                raise KeyboardInterrupt
+
+            dying.setattr(where, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                stage2(engine, residue_id=waiting.id, client=f"cpu-{name}")
+        assert level(engine) == before
+    assert np.isclose(before, effort.t_level(effort.effort_of([(B1, 0, 3, CURVES)])))
+    assert_sound(engine)
