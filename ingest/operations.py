@@ -1,28 +1,36 @@
 """What load balancers, operators and Prometheus ask: health, ready, status, metrics."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import redis
 import structlog
 from flask import Response, current_app
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
-from prometheus_client.core import REGISTRY, GaugeMetricFamily
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator import queries
-from ingest import openapi
+from coordinator import gauges, queries
+from ingest import openapi, security
 from ingest.problems import RETRY, Problem, database_away
 from models.migrate import newest_revision
 from tasks import heartbeats
+from tasks.metrics import AllProcesses, watch_pool
 
 log = structlog.get_logger("operations")
 
 operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
 
+operations.record(lambda made: watch_pool(made.app.config["ENGINE"]))
+# Of every answer of the application, not of this blueprint's alone.
+operations.after_app_request(security.add_headers)
+
 # Longer than upkeep needs to ring for what was left behind.
 LAG_LIMIT = 120.0
+QUEUES = ("results", "analysis", "upkeep")
 
 
 @operations.get("/health", operation_id="health")
@@ -61,18 +69,15 @@ def status() -> Response:
 
 @operations.get("/metrics", operation_id="metrics")
 def prometheus() -> Response:
-    """Counters of all web processes, and gauges read from the database now."""
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    """What all processes have counted, and gauges read from the database and the broker now."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    registry = REGISTRY
+    if directory:
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
-    else:
-        registry = REGISTRY
-    text = generate_latest(registry)
-    try:
-        text += generate_latest(_gauges())
-    except SQLAlchemyError:
-        text += b"# the database does not answer: no gauges\n"
-    return Response(text, 200, content_type=CONTENT_TYPE_LATEST)
+        registry.register(AllProcesses(directory))
+    now = CollectorRegistry()
+    now.register(_Gauges())
+    return Response(generate_latest(registry) + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)
 
 
 def _database() -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
     client: redis.Redis = current_app.config["BROKER"]
     try:
         beats = heartbeats.read(client)
-        queues = {queue: client.llen(f"ecm:{queue}") for queue in ("results", "analysis", "upkeep")}
+        queues = {queue: client.llen(f"ecm:{queue}") for queue in QUEUES}
     except redis.RedisError as error:
         away = {"ok": False, "detail": "unknown: the broker does not answer"}
         _log_silence("broker", error)
@@ -106,20 +111,57 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
     }
 
 
-class _gauges:
-    """A collector of what the database says at this moment."""
+class _Gauges(Collector):
+    """What the database and the broker say at this moment; of one that is away, only that it is."""
 
-    def collect(self) -> list[GaugeMetricFamily]:
-        inbox = queries.inbox_state(current_app.config["ENGINE"])
-        return [
-            GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"]),
-            GaugeMetricFamily(
-                "ecm_oldest_waiting_seconds", "Age of the oldest of them", inbox["oldest_waiting_seconds"]
-            ),
-            GaugeMetricFamily("ecm_dead_letters", "Submissions that failed", inbox["failed"]),
-            GaugeMetricFamily("ecm_jobs_waiting", "Jobs not done yet", inbox["jobs_waiting"]),
-            GaugeMetricFamily("ecm_jobs_failed", "Jobs that failed", inbox["jobs_failed"]),
-        ]
+    def collect(self) -> Iterator[Metric]:
+        """Read everything, once for each scrape."""
+        try:
+            read = list(_of_database())
+        except SQLAlchemyError as error:
+            _log_silence("database", error)
+            read = []
+        yield GaugeMetricFamily("ecm_database_up", "Whether the database answers", bool(read))
+        yield from read
+        try:
+            read = list(_of_broker())
+        except redis.RedisError as error:
+            _log_silence("broker", error)
+            read = []
+        yield GaugeMetricFamily("ecm_broker_up", "Whether the broker answers", bool(read))
+        yield from read
+
+
+def _of_database() -> Iterator[Metric]:
+    inbox = queries.inbox_state(current_app.config["ENGINE"])
+    open_leases, overdue = gauges.leases(current_app.config["ENGINE"])
+    yield GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"])
+    yield GaugeMetricFamily("ecm_oldest_waiting_seconds", "Age of the oldest of them", inbox["oldest_waiting_seconds"])
+    yield GaugeMetricFamily("ecm_dead_letters", "Submissions that failed", inbox["failed"])
+    yield GaugeMetricFamily("ecm_jobs_waiting", "Jobs not done yet", inbox["jobs_waiting"])
+    yield GaugeMetricFamily("ecm_jobs_failed", "Jobs that failed", inbox["jobs_failed"])
+    leases = GaugeMetricFamily("ecm_leases_open", "Open leases", labels=["method", "status"])
+    for (method, status), count in open_leases.items():
+        leases.add_metric([method, status], count)
+    yield leases
+    yield GaugeMetricFamily("ecm_leases_overdue", "Open leases whose time has run out", overdue)
+
+
+def _of_broker() -> Iterator[Metric]:
+    client: redis.Redis = current_app.config["BROKER"]
+    queues = GaugeMetricFamily("ecm_queue_messages", "Messages that no worker has taken yet", labels=["queue"])
+    for queue in QUEUES:
+        queues.add_metric([queue], client.llen(f"ecm:{queue}"))
+    yield queues
+    beats = heartbeats.read(client)
+    ages = GaugeMetricFamily("ecm_heartbeat_age_seconds", "Age of the last heartbeat", labels=["role", "name"])
+    for beat in beats:
+        ages.add_metric([beat["role"], beat["name"]], beat["age"])
+    yield ages
+    takers = GaugeMetricFamily("ecm_queue_workers", "Live workers that take from a queue", labels=["queue"])
+    for queue in QUEUES:
+        takers.add_metric([queue], sum(not beat["stale"] and queue in beat.get("queues", ()) for beat in beats))
+    yield takers
 
 
 def _log_silence(part: str, error: Exception) -> None:

@@ -9,10 +9,12 @@ from sqlalchemy import Engine
 from config.logging import configure_logging
 from config.settings import settings
 from models.engine import process_engine
+from tasks import metrics, tracing
 from tasks.heartbeats import WorkerHeartbeat
 
 app = Celery("ecm-coordinator", config_source="celeryconfig")
-app.steps["worker"].add(WorkerHeartbeat)
+app.steps["worker"].update((WorkerHeartbeat, metrics.MetricsServer))
+tracing.follow()
 
 
 @setup_logging.connect
@@ -29,4 +31,6 @@ def engine(soft_time_limit: float | None = None) -> Engine:
     killed at its hard limit, as if it were to blame.
     """
     limit = app.conf.task_soft_time_limit if soft_time_limit is None else soft_time_limit
-    return process_engine(settings().database_url, statement_timeout_ms=round(900 * limit))
+    made = process_engine(settings().database_url, statement_timeout_ms=round(900 * limit))
+    metrics.watch_pool(made)
+    return made

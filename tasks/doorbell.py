@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from coordinator.jobs import Ring
+from tasks import metrics, tracing
 from tasks.app import app
 
 log = structlog.get_logger("doorbell")
@@ -58,10 +59,17 @@ def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
         try:
             # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending.
             app.send_task(
-                task, kwargs=arguments, queue=queue, ignore_result=True, argsrepr="()", kwargsrepr=repr(arguments)
+                task,
+                kwargs=arguments,
+                queue=queue,
+                ignore_result=True,
+                argsrepr="()",
+                kwargsrepr=repr(arguments),
+                headers=tracing.headers(),
             )
         except (OperationalError, RedisError, OSError) as error:
             _silent_until = monotonic() + SILENT_SECONDS
+            metrics.SILENT_BELL.inc()
             log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
             return False
     return True

@@ -1,0 +1,74 @@
+"""A task's log says for which request it is: from the message's headers, over retries, and never another task's."""
+
+from types import SimpleNamespace
+
+import pytest
+import structlog
+from celery.app.task import Context
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
+
+from tasks import doorbell, tracing
+from tasks.analysis import run_job
+from tasks.results import apply_result
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_context(monkeypatch):
+    monkeypatch.setattr(tracing, "_began", {})
+    clear_contextvars()
+    yield
+    clear_contextvars()
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    messages = []
+    monkeypatch.setattr(doorbell, "_silent_until", 0.0)
+    monkeypatch.setattr(doorbell.app, "send_task", lambda name, **options: messages.append(options))
+    return messages
+
+
+def begin(task_id: str, headers: dict[str, str]) -> None:
+    """As a worker's child does: the message's headers, custom ones too, become the task's request."""
+    tracing._begin(task_id=task_id, task=SimpleNamespace(request=Context({"id": task_id, "task": "some", **headers})))
+
+
+def test_a_request_rings_with_its_id_and_upkeep_without_one(sent):
+    doorbell.ring_submission(1, "alice", "15")
+    bind_contextvars(request="trace-1")
+    doorbell.ring_submission(2, "alice", "21")
+    assert [message["headers"] for message in sent] == [{}, {tracing.HEADER: "trace-1"}]
+    assert "trace-1" not in sent[1]["kwargsrepr"]
+
+
+def test_a_task_and_what_it_rings_for_have_its_requests_id(sent):
+    begin("task-1", {tracing.HEADER: "trace-1"})
+    assert get_contextvars() == {"task": "task-1", "request": "trace-1"}
+    doorbell.ring_jobs([doorbell.Ring(7, "split")])
+    assert sent[0]["headers"] == {tracing.HEADER: "trace-1"}
+    begin("task-2", {})
+    assert get_contextvars() == {"task": "task-2"}
+
+
+@pytest.mark.parametrize("task", [apply_result, run_job])
+def test_a_retry_has_it_too(task):
+    task.request_stack.push(Context({"id": "task-1", "task": task.name, tracing.HEADER: "trace-1", "retries": 1}))
+    try:
+        again = task.signature_from_request(retries=2)
+    finally:
+        task.request_stack.pop()
+    assert again.options["headers"][tracing.HEADER] == "trace-1"
+
+
+def test_the_end_of_a_task_is_one_line(monkeypatch):
+    monkeypatch.setattr(tracing, "log", structlog.get_logger())
+    begin("task-1", {tracing.HEADER: "trace-1"})
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        tracing._end(task_id="task-1", task=apply_result, state="SUCCESS", retval="applied")
+    (line,) = lines
+    assert line.pop("ms") >= 0
+    assert line == {
+        **{"event": "Task ended", "log_level": "info", "name": "tasks.results.apply_result", "state": "SUCCESS"},
+        **{"task": "task-1", "request": "trace-1"},
+    }
+    assert tracing._began == {}
