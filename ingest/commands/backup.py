@@ -24,7 +24,7 @@ import click
 
 from config import home as homes
 from config import supervision
-from config.settings import default_home
+from config.settings import default_home, settings
 
 FORMAT = 1
 HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
@@ -48,12 +48,21 @@ def backup(file: Path, home: Path | None) -> None:
                     Path(scratch, "manifest.json").write_text(json.dumps(manifest, indent=1))
                     tar.add(Path(scratch, "manifest.json"), "manifest.json")
                     tar.add(dump, "database.dump")
-                    tar.add(home / "residues", "residues")
+                    _add_residues(tar, home / "residues")
                 output.flush()
                 os.fsync(output.fileno())
             part.chmod(0o600)
             part.replace(file)
         click.echo(f"{file}: {file.stat().st_size:,} bytes, schema {manifest['schema']}")
+        if elsewhere := settings().residue_storage_url:
+            click.echo(f"residue files are at {elsewhere} and not in it: back that up too, after the database", err=True)
+
+
+def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:
+    tar.add(directory, "residues", recursive=False)
+    for file in sorted(directory.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # its stage 2 has just been done
+            tar.add(file, f"residues/{file.name}")
 
 
 @click.command()
