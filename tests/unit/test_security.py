@@ -37,7 +37,7 @@ def test_every_answer_has_them(answers, path):
     assert headers["Referrer-Policy"] == "same-origin"
     assert policy(answers.get(path))["default-src"] == "'none'"
     assert policy(answers.get(path))["frame-ancestors"] == "'none'"
-    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert "unsafe" not in policy(answers.get(path)).get("script-src", "")
 
 
 @pytest.mark.parametrize("path", ["/page", "/stream"])
@@ -48,11 +48,11 @@ def test_a_script_in_a_page_does_not_run(answers, path):
     assert said["form-action"] == "'self'"
 
 
-def test_the_viewers_own_script_and_style_run_and_no_other(answers):
+def test_the_viewers_own_script_runs_and_no_other(answers):
     said = policy(answers.get("/docs/viewer"))
-    for kind, text in (("script", b"alert(1)"), ("style", b"p {}")):
-        digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
-        assert said[f"{kind}-src"] == f"'self' 'sha256-{digest}'"
+    digest = base64.b64encode(hashlib.sha256(b"alert(1)").digest()).decode()
+    assert said["script-src"] == f"'self' 'sha256-{digest}'"
+    assert said["style-src"] == "'self' 'unsafe-inline'"
 
 
 def test_what_is_no_page_loads_nothing(answers):
@@ -65,6 +65,6 @@ def test_a_view_may_have_its_own(answers):
 
 def test_hashes_are_of_what_stands_between_the_tags():
     assert re.findall(security._INLINE, b"<SCRIPT type='x'>\n1<2\n</SCRIPT><script src=a></script>") == [
-        (b"SCRIPT", b"\n1<2\n"),
-        (b"script", b""),
+        b"\n1<2\n",
+        b"",
     ]
