@@ -70,14 +70,23 @@ def status() -> Response:
 @operations.get("/metrics", operation_id="metrics")
 def prometheus() -> Response:
     """What all processes have counted, and gauges read from the database and the broker now."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    registry = REGISTRY
-    if directory:
-        registry = CollectorRegistry()
-        registry.register(AllProcesses(directory))
     now = CollectorRegistry()
     now.register(_Gauges())
-    return Response(generate_latest(registry) + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)
+    return Response(_counted() + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)
+
+
+def _counted() -> bytes:
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    registry.register(AllProcesses(directory))
+    try:
+        return generate_latest(registry)
+    except OSError as error:
+        # What the gauges say, an operator needs on that day more than ever.
+        log.warning("Cannot read what the processes have counted", error=str(error)[:200])
+        return b""
 
 
 def _database() -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""/metrics answers whatever is away, and says what is."""
+
+import pytest
+
+from config.settings import Settings
+from ingest.app import create_app
+from models.engine import make_engine
+from tasks import doorbell
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """What /metrics says, sample by sample, with a database of this URL and no broker."""
+    monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
+    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
+
+    def answer(engine):
+        monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
+        client = create_app(Settings(redis_url="redis://127.0.0.1:1/0")).test_client()
+        said = client.get("/metrics")
+        assert said.status_code == 200
+        lines = [line for line in said.text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    return answer
+
+
+def test_without_servers_it_says_so_and_leaves_out_what_nobody_knows(ask):
+    samples = ask(make_engine("postgresql://nobody@127.0.0.1:1/none"))
+    assert (samples["ecm_database_up"], samples["ecm_broker_up"]) == (0, 0)
+    assert {"ecm_dead_letters", "ecm_leases_overdue"}.isdisjoint(samples)
+    assert not any(name.startswith("ecm_queue") for name in samples)
+    assert 'ecm_results_settled_total{state="applied"}' in samples
+
+
+def test_with_one_of_them_it_has_what_that_one_knows(ask, engine):
+    samples = ask(engine)
+    assert (samples["ecm_database_up"], samples["ecm_broker_up"]) == (1, 0)
+    assert samples["ecm_dead_letters"] == samples["ecm_submissions_waiting"] == samples["ecm_leases_overdue"] == 0
+
+
+def test_without_its_directory_it_still_says_how_the_servers_are(ask, engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "gone"))
+    samples = ask(engine)
+    assert samples["ecm_database_up"] == 1
+    assert 'ecm_results_settled_total{state="applied"}' not in samples
