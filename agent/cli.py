@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from agent import client, gmp_ecm, spool
 from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
 from agent.run import Order, Stop, check, recover, run_curves
+from agent.stage_commands import stage1_command, stage2_command
 from agent.terminal import console, curve_progress, interruptible, report_run, report_wait, shorten
 from agent.work_command import work_command
 
@@ -30,6 +31,8 @@ def agent() -> None:
 
 
 agent.add_command(work_command)
+agent.add_command(stage1_command)
+agent.add_command(stage2_command)
 
 
 @agent.command(epilog=EXIT_CODES)

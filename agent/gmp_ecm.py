@@ -136,12 +136,19 @@ def find_ecm(given: Path | None = None) -> Path:
 
 
 def command(
-    ecm: Path, *, b1: int, b2: int | None, curves: int, parametrization: int | None = None, sigma: str | None = None
+    ecm: Path,
+    *,
+    b1: int,
+    b2: int | None,
+    curves: int,
+    parametrization: int | None = None,
+    sigma: str | None = None,
+    save: Path | None = None,
 ) -> list[str]:
     """The command line of a run that ends at its first factor. The number goes to its standard input.
 
     `b2` None leaves the default to GMP-ECM; 0 is stage 1 only. With `sigma` GMP-ECM runs the *same* curve `curves`
-    times, so that is refused.
+    times, so that is refused. Each curve's residue is added to `save`, which must not exist yet.
     """
     if sigma is not None and curves != 1:
         raise ValueError(f"sigma {sigma} is one curve, {curves} were asked for: leave sigma out, or run 1 curve")
@@ -150,5 +157,15 @@ def command(
         options += ["-param", str(parametrization)]
     if sigma is not None:
         options += ["-sigma", sigma]
-    bounds = [str(b1)] if b2 is None else [str(b1), str(b2)]
-    return [str(ecm), *options, *bounds]
+    if save is not None:
+        options += ["-save", str(save)]
+    return [str(ecm), *options, *_bounds(b1, b2)]
+
+
+def resume_command(ecm: Path, *, saved: Path, b1: int, b2: int | None) -> list[str]:
+    """The command line of stage 2 on the curves of a save file, one after the other, to the first factor."""
+    return [str(ecm), "-one", "-resume", str(saved), *_bounds(b1, b2)]
+
+
+def _bounds(b1: int, b2: int | None) -> list[str]:
+    return [str(b1)] if b2 is None else [str(b1), str(b2)]

@@ -42,6 +42,8 @@ class Wanted:
     max_digits: int | None = None
     project: str | None = None
     composite: str | None = None
+    stage1_only: int | None = None
+    requested_b1: int | None = None
 
 
 class Offer(NamedTuple):

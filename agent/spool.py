@@ -4,6 +4,7 @@
     pending/KEY.json     a finished run's payload, not settled yet
     rejected/KEY.json    a payload that the server refused for good, with its words
     leases/ID.jsonl      a lease in our hands, and which runs did how many of its curves (agent.held)
+    residues/KEY/        one stage of some curves: its files, and task.json, which says how far it is (agent.tasks)
 
 KEY is the run's Idempotency-Key, so whatever is sent twice after a crash counts once. A file is visible under its
 name only when it is whole and on the disk, and it is removed only after the next one is. Whoever works on a file holds

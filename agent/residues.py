@@ -1,0 +1,151 @@
+"""Residues over HTTP, as the agent's two stages need them. Nothing in here waits or tries again."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import requests
+
+from agent.client import (
+    Answer,
+    exchange,
+    json_object,
+    problem_text,
+    retry_after,
+    try_later,
+)
+from agent.leases import api, pause, whole
+from models.limits import MAX_B1, MIN_B1
+
+HEADER = "X-Client-ID"
+DUPLICATE = "Duplicate residue"
+FINAL = (400, 404, 410, 413, 422)
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which residues to ask for, in the words of GET /residues/work; None leaves it to the server."""
+
+    min_digits: int | None = None
+    max_digits: int | None = None
+    min_b1: int | None = None
+    max_b1: int | None = None
+    project: str | None = None
+    claim_timeout_hours: float | None = None
+
+
+class Offer(NamedTuple):
+    """What came of asking: a residue's fields, or why there is none and in how many seconds to ask again."""
+
+    residue: dict[str, Any] | None
+    message: str
+    retry_after: float = 60.0
+    verdict: Literal["residue", "none", "refused", "unclear"] = "residue"
+
+
+class Said(NamedTuple):
+    """What came of a call: `done`, `refused` for good, or `unclear`: to be tried again."""
+
+    state: Literal["done", "refused", "unclear"]
+    message: str
+    retry_after: float = 0.0
+
+
+def ask(session: requests.Session, server: str, client_id: str, wanted: Wanted) -> Offer:
+    """Ask for a residue to run stage 2 of."""
+    parameters = {name: value for name, value in vars(wanted).items() if value is not None}
+    response = exchange(session, "GET", f"{api(server)}/residues/work", params=parameters, headers={HEADER: client_id})
+    if isinstance(response, Answer):
+        return Offer(None, response.message, verdict="unclear")
+    body = json_object(response)
+    if response.status_code == 200 and "residue_id" in body and "retry_after" in body:
+        message = str(body.get("message") or "")
+        if body["residue_id"] is None:
+            return Offer(None, message or "no residue", pause(body["retry_after"]), "none")
+        try:
+            return Offer(read_residue(body), message)
+        except (TypeError, ValueError) as error:
+            return Offer(None, f"{response.url} offers a residue that cannot be run: {error}", verdict="unclear")
+    if body.get("reason") and response.status_code in (400, 422):
+        return Offer(None, problem_text(body), verdict="refused")
+    return Offer(None, try_later(response, body).message, max(60.0, retry_after(response)), "unclear")
+
+
+def read_residue(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a residue that are used. Raises ValueError or TypeError for one that cannot be run."""
+    composite, checksum = str(body.get("composite")), str(body.get("checksum"))
+    if not (composite.isascii() and composite.isdigit()):
+        raise ValueError(f"composite {composite[:60]!r} is no number")
+    if len(bytes.fromhex(checksum)) != hashlib.sha256().digest_size:
+        raise ValueError(f"checksum {checksum[:70]!r} is no SHA-256")
+    return {
+        "residue_id": whole(body, "residue_id", 0, 2**63 - 1),
+        "composite": composite,
+        "checksum": checksum.lower(),
+        "b1": whole(body, "b1", MIN_B1, MAX_B1),
+        "parametrization": whole(body, "parametrization", 0, 3),
+        "curves": whole(body, "curve_count", 1, 10**9),
+    }
+
+
+def download(session: requests.Session, server: str, client_id: str, residue: dict[str, Any], target: Path) -> Said:
+    """Download a claimed residue's file; what is not byte for byte what was uploaded is not kept."""
+    url = f"{api(server)}/residues/{residue['residue_id']}/download"
+    response = exchange(session, "GET", url, headers={HEADER: client_id}, stream=True)
+    if isinstance(response, Answer):
+        return Said("unclear", response.message)
+    if response.status_code != 200:
+        return _said(response)
+    digest = hashlib.sha256()
+    try:
+        with target.open("wb") as file:
+            for piece in response.iter_content(PIECE):
+                digest.update(piece)
+                file.write(piece)
+    except requests.RequestException as error:
+        return Said("unclear", f"the download of residue {residue['residue_id']} broke off ({type(error).__name__})")
+    if digest.hexdigest() != residue["checksum"]:
+        return Said("unclear", f"the download of residue {residue['residue_id']} is damaged")
+    return Said("done", "downloaded")
+
+
+def upload(session: requests.Session, server: str, client_id: str, file: Path, attempt_id: int) -> Said:
+    """Upload the residue of an attempt's stage 1. One that the server has already is as good as uploaded."""
+    with file.open("rb") as content:
+        response = exchange(
+            session,
+            "POST",
+            f"{api(server)}/residues/upload",
+            params={"stage1_attempt_id": attempt_id},
+            headers={HEADER: client_id},
+            files={"file": (file.name, content)},
+        )
+    if not isinstance(response, Answer) and DUPLICATE in str(json_object(response).get("detail")):
+        return Said("done", "the server has it already")
+    return _said(response)
+
+
+def complete(session: requests.Session, server: str, client_id: str, residue_id: int, attempt_id: int) -> Said:
+    """Say which attempt was a residue's stage 2."""
+    url = f"{api(server)}/residues/{residue_id}/complete"
+    body = {"stage2_attempt_id": attempt_id}
+    return _said(exchange(session, "POST", url, headers={HEADER: client_id}, json=body))
+
+
+def release(session: requests.Session, server: str, client_id: str, residue_id: int) -> Said:
+    """Give a claim back."""
+    url = f"{api(server)}/residues/{residue_id}/claim"
+    return _said(exchange(session, "DELETE", url, headers={HEADER: client_id}), also_final=(409,))
+
+
+def _said(response: requests.Response | Answer, also_final: tuple[int, ...] = ()) -> Said:
+    if isinstance(response, Answer):
+        return Said("unclear", response.message)
+    body = json_object(response)
+    if response.status_code == 200 and "residue_id" in body:
+        return Said("done", str(body.get("message") or ""))
+    if body.get("reason") and response.status_code in FINAL + also_final:
+        return Said("refused", problem_text(body))
+    return Said("unclear", try_later(response, body).message, retry_after(response))
