@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from agent import gmp_ecm, leases, residues, spool, stages, tasks
+from agent import gmp_ecm, leases, residues, spool, stage1, stage2, tasks
 from agent.gmp_ecm import Output
 from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
 from agent.parallel import Together
@@ -80,8 +80,8 @@ def stage1_command(
     """
     if number is not None and (b1 is None or curves is None):
         raise click.UsageError("NUMBER needs --b1 and --curves; without NUMBER work is leased")
-    if curves is not None and curves > stages.MOST_CURVES:
-        raise click.UsageError(f"--curves {curves}: at most {stages.MOST_CURVES} go into one residue")
+    if curves is not None and curves > stage1.MOST_CURVES:
+        raise click.UsageError(f"--curves {curves}: at most {stage1.MOST_CURVES} go into one residue")
     shift = _shift(server, name, threads=threads, root=root, ecm=ecm, patience=patience, number=number, b1=b1)
     wanted = leases.Wanted(None, min_digits, max_digits, project, stage1_only=1, requested_b1=b1)
     most = 1 if once else max_leases
@@ -89,17 +89,17 @@ def stage1_command(
     def next_task() -> Task | str:
         offer = leases.ask_for_work(shift.session, server, name, wanted)
         if offer.lease is not None:
-            return stages.of_lease(shift, offer.lease, curves)
+            return stage1.of_lease(shift, offer.lease, curves)
         return _nothing(shift, offer.verdict, offer.message, offer.retry_after, once)
 
     with _working(shift):
-        done = _take_up(shift, STAGE1, stages.send_stage1)
+        done = _take_up(shift, STAGE1, stage1.send_stage1)
         if number is not None:
             one = {"composite": number.strip(), "b1": b1 or 0, "curves": curves or 1}
-            stages.run_stage1(shift, stages.begin_stage1(shift, **one, parametrization=parametrization))  # type: ignore[arg-type]
+            stage1.run_stage1(shift, stage1.begin_stage1(shift, **one, parametrization=parametrization))  # type: ignore[arg-type]
             done += 1
         elif not (once and done):
-            done += _each(shift, next_task, lambda task: stages.run_stage1(shift, task), most, once)
+            done += _each(shift, next_task, lambda task: stage1.run_stage1(shift, task), most, once)
     sys.exit(_verdict(shift, nothing_done=once and not done))
 
 
@@ -148,14 +148,14 @@ def stage2_command(
     def next_task() -> Task | str:
         offer = residues.ask(shift.session, server, name, wanted)
         if offer.residue is not None:
-            return stages.begin_stage2(shift, offer.residue, b2)
+            return stage2.begin_stage2(shift, offer.residue, b2)
         return _nothing(shift, offer.verdict, offer.message, offer.retry_after, once)
 
     with _working(shift):
-        done = _take_up(shift, STAGE2, stages.run_stage2)
+        done = _take_up(shift, STAGE2, stage2.run_stage2)
         if not (once and done):
             most = 1 if once else max_residues
-            done += _each(shift, next_task, lambda task: stages.run_stage2(shift, task), most, once)
+            done += _each(shift, next_task, lambda task: stage2.run_stage2(shift, task), most, once)
     sys.exit(_verdict(shift, nothing_done=once and not done))
 
 

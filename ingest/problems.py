@@ -140,7 +140,7 @@ def answer_with_problems(app: Flask) -> None:
         if status == 404:
             detail = f"There is nothing at {request.path[:200]}; see /docs for what there is."
         if status == 413:
-            detail = f"The body is larger than {request.max_content_length:,} bytes; send it in parts."
+            detail = f"The body is larger than {request.max_content_length} bytes; send it in parts."
         headers = dict(error.get_response().headers) if status in (405, 429) else {}
         allowed = {name: value for name, value in headers.items() if name in ("Allow", "Retry-After")}
         return Problem(status, REASONS.get(status, "error"), detail, headers=allowed).response()

@@ -56,7 +56,8 @@ def make_database(postgres):
 
     def make() -> str:
         name = f"test_{next(numbers)}"
-        administer(postgres.url, f"CREATE DATABASE {name} TEMPLATE migrated")
+        # A third of the time that copying it through the write-ahead log takes.
+        administer(postgres.url, f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY FILE_COPY")
         return sibling(postgres.url, name)
 
     return make

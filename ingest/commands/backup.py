@@ -55,7 +55,7 @@ def backup(file: Path, home: Path | None) -> None:
             part.replace(file)
         click.echo(f"{file}: {file.stat().st_size:,} bytes, schema {manifest['schema']}")
         if elsewhere := settings().residue_storage_url:
-            click.echo(f"residue files are at {elsewhere} and not in it: back that up too, after the database", err=True)
+            click.echo(f"the residue files at {elsewhere} are not in it: back them up too, afterwards", err=True)
 
 
 def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:

@@ -69,5 +69,5 @@ def test_digits_of_other_scripts_are_no_number(engine):
 def test_a_result_that_names_a_residue_counts_and_says_that_there_is_none(engine, named):
     row = submit(engine, result(NUMBER, **named))
     assert row.state == "applied"
-    assert "keeps no residues" in row.outcome["message"]
+    assert "the residue that it names is unknown; the result counts without it" in row.outcome["message"]
     assert "residue" not in submit(engine, result(NUMBER, curves=1)).outcome["message"]
