@@ -8,7 +8,7 @@ process answers Prometheus itself, on WORKER_METRICS_PORT.
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ class AllProcesses(Collector):
         # Nobody may look while a merged file and those that it was made of are both there: that would be a jump.
         with self._locked():
             self._forget_the_dead()
-            collected: Iterable[Metric] = MultiProcessCollector(None, str(self._directory)).collect()
-        return collected
+            return _sums(self._directory.glob("*.db"))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -125,13 +124,24 @@ class AllProcesses(Collector):
         new.unlink(missing_ok=True)
         old = [into] if into.exists() else []
         merged = MmapedDict(str(new))
-        for metric in MultiProcessCollector.merge(map(str, [*old, *paths]), accumulate=False):
+        for metric in _sums([*old, *paths], accumulate=False):
             for sample in metric.samples:
                 names, values = list(sample.labels), list(sample.labels.values())
                 key = mmap_key(metric.name, sample.name, names, values, metric.documentation)
                 merged.write_value(key, sample.value, 0.0)
         merged.close()
         new.replace(into)
+
+
+def _sums(paths: Iterable[Path], *, accumulate: bool = True) -> Iterable[Metric]:
+    # A file is empty for a moment before it gets its size, and for good if its process died in that moment. gunicorn
+    # removes the gauges of its dead without asking for the lock.
+    written = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            written += [str(path)] if path.stat().st_size else []
+    summed: Iterable[Metric] = MultiProcessCollector.merge(written, accumulate=accumulate)
+    return summed
 
 
 class MetricsServer(bootsteps.StartStopStep):

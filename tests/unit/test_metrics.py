@@ -115,6 +115,17 @@ def test_a_merge_that_was_cut_short_is_done_anew(children, monkeypatch):
     assert list(children.directory.glob("*.new")) == []
 
 
+@pytest.mark.parametrize("process", ["alive", "dead"])
+def test_a_file_that_a_process_has_only_just_made_hurts_no_other(children, process):
+    children.start("applied")
+    if process == "dead":
+        children.end_all()
+    for kind in ("counter", "histogram", "gauge_livesum"):
+        (children.directory / f"{kind}_{os.getpid() if process == 'alive' else 2**22 + 1}.db").touch()
+    assert children.sums()[APPLIED] == 1
+    assert children.sums()[APPLIED] == 1
+
+
 def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
