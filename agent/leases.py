@@ -100,8 +100,8 @@ def open_leases(session: requests.Session, server: str, client_id: str) -> list[
         return try_later(response, body).message
     found = []
     for one in assignments:
-        # Leases of whole numbers and P-1 work are other programs'.
-        if one.get("shared") and one.get("method") == "ecm" and one.get("status") in OPEN:
+        # Leases of whole numbers and P-1 work are other programs', those of stage 1 alone `agent stage1`'s.
+        if one.get("shared") and one.get("method") == "ecm" and one.get("b2") != 0 and one.get("status") in OPEN:
             try:
                 found.append((read_lease(one), max(0, int(one.get("curves_submitted") or 0))))
             except (TypeError, ValueError):

@@ -6,6 +6,7 @@ Each writes its output into a file, which outlives us: what a killed agent's pro
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -108,6 +109,9 @@ def run_parts(task: Task, parts: Sequence[Part], stop: Stop, on_look: Callable[[
         for part in parts:
             running.append((part, *_start(part)))
         task.save(processes=[(process.pid, born(process.pid)) for _, process, _ in running])
+        # Only now: a process that nobody knows of ends without its number.
+        for part, process, _ in running:
+            _tell(process, part.number)
         while True:
             ended = all(process.poll() is not None for _, process, _ in running)
             for reader in readers:
@@ -149,13 +153,16 @@ def _start(part: Part) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     except OSError as error:
         file.close()
         raise EcmFailed(f"{part.command[0]} could not be started: {error.strerror}") from error
-    try:
-        assert process.stdin
-        process.stdin.write(part.number.encode() + b"\n")
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it ended before it read the number, and its output says why
     return process, file
+
+
+def _tell(process: subprocess.Popen[bytes], number: str) -> None:
+    assert process.stdin
+    # One that ended before it read the number says why in its output.
+    with suppress(BrokenPipeError):
+        process.stdin.write(number.encode() + b"\n")
+    with suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 def shares(curves: int, threads: int) -> list[int]:

@@ -1,25 +1,19 @@
 """Residues over HTTP, as the agent's two stages need them. Nothing in here waits or tries again."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import requests
 
-from agent.client import (
-    Answer,
-    exchange,
-    json_object,
-    problem_text,
-    retry_after,
-    try_later,
-)
+from agent.client import Answer, exchange, json_object, problem_text, retry_after, try_later
 from agent.leases import api, pause, whole
 from models.limits import MAX_B1, MIN_B1
 
 HEADER = "X-Client-ID"
-DUPLICATE = "Duplicate residue"
+DUPLICATE, FINISHED = "Duplicate residue", "composite_finished"
 FINAL = (400, 404, 410, 413, 422)
 PIECE = 1 << 20
 
@@ -41,7 +35,7 @@ class Offer(NamedTuple):
 
     residue: dict[str, Any] | None
     message: str
-    retry_after: float = 60.0
+    retry_after: float = 0.0
     verdict: Literal["residue", "none", "refused", "unclear"] = "residue"
 
 
@@ -70,7 +64,7 @@ def ask(session: requests.Session, server: str, client_id: str, wanted: Wanted) 
             return Offer(None, f"{response.url} offers a residue that cannot be run: {error}", verdict="unclear")
     if body.get("reason") and response.status_code in (400, 422):
         return Offer(None, problem_text(body), verdict="refused")
-    return Offer(None, try_later(response, body).message, max(60.0, retry_after(response)), "unclear")
+    return Offer(None, try_later(response, body).message, retry_after(response), "unclear")
 
 
 def read_residue(body: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +98,8 @@ def download(session: requests.Session, server: str, client_id: str, residue: di
             for piece in response.iter_content(PIECE):
                 digest.update(piece)
                 file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
     except requests.RequestException as error:
         return Said("unclear", f"the download of residue {residue['residue_id']} broke off ({type(error).__name__})")
     if digest.hexdigest() != residue["checksum"]:
@@ -112,7 +108,10 @@ def download(session: requests.Session, server: str, client_id: str, residue: di
 
 
 def upload(session: requests.Session, server: str, client_id: str, file: Path, attempt_id: int) -> Said:
-    """Upload the residue of an attempt's stage 1. One that the server has already is as good as uploaded."""
+    """Upload the residue of an attempt's stage 1.
+
+    One that the server has already is as good as uploaded, and of a finished number nobody needs one.
+    """
     with file.open("rb") as content:
         response = exchange(
             session,
@@ -122,8 +121,12 @@ def upload(session: requests.Session, server: str, client_id: str, file: Path, a
             headers={HEADER: client_id},
             files={"file": (file.name, content)},
         )
-    if not isinstance(response, Answer) and DUPLICATE in str(json_object(response).get("detail")):
-        return Said("done", "the server has it already")
+    if not isinstance(response, Answer):
+        body = json_object(response)
+        if DUPLICATE in str(body.get("detail")):
+            return Said("done", "the server has it already")
+        if body.get("reason") == FINISHED:
+            return Said("done", "not needed, the number is finished")
     return _said(response)
 
 

@@ -1,6 +1,5 @@
 """Stage 1 here: curves run with -save, their result sent, and the residue uploaded (agent.stages says how it lasts)."""
 
-import shutil
 import threading
 import time
 
@@ -106,7 +105,7 @@ def send_stage1(shift: Shift, task: Task) -> None:
             return
         if said.state == "refused":
             kept = shift.root / spool.REJECTED / f"{task.key}.save"
-            shutil.copyfile(saved, kept)
+            spool.write_durably(kept, saved.read_bytes()).close()
             shift.refused += 1
             shift.say(f"the residue was refused and is kept in {kept}: {said.message}")
         else:
@@ -120,7 +119,7 @@ def _conclude_stage1(shift: Shift, task: Task) -> bool:
     said = task.said
     together = parallel.read_outputs([task.path / name for name in said["outputs"]])
     records = [record for name in said["saves"] for record in stages.records(task.path / name)]
-    (task.path / stages.SAVED).write_text("".join(records))
+    spool.write_durably(task.path / stages.SAVED, "".join(records).encode()).close()
     # A line of the save file outlives the line of output that says so, and the other way round.
     curves = max(together.curves_completed, len(records))
     if not curves and not together.factors:

@@ -64,8 +64,10 @@ def _download(shift: Shift, task: Task) -> bool:
 
     got = stages.insist(shift, download)
     if got.state == "done":
-        task.save(downloaded=True)
-        return True
+        if len(stages.records(task.path / stages.SAVED)) == task.said["curves"]:
+            task.save(downloaded=True)
+            return True
+        got = Said("refused", f"its file has not the {task.said['curves']} curves that were offered")
     if got.state == "unclear":
         stages.leave(shift, task, got.message)
     else:

@@ -1,5 +1,6 @@
 """`agent stage1` and `agent stage2`: the commands, and what their exit codes say."""
 
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from agent.terminal import console, curve_progress, interruptible, say, shorten
 from agent.work_command import EXIT_NO_WORK, EXIT_REFUSED, EXIT_WAITING, report_factor, usable_cores
 
 TICK = 0.2
+SILENCE = 10.0  # seconds until a server that did not answer is asked again, and half as many more
 EXIT_CODES = """\b
 Exit codes:
   0  everything there was to send is settled
@@ -85,12 +87,13 @@ def stage1_command(
     shift = _shift(server, name, threads=threads, root=root, ecm=ecm, patience=patience, number=number, b1=b1)
     wanted = leases.Wanted(None, min_digits, max_digits, project, stage1_only=1, requested_b1=b1)
     most = 1 if once else max_leases
+    until = time.monotonic() + patience
 
-    def next_task() -> Task | str:
+    def next_task() -> Task | str | None:
         offer = leases.ask_for_work(shift.session, server, name, wanted)
         if offer.lease is not None:
             return stage1.of_lease(shift, offer.lease, curves)
-        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, once)
+        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, until if once else None)
 
     with _working(shift):
         done = _take_up(shift, STAGE1, stage1.send_stage1)
@@ -99,7 +102,7 @@ def stage1_command(
             stage1.run_stage1(shift, stage1.begin_stage1(shift, **one, parametrization=parametrization))  # type: ignore[arg-type]
             done += 1
         elif not (once and done):
-            done += _each(shift, next_task, lambda task: stage1.run_stage1(shift, task), most, once)
+            done += _each(shift, STAGE1, next_task, stage1.run_stage1, stage1.send_stage1, most=most)
     sys.exit(_verdict(shift, nothing_done=once and not done))
 
 
@@ -144,18 +147,19 @@ def stage2_command(
     """
     shift = _shift(server, name, threads=threads, root=root, ecm=ecm, patience=patience)
     wanted = residues.Wanted(min_digits, max_digits, min_b1, max_b1, project, hours)
+    until = time.monotonic() + patience
 
-    def next_task() -> Task | str:
+    def next_task() -> Task | str | None:
         offer = residues.ask(shift.session, server, name, wanted)
         if offer.residue is not None:
             return stage2.begin_stage2(shift, offer.residue, b2)
-        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, once)
+        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, until if once else None)
 
     with _working(shift):
         done = _take_up(shift, STAGE2, stage2.run_stage2)
         if not (once and done):
             most = 1 if once else max_residues
-            done += _each(shift, next_task, lambda task: stage2.run_stage2(shift, task), most, once)
+            done += _each(shift, STAGE2, next_task, stage2.run_stage2, stage2.run_stage2, most=most)
     sys.exit(_verdict(shift, nothing_done=once and not done))
 
 
@@ -212,17 +216,27 @@ def _take_up(shift: Shift, kind: str, go_on: Callable[[Shift, Task], None]) -> i
 
 
 def _each(
-    shift: Shift, next_task: Callable[[], Task | str], run: Callable[[Task], None], most: int | None, once: bool
+    shift: Shift,
+    kind: str,
+    next_task: Callable[[], Task | str | None],
+    run: Callable[[Shift, Task], None],
+    go_on: Callable[[Shift, Task], None],
+    *,
+    most: int | None,
 ) -> int:
-    """Run one task after the other; how many there were."""
+    """Run one task after the other, and go on with those that had to wait for the server; how many there were."""
     done = 0
     while not shift.stop.requested and not shift.failure and (most is None or done < most):
+        if shift.waiting:
+            # For as long as the patience lasts; what is left then waits for the next round.
+            shift.waiting = 0
+            _take_up(shift, kind, go_on)
         task = next_task()
+        if task is None:
+            break
         if isinstance(task, str):
             if task:
                 raise click.UsageError(f"the server refuses to look for work: {task}")
-            if once:
-                break
             continue
         done += 1
         order = Order(shift.server, shift.client_id, task.said["composite"], task.said["b1"], task.said["curves"])
@@ -237,17 +251,25 @@ def _each(
                 before = together.curves_completed
 
             shift.on_look = on_look
-            run(task)
+            run(shift, task)
     return done
 
 
-def _nothing(shift: Shift, verdict: str, message: str, seconds: float, once: bool) -> str:
-    """Wait until it is time to ask again; what the server refuses for good is returned."""
+def _nothing(shift: Shift, verdict: str, message: str, seconds: float, until: float | None) -> str | None:
+    """Wait until it is time to ask again; what the server refuses for good is returned.
+
+    With `until` "no work" ends it (None), and so does silence that lasts until then.
+    """
     if verdict == "refused":
         return message
-    say(f"{message}; asking again in {seconds:.0f} s" if not once else message)
-    until = time.monotonic() + (0 if once else seconds)
-    while not shift.stop.requested and time.monotonic() < until:
+    pause = seconds if verdict == "none" else max(seconds, SILENCE)
+    pause *= random.uniform(1.0, 1.5)
+    again = time.monotonic() + pause
+    if until is not None and (verdict == "none" or again > until):
+        say(message)
+        return None
+    say(f"{message}; asking again in {pause:.0f} s")
+    while not shift.stop.requested and time.monotonic() < again:
         time.sleep(TICK)
     return ""
 

@@ -55,6 +55,8 @@ class Shift:
 def deliver(shift: Shift, task: Task) -> int | None:
     """The attempt that a task's result became; None if it waits or was refused."""
     if "attempt_id" in task.said:
+        # Of a death between the two steps below; whoever sends it meanwhile is told the same.
+        spool.remove_durably(shift.root / spool.PENDING / f"{task.key}.json")
         return int(task.said["attempt_id"])
     entry = spool.put(shift.root, task.key, shift.server, task.said["payload"])
     answer = client.deliver(entry, patience=shift.patience, session=shift.session)

@@ -66,6 +66,7 @@ def begin(root: Path, **said: Any) -> Task:
 
 def left_behind(root: Path, kind: str, server: str, client_id: str) -> Iterator[Task]:
     """Tasks of that kind that an agent of this name has left, oldest first; what still runs of them is ended."""
+    _sweep(root)
     for path in sorted((root / RESIDUES).glob("*/task.json"), key=spool.modified):
         lock = _locked(path.parent)
         if lock is None:
@@ -81,6 +82,13 @@ def left_behind(root: Path, kind: str, server: str, client_id: str) -> Iterator[
         for process in said.get("processes", []):
             end_orphan(*process)
         yield Task(path.parent, said, lock)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what was left of a task by a death in end(), or in begin() before it could be one."""
+    for path in (root / RESIDUES).glob("*"):
+        if not (path / "task.json").exists() and time.time() - spool.modified(path) > spool.STALE:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _locked(path: Path) -> IO[bytes] | None:
