@@ -107,10 +107,10 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
 
 
 def overdue(stack, numbers, count):
-    """Leases that ran out a minute ago."""
+    """Reservations that ran out a minute ago: leases of curves would be closed by the results that reach the target."""
     stack.run_sql(
-        "INSERT INTO work_assignments (id, composite_id, client_id, method, b1, curves, expires_at)"
-        " SELECT gen_random_uuid(), id, 'late', 'ecm', 50000, 10, now() - interval '1 minute'"
+        "INSERT INTO work_assignments (id, composite_id, client_id, method, expires_at)"
+        " SELECT gen_random_uuid(), id, 'late', 'nfs', now() - interval '1 minute'"
         " FROM composites, generate_series(1, :count)"
         " WHERE id = (SELECT min(id) FROM composites WHERE number = ANY(:values))",
         count=count,

@@ -36,10 +36,11 @@ def call(stack, method, path, client, **options):
     )
 
 
-def stage1(stack, number, client, directory, *, parametrization=1, curves=CURVES, **fields):
+def stage1(stack, number, client, directory, *, parametrization=1, curves=CURVES, sigma=None, **fields):
     """Run stage 1 with GMP-ECM and submit it: (its attempt's id, what -save wrote)."""
     file = directory / f"{client}.save"
-    ecm(number, "-param", parametrization, "-c", curves, "-save", file, b1=B1, b2=0)
+    which = ("-sigma", sigma) if sigma else ("-param", parametrization)
+    ecm(number, *which, "-c", curves, "-save", file, b1=B1, b2=0)
     body = plain(number, client_id=client, results={"curves_completed": curves}, **fields)
     body["parameters"] |= {"b1": B1, "b2": 0, "curves": curves, "parametrization": parametrization, "sigma": None}
     answer = stack.submit(body, Idempotency_Key=named("stage1"))
@@ -94,14 +95,10 @@ def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parame
 
 
 def test_a_factor_found_in_stage_2_is_applied(stack, tmp_path):
-    small, large = prime(15), prime(50)
-    number, project, gpu, cpu = composite_of(small, large), named("found"), named("gpu"), named("cpu")
-    # Stage 1 alone must leave it; a curve that finds it there is tried again.
-    for _ in range(20):
-        attempt, content = stage1(stack, number, gpu, tmp_path, curves=20, project=project)
-        if content.count(b"METHOD=ECM") == 20:
-            break
-        (tmp_path / f"{gpu}.save").unlink()
+    # Whether a curve finds it depends on it and on sigma alone: this one does, in stage 2, with such bounds.
+    small, sigma = 700000000000000033, "1:215"
+    number, project, gpu, cpu = composite_of(small, prime(50)), named("found"), named("gpu"), named("cpu")
+    attempt, content = stage1(stack, number, gpu, tmp_path, curves=1, sigma=sigma, project=project)
     sent = upload(stack, gpu, content, stage1_attempt_id=attempt)
     assert sent.status_code == 200, sent.text
     work = call(stack, "GET", "/work", cpu, params={"project": project}).json()
