@@ -85,6 +85,13 @@ def one(engine: Engine, factor_id: int) -> Row:
     return row
 
 
+def of_composite(engine: Engine, composite_id: int) -> list[Row]:
+    """COLUMNS of all factors in a composite's tree."""
+    with engine.connect() as connection:
+        statement = _with_origins().where(Factor.composite_id == composite_id).order_by(Factor.id)
+        return list(connection.execute(statement))
+
+
 def page(
     engine: Engine, filters: Filters, *, order: str = NEWEST, limit: int = 100, cursor: str | None, max_digits: int
 ) -> Page:

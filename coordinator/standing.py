@@ -22,9 +22,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from coordinator import effort, listing, registry
+from coordinator.effort import chart
 from coordinator.expressions import ExpressionError, decimal, evaluate_number
 from coordinator.refusals import no_composite
-from models.tables import Composite, CompositeAlias, CompositeEffort, Factor, Project, ProjectComposite
+from models.tables import (
+    Composite,
+    CompositeAlias,
+    CompositeEffort,
+    EcmAttempt,
+    Factor,
+    Project,
+    ProjectComposite,
+    WorkAssignment,
+)
 
 # Computing expressions takes some milliseconds each at worst, and a request has a thousand of them at most.
 EVALUATION_SECONDS = 1.0
@@ -169,6 +179,53 @@ def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
         "points": [{"digits": digits, "missed": missed} for digits, missed in chances],
         "curves": [one._asdict() for one in curves],
     }
+
+
+def effort_chart(engine: Engine, composite_id: int) -> str:
+    """The chances of `composite_effort` as an SVG document, with its t-level and target. Raises Unknown."""
+    with engine.connect() as connection:
+        columns = (Composite.effort, Composite.target_t_level)
+        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
+    if row is None:
+        raise no_composite(composite_id)
+    return chart.svg(row.effort, "Has a factor been missed?", row.target_t_level)
+
+
+def last_attempts(engine: Engine, composite_id: int, limit: int) -> list[Row]:
+    """A composite's attempts, the newest first."""
+    columns = (
+        EcmAttempt.id,
+        EcmAttempt.created_at,
+        EcmAttempt.client_id,
+        EcmAttempt.method,
+        EcmAttempt.b1,
+        EcmAttempt.b2,
+        EcmAttempt.parametrization,
+        EcmAttempt.curves,
+        EcmAttempt.superseded_curves,
+        EcmAttempt.voided_at,
+        EcmAttempt.program,
+        EcmAttempt.program_version,
+    )
+    newest = select(*columns).where(EcmAttempt.composite_id == composite_id).order_by(EcmAttempt.id.desc())
+    with engine.connect() as connection:
+        return list(connection.execute(newest.limit(limit)))
+
+
+def open_work(engine: Engine, composite_id: int) -> list[Row]:
+    """A composite's open leases, the oldest first."""
+    columns = (
+        WorkAssignment.client_id,
+        WorkAssignment.method,
+        WorkAssignment.b1,
+        WorkAssignment.curves,
+        WorkAssignment.curves_completed,
+        WorkAssignment.status,
+        WorkAssignment.expires_at,
+    )
+    mine = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
+    with engine.connect() as connection:
+        return list(connection.execute(select(*columns).where(*mine).order_by(WorkAssignment.created_at)))
 
 
 # Many at once ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ingest.admin.work import admin_work
 from ingest.directory import directory
 from ingest.factors import factors
 from ingest.operations import health, operations
+from ingest.pages import pages
 from ingest.problems import answer_with_problems
 from ingest.residues import residues
 from ingest.results import results
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(admin_residues)
     app.register_api(operations)
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
+    app.register_blueprint(pages)
     openapi.serve(app)
     answer_with_problems(app)
     app.before_request(_begin)

@@ -191,6 +191,8 @@ class EcmAttempt(Base):
     __table_args__ = (
         Index("ecm_attempts_composite", "composite_id", "id"),
         Index("ecm_attempts_client", "client_id", "id"),
+        # Attempts lie in the order of their making, so that a few pages tell where an hour begins.
+        Index("ecm_attempts_created", "created_at", postgresql_using="brin"),
         Index("ecm_attempts_work", "work_id", postgresql_where=text("work_id IS NOT NULL")),
         Index("ecm_attempts_residue", "residue_id", postgresql_where=text("residue_id IS NOT NULL")),
         CheckConstraint("curves >= 0", name="ecm_attempts_curves"),
@@ -451,13 +453,43 @@ class Job(Base):
 
 
 class Client(Base):
-    """A client by name; derived from submissions by upkeep, never written by a result."""
+    """A client by name; derived from submissions and attempts by upkeep, never written by a result.
+
+    What it has sent in all: applied results, curves of ECM, seconds that it says it took, factors that were new.
+    """
 
     __tablename__ = "clients"
+    __table_args__ = (Index("clients_curves", "curves", "name"),)
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     first_seen: Mapped[datetime]
     last_seen: Mapped[datetime]
+    results: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    factors: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+
+class Activity(Base):
+    """What a client sent in an hour (of UTC), as in `clients`; derived by upkeep."""
+
+    __tablename__ = "activity"
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    client_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    results: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    factors: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+
+class Noted(Base):
+    """Up to when upkeep has derived something."""
+
+    __tablename__ = "noted"
+
+    what: Mapped[str] = mapped_column(Text, primary_key=True)
+    until: Mapped[datetime]
 
 
 class Project(Base):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from time import monotonic
 
@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Row
 
 from config.settings import settings
-from coordinator import residue_storage, residue_upkeep, upkeep
+from coordinator import activity, residue_storage, residue_upkeep, upkeep
 from coordinator.jobs import Ring
 from coordinator.unit_of_work import is_transient
 from tasks import doorbell, heartbeats
@@ -29,6 +29,8 @@ def _ring_job(row: Row) -> bool:
     return doorbell.ring_jobs([Ring(row.id, row.kind)])
 
 
+# What a unit of work did last, it has committed by then.
+COMMIT_SECONDS = 30
 # By queue: what to ring for, how, and what to say of that which the bell did not ring for.
 BELLS = {
     "results": (upkeep.submissions_to_ring, _ring_submission, upkeep.submissions_not_rung),
@@ -108,8 +110,9 @@ def sweep_residues() -> None:
 @app.task
 @_another_time()
 def note_clients() -> None:
-    """Derive the clients table from what came in."""
+    """Derive from what came in who the clients are, and what they do."""
     upkeep.note_clients(engine())
+    activity.note(engine(), datetime.now(UTC), timedelta(seconds=settings().task_time_limit + COMMIT_SECONDS))
 
 
 @app.task

@@ -1,0 +1,250 @@
+"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything.
+
+What clients control is only ever text in them: Jinja escapes it, and the policy of ingest/security.py runs no script
+that a page brings along.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Blueprint, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from pydantic import BaseModel, Field, ValidationError
+
+from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, standing
+from coordinator.cursors import BadCursor
+from coordinator.expressions import ExpressionError, shorten
+from coordinator.refusals import Refusal, Unknown
+from ingest.answers import engine, settings
+from ingest.operations import installation
+from ingest.problems import Problem, invalid
+from ingest.stats import check_written
+from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
+
+HOURS_SHOWN = 48
+FEW, SOME, MANY = 10, 50, 100
+
+pages = Blueprint("pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
+
+
+class RankingQuery(BaseModel):
+    limit: int = Field(MANY, ge=1, le=1000)
+
+
+# What templates write -------------------------------------------------------------------------------------------------
+
+
+@pages.app_template_filter("moment")
+def moment(value: datetime | str | None) -> str:
+    """A time as people read it, in UTC."""
+    if value is None:
+        return "never"
+    when = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+@pages.app_template_filter("ago")
+def ago(value: datetime | None) -> str:
+    """How long ago, in one unit."""
+    if value is None:
+        return "never"
+    seconds = max(0, (datetime.now(UTC) - value).total_seconds())
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"
+
+
+@pages.app_template_filter("count")
+def count(value: float | None) -> str:
+    """A whole number with its thousands parted."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+@pages.app_template_filter("bound")
+def bound(value: int | None) -> str:
+    """A B1 or B2 as the field writes it: 11e6 for 11,000,000."""
+    if value is None:
+        return ""
+    if value == -1:
+        return "default"
+    zeros = len(str(value)) - len(str(value).rstrip("0"))
+    return f"{value // 10**zeros}e{zeros}" if zeros >= 3 else f"{value:,}"
+
+
+pages.add_app_template_filter(shorten, "shorten")
+
+
+def page_with(**changes: Any) -> str:
+    """The address of this page with these parameters changed (None: left out)."""
+    given = {**request.args.to_dict(), **(request.view_args or {}), **changes}
+    return url_for(request.endpoint or "pages.start", **{key: value for key, value in given.items() if value})
+
+
+pages.add_app_template_global(page_with, "page_with")
+
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+
+@pages.get("/")
+def start() -> ResponseReturnValue:
+    """What there is, and what goes on."""
+    now = datetime.now(UTC)
+    hours = activity.by_hour(engine(), HOURS_SHOWN, now)
+    found = factors.page(engine(), factors.Filters(), limit=FEW, cursor=None, max_digits=settings().max_digits)
+    return render_template(
+        "start.html",
+        status=overview.composites_status(engine()),
+        charts=[bars(hours, "results"), bars(hours, "curves")],
+        factors=found.rows,
+        advanced=standing.top_progress(engine(), standing.Nearest(), limit=FEW, max_digits=settings().max_digits),
+        clients=activity.busiest(engine(), now - timedelta(hours=24), FEW),
+    )
+
+
+@pages.get("/numbers")
+def numbers() -> ResponseReturnValue:
+    """Numbers: filtered, sorted, searched, page by page."""
+    query = _query(CompositesQuery)
+    if query.text is not None:
+        check_written(query.text, "text")
+    found = listing.composites(
+        engine(),
+        listing.Filters(**query.model_dump(include=set(listing.Filters.__dataclass_fields__))),
+        sort=query.sort,
+        descending=query.descending,
+        limit=min(query.limit, MANY),
+        cursor=query.cursor,
+        max_digits=settings().max_digits,
+    )
+    sorts = (("id", "id"), ("digits", "digits"), ("t_level", "t-level"), ("progress", "progress"))
+    return render_template("numbers.html", query=query, found=found, sorts=(*sorts, ("priority", "priority")))
+
+
+@pages.get("/numbers/<int:composite_id>")
+def number(composite_id: int) -> ResponseReturnValue:
+    """One number, with all that is known of it."""
+    if composite_id >= 2**63:
+        raise Unknown("unknown_composite", f"There is no composite with id {composite_id}")
+    whole = standing.composite(engine(), composite_id)
+    found = factors.of_composite(engine(), composite_id)
+    return render_template(
+        "number.html",
+        number=whole,
+        tree=_tree(found),
+        chart=standing.effort_chart(engine(), composite_id),
+        effort=standing.composite_effort(engine(), composite_id)["curves"],
+        attempts=standing.last_attempts(engine(), composite_id, SOME),
+        leases=standing.open_work(engine(), composite_id),
+    )
+
+
+def _tree(found: list[Any]) -> list[tuple[int, Any]]:
+    """(depth, factor) of a tree, each beneath what it was split from."""
+    below: dict[int | None, list[Any]] = {}
+    for row in found:
+        below.setdefault(row.split_from_id, []).append(row)
+
+    def walk(parent: int | None, depth: int) -> list[tuple[int, Any]]:
+        rows = sorted(below.get(parent, []), key=lambda row: (row.digit_length, row.factor))
+        return [line for row in rows for line in [(depth, row), *walk(row.id, depth + 1)]]
+
+    return walk(None, 0)
+
+
+@pages.get("/factors")
+def all_factors() -> ResponseReturnValue:
+    """Factors, the newest or the largest first."""
+    query = _query(FactorsQuery)
+    if query.composite is not None:
+        check_written(query.composite, "composite")
+    filters = factors.Filters(
+        query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
+    )
+    found = factors.page(
+        engine(),
+        filters,
+        order=query.order,
+        limit=min(query.limit, MANY),
+        cursor=query.cursor,
+        max_digits=settings().max_digits,
+    )
+    return render_template("factors.html", query=query, found=found)
+
+
+@pages.get("/clients")
+def all_clients() -> ResponseReturnValue:
+    """Clients, those with most curves first, and those seen last."""
+    query = _query(RankingQuery)
+    now = datetime.now(UTC)
+    return render_template(
+        "clients.html",
+        ranking=activity.ranking(engine(), query.limit),
+        today={row.client_id: row for row in activity.busiest(engine(), now - timedelta(hours=24), query.limit)},
+        latest=clients.page(engine(), limit=FEW).rows,
+    )
+
+
+@pages.get("/projects")
+def all_projects() -> ResponseReturnValue:
+    """Projects by name."""
+    query = _query(PageQuery)
+    found = projects.page(engine(), limit=min(query.limit, MANY), cursor=query.cursor)
+    return render_template("projects.html", found=found, most=projects.MOST_COUNTED)
+
+
+@pages.get("/queue")
+def queue() -> ResponseReturnValue:
+    """What waits, what was refused or failed, and whether every part of the installation does its work."""
+    return render_template(
+        "queue.html",
+        parts=installation(),
+        letters=dead_letters.listed(engine(), limit=SOME),
+        flower_port=settings().flower_port,
+        host=request.host.rpartition(":")[0] or request.host,
+    )
+
+
+def bars(hours: list[activity.Hour], what: str) -> dict[str, Any]:
+    """A chart of bars, an hour each: in points of a box of 480 by 120."""
+    values = [getattr(hour, what) for hour in hours]
+    most = max(values)
+    width = 480 / len(hours)
+    return {
+        "what": what,
+        "most": most,
+        "total": sum(values),
+        "bars": [
+            {"x": place * width, "width": width * 0.8, "height": 100 * value / most if most else 0, "value": value}
+            | {"hour": hour.hour}
+            for place, (hour, value) in enumerate(zip(hours, values, strict=True))
+        ],
+    }
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def _query(model: type[Any]) -> Any:
+    given = {name: value for name, value in request.args.to_dict().items() if value}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error, "query") from error
+
+
+def _page_of_error(status: int, words: Callable[[Any], str]) -> Callable[[Any], ResponseReturnValue]:
+    def answer(error: Any) -> ResponseReturnValue:
+        code = error.status if isinstance(error, Problem) else status
+        return render_template("error.html", status=code, words=words(error)), code
+
+    return answer
+
+
+pages.register_error_handler(Unknown, _page_of_error(404, lambda error: f"{error}."))
+pages.register_error_handler(Refusal, _page_of_error(400, lambda error: f"{error}."))
+pages.register_error_handler(BadCursor, _page_of_error(422, lambda error: f"{error}."))
+pages.register_error_handler(ExpressionError, _page_of_error(422, lambda error: error.detail))
+pages.register_error_handler(Problem, _page_of_error(500, lambda error: error.detail))

@@ -1,0 +1,31 @@
+"use strict";
+
+// What a page says is brought up to date every few seconds while somebody looks: the parts marked data-live are taken
+// from the page as the server would send it now. Copying a number is all that is left to do here.
+const EVERY = 5000;
+
+async function renew() {
+  if (document.hidden || !document.querySelector("[data-live]")) return;
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (!answer.ok) return;
+  const now = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const fresh = now.getElementById(old.id);
+    // Whoever reads within a part with the keyboard is not thrown out of it.
+    if (fresh && fresh.innerHTML !== old.innerHTML && !old.contains(document.activeElement)) {
+      old.replaceChildren(...fresh.childNodes);
+    }
+  }
+}
+
+async function copy(button) {
+  await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+  const words = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = words; }, 1500);
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", () => copy(button));
+}
+setInterval(() => renew().catch(() => {}), EVERY);

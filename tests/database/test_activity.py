@@ -1,0 +1,73 @@
+"""What clients do is added up once, however often that is asked for, and only when nothing more can come before it."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pipeline import result, rows, run_sql, submit
+from primes import prime, product
+
+from coordinator import activity, upkeep
+
+NUMBER = str(product(prime(15), prime(40), prime(60)))
+LATE = timedelta(seconds=90)
+
+
+@pytest.fixture
+def now():
+    return datetime.now(UTC)
+
+
+def send(engine, *factors, client="alice", ago=timedelta(minutes=5), **fields):
+    """Submit a result; its attempt and its factors are that old."""
+    done = submit(engine, result(NUMBER, *factors, client=client, **fields), key=f"{random.getrandbits(64):x}")
+    for table, column in (("ecm_attempts", "id"), ("factors", "attempt_id")):
+        moved = f"UPDATE {table} SET created_at = now() - :ago WHERE {column} = :attempt"
+        run_sql(engine, moved, ago=ago, attempt=done.attempt_id)
+
+
+def known(engine):
+    return {row.name: (row.results, row.curves, row.factors) for row in rows(engine, "SELECT * FROM clients")}
+
+
+def test_results_curves_and_factors_are_added_once(engine, now):
+    send(engine, str(prime(15)), curves=7)
+    send(engine, curves=3)
+    send(engine, client="bob", method="pm1", curves=1)
+    upkeep.note_clients(engine)
+    for _ in range(3):
+        activity.note(engine, now, LATE)
+    assert known(engine) == {"alice": (2, 10, 1), "bob": (1, 0, 0)}
+    send(engine, curves=5, ago=timedelta(minutes=-5))
+    activity.note(engine, now + timedelta(minutes=10), LATE)
+    assert known(engine)["alice"] == (3, 15, 1)
+    assert sum(hour.curves for hour in activity.by_hour(engine, 3, now + timedelta(minutes=10))) == 15
+
+
+def test_what_may_still_be_committed_is_left_for_the_next_time(engine, now):
+    send(engine, curves=7, ago=timedelta(seconds=30))
+    activity.note(engine, now, LATE)
+    assert known(engine) == {}
+    activity.note(engine, now + timedelta(minutes=3), LATE)
+    assert known(engine)["alice"] == (1, 7, 0)
+
+
+def test_at_once_and_after_years_it_is_added_once(engine, now):
+    for days in (1000, 400, 1):
+        send(engine, curves=days, ago=timedelta(days=days))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: activity.note(engine, now, LATE), range(4)))
+    assert known(engine)["alice"] == (3, 1401, 0)
+
+
+def test_hours_clients_and_the_ranking(engine, now):
+    assert [hour.curves for hour in activity.by_hour(engine, 2, now)] == [0, 0]
+    for client, curves, hours in (("alice", 5, 1), ("bob", 50, 1), ("carol", 9, 30)):
+        send(engine, client=client, curves=curves, ago=timedelta(hours=hours))
+    activity.note(engine, now, LATE)
+    shown = activity.by_hour(engine, 48, now)
+    assert len(shown) == 48
+    assert [(hour.curves, hour.clients) for hour in shown if hour.curves] == [(9, 1), (55, 2)]
+    assert [row.client_id for row in activity.busiest(engine, now - timedelta(hours=24), 10)] == ["bob", "alice"]
+    assert [row.name for row in activity.ranking(engine, 2)] == ["bob", "carol"]
