@@ -1,7 +1,10 @@
 """What the agent and its user tell each other: lines, progress, and Ctrl-C."""
 
+import atexit
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,21 @@ from agent.gmp_ecm import Output
 from agent.run import Order
 
 LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def _let_go() -> None:
+    """What could not be written to a closed terminal or pipe is not tried again: that would be Python's exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+
+
+atexit.register(_let_go)
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
