@@ -49,7 +49,7 @@ def unlink(connection: Connection, attempt_ids: Sequence[int]) -> list[Row[Any]]
     """Before these attempts are taken back: what they superseded counts again, and residues of theirs are closed.
 
     The attempts that got curves back (id, composite_id, b1, b2, parametrization, curves), which their composites' sums
-    lack as yet.
+    lack as yet; those that were taken back themselves count for nothing, and are not among them.
     """
     ids = list(attempt_ids)
     taken, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)
@@ -64,8 +64,16 @@ def unlink(connection: Connection, attempt_ids: Sequence[int]) -> list[Row[Any]]
         update(stage1)
         .where(stage1.id == back.c.id)
         .values(superseded_curves=stage1.superseded_curves - back.c.curves)
-        .returning(stage1.id, stage1.composite_id, stage1.b1, stage1.b2, stage1.parametrization, back.c.curves)
+        .returning(
+            stage1.id,
+            stage1.composite_id,
+            stage1.b1,
+            stage1.b2,
+            stage1.parametrization,
+            stage1.voided_at,
+            back.c.curves,
+        )
     ).all()
     connection.execute(update(EcmAttempt).where(EcmAttempt.id.in_(ids)).values(superseding_curves=0))
     close(connection, Residue.stage1_attempt_id.in_(ids), CLOSED, STAGE1_TAKEN_BACK)
-    return [row for row in given if row.id not in set(ids)]
+    return [row for row in given if row.voided_at is None and row.id not in set(ids)]

@@ -426,6 +426,15 @@ def test_a_stage_1_that_is_taken_back_closes_its_residue(engine, waiting, way):
     assert_sound(engine)
 
 
+def test_both_stages_taken_back_leave_nothing(engine, waiting):
+    claim(engine)
+    done = stage2(engine, residue_id=waiting.id)
+    void(engine, "gpu")
+    deletions.delete_attempt(engine, BY, done.attempt_id, None)
+    assert level(engine) == 0
+    assert_sound(engine)
+
+
 def void(engine, client):
     since, until = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
     with unit_of_work(engine, "void") as connection:
