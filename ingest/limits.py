@@ -1,13 +1,12 @@
 """How many requests a client and an address may make: counted in Redis for all processes, in fixed windows.
 
 An address is counted before a key is looked up, a client once it is known to be that: nobody spends what is another's.
-A counter costs one round trip. A broker that is away is no reason to refuse anything: nothing is counted
-then, and it is left alone for some seconds. flask-limiter does
-the same in several round trips, at several times the cost.
+A counter costs one round trip; flask-limiter does the same in several, at several times the cost. A broker that is away
+is no reason to refuse anything: nothing is counted then, and it is left alone for some seconds.
 """
 
 import math
-from time import monotonic, time
+from time import time
 from typing import NamedTuple
 
 import redis
@@ -20,12 +19,12 @@ from config.settings import Settings
 from ingest import keys
 from ingest.openapi import API
 from ingest.problems import Problem
+from tasks import silence
 
 log = structlog.get_logger("limits")
 
 PREFIX = "ecm:limit:"
 TIMEOUT = 0.5
-SILENT_SECONDS = 3.0
 WINDOWS = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -60,7 +59,6 @@ class Counters:
             "client": read_limit(settings.rate_limit_per_client),
             "address": read_limit(settings.rate_limit_per_address),
         }
-        self._silent_until = 0.0
         # redis-py would try again three times, each with its own timeout.
         self._redis: redis.Redis = redis.Redis.from_url(
             settings.redis_url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
@@ -69,7 +67,7 @@ class Counters:
     def count(self, kind: str, name: str) -> Standing | None:
         """Count one request for a `client` or `address`; how it stands then. None: unlimited, or Redis is away."""
         limit, now = self.limits[kind], time()
-        if limit is None or monotonic() < self._silent_until:
+        if limit is None or silence.is_silent():
             return None
         key = f"{PREFIX}{kind}:{int(now // limit.seconds)}:{name[:200]}"
         pipeline = self._redis.pipeline(transaction=False)
@@ -78,7 +76,7 @@ class Counters:
         try:
             counted = pipeline.execute()[0]
         except (redis.RedisError, OSError) as error:
-            self._silent_until = monotonic() + SILENT_SECONDS
+            silence.note_silence()
             log.warning("The broker does not answer; requests are not limited", error=str(error)[:200])
             return None
         return Standing(limit.most, limit.most - counted, math.ceil(limit.seconds - now % limit.seconds))

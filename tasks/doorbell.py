@@ -1,13 +1,11 @@
 """The doorbell: telling workers that something waits in the database.
 
 Ringing may fail, and then costs at most half a second: everything that is rung for is a row already, and upkeep rings
-again for what has waited too long. After a failure this process leaves the bell alone for a few seconds, so that a
-dead broker does not slow down every request.
+again for what has waited too long. After a failure the bell is left alone for a few seconds (`tasks.silence`).
 """
 
 import threading
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any
 
 import structlog
@@ -15,17 +13,15 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from coordinator.jobs import Ring
-from tasks import metrics, tracing
+from tasks import metrics, silence, tracing
 from tasks.app import app
 
 log = structlog.get_logger("doorbell")
 
-SILENT_SECONDS = 3.0
 IMPATIENT = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}
 
 # As many as there are connections to ring over: one more would wait for a connection first and then for the broker.
 _turns = threading.BoundedSemaphore(app.conf.broker_pool_limit)
-_silent_until = 0.0
 
 
 def make_impatient() -> None:
@@ -49,12 +45,11 @@ def ring_jobs(rings: Iterable[Ring]) -> bool:
 
 
 def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
-    global _silent_until
-    if monotonic() < _silent_until:
+    if silence.is_silent():
         return False
     with _turns:
         # Whoever had to wait for a turn may find that the broker has failed those before.
-        if monotonic() < _silent_until:
+        if silence.is_silent():
             return False
         try:
             # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending.
@@ -68,7 +63,7 @@ def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
                 headers=tracing.headers(),
             )
         except (OperationalError, RedisError, OSError) as error:
-            _silent_until = monotonic() + SILENT_SECONDS
+            silence.note_silence()
             metrics.SILENT_BELL.inc()
             log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
             return False

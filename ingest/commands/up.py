@@ -166,6 +166,7 @@ def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: s
     ready, began, next_watch = False, time.monotonic(), 0.0
     told, pause = began, 1.0
     restarted: dict[str, float] = {}
+    silence = SilenceWatch(socket.gethostname())
     while True:
         now = time.monotonic()
         if supervisor.has_ended():
@@ -179,7 +180,7 @@ def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: s
             supervisor.revive()
             if ready:
                 _, status = fetch_status(status_url)
-                for name in frozen_programs(status, socket.gethostname()):
+                for name in silence.frozen(status, now):
                     if name in supervisor.programs and now - restarted.get(name, -GRACE) >= GRACE:
                         restarted[name] = now
                         click.echo(f"{name} has not been heard of for over {SILENCE:.0f} s; restarting it", err=True)
@@ -215,14 +216,28 @@ def fetch_status(url: str) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
-def frozen_programs(status: dict[str, Any], host: str) -> list[str]:
-    """The programs of this `host` (worker, analysis, beat) whose heartbeat is older than `SILENCE`, by /status.
+class SilenceWatch:
+    """Which programs of a `host` (worker, analysis, beat) are frozen, from what /status says at each look.
 
-    None while the broker does not answer: heartbeats pass through it, so everybody is silent then and nobody frozen.
+    Heartbeats pass through the broker: while it does not answer nobody can be heard, and for `SILENCE` after it came
+    back nobody is called frozen, because all that is known then are heartbeats from before.
     """
-    if not status.get("broker", {}).get("ok"):
-        return []
-    beats = [beat for part in ("workers", "beat") for beat in status.get(part, {}).get("heartbeats", [])]
-    silent = {beat["name"]: beat["role"] for beat in beats if beat["age"] > SILENCE}
-    # A worker is called program@host, beat by its host alone; other hosts' have others to look after them.
-    return sorted(name.rpartition("@")[0] or role for name, role in silent.items() if name.rpartition("@")[2] == host)
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self._heard_since: float | None = None
+
+    def frozen(self, status: dict[str, Any], now: float) -> list[str]:
+        """The programs whose heartbeat is older than `SILENCE`, though the broker answered all that time."""
+        if not status.get("broker", {}).get("ok"):
+            self._heard_since = None
+            return []
+        if self._heard_since is None:
+            self._heard_since = now
+        if now - self._heard_since < SILENCE:
+            return []
+        beats = [beat for part in ("workers", "beat") for beat in status.get(part, {}).get("heartbeats", [])]
+        silent = {beat["name"]: beat["role"] for beat in beats if beat["age"] > SILENCE}
+        # A worker is called program@host, beat by its host alone; other hosts' have others to look after them.
+        here = {name: role for name, role in silent.items() if name.rpartition("@")[2] == self.host}
+        return sorted(name.rpartition("@")[0] or role for name, role in here.items())

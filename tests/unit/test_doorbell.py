@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from config.embedded import start_valkey
 from coordinator.jobs import Ring
-from tasks import doorbell
+from tasks import doorbell, silence
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def sent(monkeypatch):
 
     sent = Sent()
     monkeypatch.setattr(doorbell.app, "send_task", sent.send_task)
-    monkeypatch.setattr(doorbell, "_silent_until", 0.0)
+    monkeypatch.setattr(silence, "_silent_until", 0.0)
     return sent
 
 
@@ -36,7 +36,7 @@ def sent(monkeypatch):
 def clock(monkeypatch):
     """A clock that stands still until it is told."""
     now = [1000.0]
-    monkeypatch.setattr(doorbell, "monotonic", lambda: now[0])
+    monkeypatch.setattr(silence, "monotonic", lambda: now[0])
     return now
 
 
@@ -66,7 +66,7 @@ def test_after_a_failure_the_bell_is_left_alone_for_a_moment(sent, clock, fault)
     sent.fault = fault
     assert not doorbell.ring_submission(1, "alice", "15")
     sent.fault = None
-    clock[0] += doorbell.SILENT_SECONDS - 0.01
+    clock[0] += silence.SILENT_SECONDS - 0.01
     assert not doorbell.ring_submission(2, "alice", "15")
     assert sent == []
     clock[0] += 0.01
@@ -85,7 +85,7 @@ RING_MANY = """
 import sys, threading
 from time import monotonic
 from config.logging import configure_logging
-from tasks import doorbell
+from tasks import doorbell, silence
 configure_logging("console", "INFO")
 doorbell.make_impatient()
 print(doorbell.ring_submission(1, "alice", "15"), flush=True)
@@ -95,7 +95,7 @@ for line in sys.stdin:
         began = monotonic()
         answers.append(doorbell.ring_submission(1, "alice", "15"))
         waits.append(monotonic() - began)
-    doorbell._silent_until = 0.0
+    silence._silent_until = 0.0
     threads = [threading.Thread(target=ring) for _ in range(48)]
     for thread in threads:
         thread.start()

@@ -8,7 +8,7 @@ import structlog
 from celery.app.task import Context
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from tasks import doorbell, tracing
+from tasks import doorbell, silence, tracing
 from tasks.analysis import run_job
 from tasks.results import apply_result
 
@@ -24,7 +24,7 @@ def _nobodys_context(monkeypatch):
 @pytest.fixture
 def sent(monkeypatch):
     messages = []
-    monkeypatch.setattr(doorbell, "_silent_until", 0.0)
+    monkeypatch.setattr(silence, "_silent_until", 0.0)
     monkeypatch.setattr(doorbell.app, "send_task", lambda name, **options: messages.append(options))
     return messages
 
