@@ -10,22 +10,11 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select
 from coordinator import demand, parking, registry, work
 from coordinator.audit import OPERATOR, By
 from coordinator.expressions import ExpressionError, shorten
+from coordinator.refusals import Conflict, Unknown, no_composite
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Composite, WorkAssignment
 
 _LEVELS = (Composite.current_t_level, Composite.target_t_level)
-
-
-class UnknownComposite(Exception):
-    """There is no such composite; the message is for people."""
-
-
-class Taken(Exception):
-    """Somebody else has reserved the number; the message is for people."""
-
-
-class Finished(Exception):
-    """The number is fully factored; the message is for people."""
 
 
 def reserve(
@@ -42,7 +31,7 @@ def reserve(
     """Reserve a number (its value, or its id) for `method` elsewhere: it gets no work until released or overdue.
 
     Leases that are open go on, and count. Returns the lease with `open_leases`, how many others there are. Raises
-    UnknownComposite, Taken, Finished.
+    Unknown, Conflict.
     """
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = _identify(connection, identifier, max_digits)
@@ -50,14 +39,17 @@ def reserve(
         left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
         row = connection.execute(left).one()
         if row.is_fully_factored:
-            raise Finished(f"{shorten(identifier)} is fully factored: there is nothing left to do on it")
+            detail = f"{shorten(identifier)} is fully factored: there is nothing left to do on it"
+            raise Conflict("fully_factored", detail)
         if row.current_composite == "1":
-            raise Finished(f"{shorten(identifier)} has no cofactor left; reserve the composite factor that is meant")
+            detail = f"{shorten(identifier)} has no cofactor left; reserve the composite factor that is meant"
+            raise Conflict("fully_factored", detail)
         leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
         for lease in leases:
             if lease.method in demand.RESERVING:
                 until = lease.expires_at.isoformat(timespec="minutes")
-                raise Taken(f"{shorten(identifier)} is reserved by {lease.client_id} for {lease.method} until {until}")
+                taken = f"{shorten(identifier)} is reserved by {lease.client_id} for {lease.method} until {until}"
+                raise Conflict("reserved", f"{taken}; release that first")
         work_id = uuid.uuid4()
         connection.execute(
             insert(WorkAssignment).values(
@@ -102,12 +94,12 @@ def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str]
 
 
 def pause(engine: Engine, composite_id: int, reason: str | None, by: By = OPERATOR) -> Row:
-    """No work on a number until it is resumed; open leases go on. Raises UnknownComposite."""
+    """No work on a number until it is resumed; open leases go on. Raises Unknown."""
     return _hold(engine, composite_id, reason or "paused by an operator", by)
 
 
 def resume(engine: Engine, composite_id: int, by: By = OPERATOR) -> Row:
-    """Let a paused or parked number be worked on again. Idempotent. Raises UnknownComposite."""
+    """Let a paused or parked number be worked on again. Idempotent. Raises Unknown."""
     return _hold(engine, composite_id, None, by)
 
 
@@ -117,7 +109,7 @@ def _hold(engine: Engine, composite_id: int, reason: str | None, by: By) -> Row:
         holds = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
         before = connection.execute(holds).one_or_none()
         if before is None:
-            raise UnknownComposite(f"There is no composite with id {composite_id}")
+            raise no_composite(composite_id)
         if reason is None:
             parking.resume(connection, composite_id)
         else:
@@ -156,7 +148,7 @@ def held(engine: Engine, limit: int = 1000) -> list[Row]:
 
 
 def identify(engine: Engine, identifier: str, max_digits: int) -> int:
-    """The id of the composite with this value, else of the one with this id. Raises UnknownComposite."""
+    """The id of the composite with this value, else of the one with this id. Raises Unknown."""
     with engine.connect() as connection:
         return _identify(connection, identifier, max_digits)
 
@@ -166,7 +158,7 @@ def _identify(connection: Connection, identifier: str, max_digits: int) -> int:
     try:
         found = registry.find(connection, identifier, max_digits)
     except ExpressionError as error:
-        raise UnknownComposite(error.detail) from error
+        raise Unknown("unknown_composite", error.detail) from error
     if found is not None:
         return found.id
     if identifier.isascii() and identifier.isdigit() and len(identifier) < 19:
@@ -174,4 +166,4 @@ def _identify(connection: Connection, identifier: str, max_digits: int) -> int:
         by_id: int | None = connection.execute(known).scalar_one_or_none()
         if by_id is not None:
             return by_id
-    raise UnknownComposite(f"{shorten(identifier)} is neither a number of this server nor the id of one")
+    raise Unknown("unknown_composite", f"{shorten(identifier)} is neither a number of this server nor the id of one")

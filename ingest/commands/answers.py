@@ -20,11 +20,10 @@ def sentences() -> Iterator[None]:
     """What is refused ends the command with exit code 1 and the reason."""
     from coordinator.expressions import ExpressionError
     from coordinator.refusals import Refusal
-    from coordinator.reservations import UnknownComposite
 
     try:
         yield
-    except (Refusal, UnknownComposite) as error:
+    except Refusal as error:
         raise click.ClickException(f"{error}") from error
     except ExpressionError as error:
         raise click.ClickException(error.detail) from error

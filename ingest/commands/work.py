@@ -1,21 +1,19 @@
 """`ecm-coordinator work`: what operators do to leases and to numbers kept from work, on the database itself."""
 
-import contextlib
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from config.settings import settings
+from ingest.commands.answers import identify, sentences
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
-    from sqlalchemy import Engine, Row
+    from sqlalchemy import Row
 
 MANY = 1000
 
@@ -106,8 +104,8 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
     """
     from coordinator import reservations
 
-    with database(home) as engine, _known():
-        row = reservations.pause(engine, _identify(engine, number), reason, operator())
+    with database(home) as engine, sentences():
+        row = reservations.pause(engine, identify(engine, number), reason, operator())
     click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
 
 
@@ -121,25 +119,9 @@ def resume(number: str, home: Path | None) -> None:
     """
     from coordinator import reservations
 
-    with database(home) as engine, _known():
-        row = reservations.resume(engine, _identify(engine, number), operator())
+    with database(home) as engine, sentences():
+        row = reservations.resume(engine, identify(engine, number), operator())
     click.echo(f"composite {row.id} is neither paused nor parked" + ("" if row.wants_ecm else "; it wants no ECM now"))
-
-
-def _identify(engine: "Engine", number: str) -> int:
-    from coordinator import reservations
-
-    return reservations.identify(engine, number.strip(), settings().max_digits)
-
-
-@contextlib.contextmanager
-def _known() -> Iterator[None]:
-    from coordinator.reservations import UnknownComposite
-
-    try:
-        yield
-    except UnknownComposite as error:
-        raise click.ClickException(str(error)) from error
 
 
 # What is shown -------------------------------------------------------------------------------------------------------

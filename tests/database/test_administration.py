@@ -479,7 +479,7 @@ def test_what_operators_do_to_work_is_audited_once(engine):
     reservations.pause(engine, number, "a look", BY)
     reservations.resume(engine, number, BY)
     taken = reservations.reserve(engine, NUMBER, "bob", "nfs", 1, details=None, max_digits=MOST, by=BY)
-    with pytest.raises(reservations.Taken):
+    with pytest.raises(Conflict, match="reserved by"):
         reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=MOST, by=BY)
     reservations.release(engine, taken.id, None, BY)
     done = [(actor, action, target) for actor, action, target, *_ in events(engine)]

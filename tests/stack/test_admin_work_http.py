@@ -112,11 +112,17 @@ def test_a_paused_number_gets_no_work_and_its_leases_go_on(stack, key):
     assert ask(stack, "two", composite=value)["work_id"]
 
 
-@pytest.mark.parametrize("unknown", [0, 2**31, 2**63 - 1, 2**63, 10**40])
+UNKNOWN, NO_ID = (404, "unknown_composite"), (422, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("number_id", "refusal"),
+    [(0, UNKNOWN), (2**31, UNKNOWN), (2**63 - 1, UNKNOWN), (2**63, NO_ID), (10**40, NO_ID)],
+)
 @pytest.mark.parametrize("verb", ["pause", "resume"])
-def test_numbers_that_are_not_there_are_not_paused(stack, key, unknown, verb):
-    said = problem(tell(stack, "POST", f"/admin/composites/{unknown}/{verb}", key), 404, "unknown_composite")
-    assert str(unknown)[:30] in said["detail"]
+def test_numbers_that_are_not_there_are_not_paused(stack, key, number_id, refusal, verb):
+    said = problem(tell(stack, "POST", f"/admin/composites/{number_id}/{verb}", key), *refusal)
+    assert str(number_id)[:18] in said["detail"]
 
 
 # Reservations --------------------------------------------------------------------------------------------------------
