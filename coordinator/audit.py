@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, Engine, Row, insert, select
 
 from models.tables import AdminEvent
 
@@ -65,3 +65,9 @@ def record(
         )
     )
     log.info("Administration", actor=actor, action=action, target=target, before=before, after=after)
+
+
+def latest(engine: Engine, limit: int) -> list[Row[Any]]:
+    """What was done last, the newest first."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(AdminEvent).order_by(AdminEvent.id.desc()).limit(limit)))

@@ -19,7 +19,7 @@ _LEVELS = (Composite.current_t_level, Composite.target_t_level)
 
 def reserve(
     engine: Engine,
-    identifier: str,
+    identifier: str | int,
     client_id: str,
     method: str,
     hours: float,
@@ -28,27 +28,30 @@ def reserve(
     max_digits: int,
     by: By = OPERATOR,
 ) -> Row:
-    """Reserve a number (its value, or its id) for `method` elsewhere: it gets no work until released or overdue.
+    """Reserve a number for `method` elsewhere: it gets no work until that is released or overdue.
 
-    Leases that are open go on, and count. Returns the lease with `open_leases`, how many others there are. Raises
-    Unknown, Conflict.
+    `identifier` is its value or its id as a text, or its id as an int. Leases that are open go on, and count. Returns
+    the lease with `open_leases`, how many others there are. Raises Unknown, Conflict.
     """
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = _identify(connection, identifier, max_digits)
+        named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
         work.lock_composites(connection, [composite_id])
         left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
-        row = connection.execute(left).one()
+        row = connection.execute(left).one_or_none()
+        if row is None:
+            raise no_composite(composite_id)
         if row.is_fully_factored:
-            detail = f"{shorten(identifier)} is fully factored: there is nothing left to do on it"
+            detail = f"{named} is fully factored: there is nothing left to do on it"
             raise Conflict("fully_factored", detail)
         if row.current_composite == "1":
-            detail = f"{shorten(identifier)} has no cofactor left; reserve the composite factor that is meant"
+            detail = f"{named} has no cofactor left; reserve the composite factor that is meant"
             raise Conflict("fully_factored", detail)
         leases = work.open_leases(connection, [composite_id]).get(composite_id, [])
         for lease in leases:
             if lease.method in demand.RESERVING:
                 until = lease.expires_at.isoformat(timespec="minutes")
-                taken = f"{shorten(identifier)} is reserved by {lease.client_id} for {lease.method} until {until}"
+                taken = f"{named} is reserved by {lease.client_id} for {lease.method} until {until}"
                 raise Conflict("reserved", f"{taken}; release that first")
         work_id = uuid.uuid4()
         connection.execute(
@@ -123,8 +126,10 @@ def _hold(engine: Engine, composite_id: int, reason: str | None, by: By) -> Row:
         return row
 
 
-def open_work(engine: Engine, *, client_id: str | None = None, limit: int = 1000) -> list[Row]:
-    """Open leases, those that run out first first, each with its number."""
+def open_work(
+    engine: Engine, *, client_id: str | None = None, reserving: bool | None = None, limit: int = 1000
+) -> list[Row]:
+    """Open leases, those that run out first first, each with its number; all, or only (not) the reserving."""
     statement = (
         select(WorkAssignment, Composite.current_composite, Composite.digit_length, *_LEVELS)
         .join(Composite, Composite.id == WorkAssignment.composite_id)
@@ -134,6 +139,8 @@ def open_work(engine: Engine, *, client_id: str | None = None, limit: int = 1000
     )
     if client_id is not None:
         statement = statement.where(WorkAssignment.client_id == client_id)
+    if reserving is not None:
+        statement = statement.where(WorkAssignment.method.in_(demand.RESERVING).is_(reserving))
     with engine.connect() as connection:
         return list(connection.execute(statement))
 
@@ -153,8 +160,10 @@ def identify(engine: Engine, identifier: str, max_digits: int) -> int:
         return _identify(connection, identifier, max_digits)
 
 
-def _identify(connection: Connection, identifier: str, max_digits: int) -> int:
-    """The composite with this value, else the one with this id."""
+def _identify(connection: Connection, identifier: str | int, max_digits: int) -> int:
+    """The composite with this value, else the one with this id; an int is an id."""
+    if isinstance(identifier, int):
+        return identifier
     try:
         found = registry.find(connection, identifier, max_digits)
     except ExpressionError as error:

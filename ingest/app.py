@@ -10,9 +10,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
-from ingest import keys, limits, metrics, openapi
+from ingest import keys, limits, login, metrics, openapi
 from ingest.admin.composites import admin_composites
 from ingest.admin.composites_upload import admin_upload
+from ingest.admin.pages import admin_pages
 from ingest.admin.records import admin_records
 from ingest.admin.residues import admin_residues
 from ingest.admin.submissions import admin_submissions
@@ -20,7 +21,7 @@ from ingest.admin.work import admin_work
 from ingest.directory import directory
 from ingest.factors import factors
 from ingest.operations import health, operations
-from ingest.pages import pages
+from ingest.pages import pages, respond
 from ingest.problems import answer_with_problems
 from ingest.residues import residues
 from ingest.results import results
@@ -67,8 +68,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(operations)
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     app.register_blueprint(pages)
+    app.register_blueprint(admin_pages)
+    login.use_cookies(app, settings.admin_api_key.get_secret_value())
     openapi.serve(app)
-    answer_with_problems(app)
+    answer_with_problems(app, respond)
     app.before_request(_begin)
     app.before_request(limits.limit_request)
     app.before_request(keys.check_key)

@@ -51,6 +51,10 @@ def read_limit(text: str) -> Limit | None:
     return Limit(int(most), WINDOWS[window])
 
 
+# Tries to log in, from one address: a person mistypes, and does not guess.
+LOGINS = Limit(10, WINDOWS["minute"])
+
+
 class Counters:
     """The counters of all clients and addresses."""
 
@@ -58,6 +62,7 @@ class Counters:
         self.limits = {
             "client": read_limit(settings.rate_limit_per_client),
             "address": read_limit(settings.rate_limit_per_address),
+            "login": LOGINS,
         }
         # redis-py would try again three times, each with its own timeout.
         self._redis: redis.Redis = redis.Redis.from_url(
@@ -65,7 +70,10 @@ class Counters:
         )
 
     def count(self, kind: str, name: str) -> Standing | None:
-        """Count one request for a `client` or `address`; how it stands then. None: unlimited, or Redis is away."""
+        """Count a request for a `client` or an `address`, or a try to log in (`login`) from one; how it stands then.
+
+        None: unlimited, or Redis is away.
+        """
         limit, now = self.limits[kind], time()
         if limit is None or silence.is_silent():
             return None
@@ -100,6 +108,11 @@ def limit_client(client_id: str) -> None:
     if "limited_client" not in g:
         g.limited_client = client_id
         _count("client", client_id)
+
+
+def limit_login() -> None:
+    """Count a try to log in for its address; raises a 429 problem."""
+    _count("login", request.remote_addr or "")
 
 
 def _count(kind: str, name: str) -> None:

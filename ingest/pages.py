@@ -1,22 +1,21 @@
-"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything.
+"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything; ingest/admin/pages.py does.
 
 What clients control is only ever text in them: Jinja escapes it, and the policy of ingest/security.py runs no script
 that a page brings along.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Blueprint, render_template, request, url_for
+from flask import Blueprint, Response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 
 from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, standing
-from coordinator.cursors import BadCursor
-from coordinator.expressions import ExpressionError, shorten
-from coordinator.refusals import Refusal, Unknown
+from coordinator.expressions import shorten
+from coordinator.refusals import no_composite
 from ingest.answers import engine, settings
+from ingest.openapi import API
 from ingest.operations import installation
 from ingest.problems import Problem, invalid
 from ingest.stats import check_written
@@ -73,6 +72,14 @@ def bound(value: int | None) -> str:
     return f"{value // 10**zeros}e{zeros}" if zeros >= 3 else f"{value:,}"
 
 
+@pages.app_template_filter("facts")
+def facts(values: dict[str, Any] | None) -> str:
+    """What a record holds, in a line."""
+    return ", ".join(
+        f"{name}: {shorten(str(value), 80)}" for name, value in (values or {}).items() if value is not None
+    )
+
+
 pages.add_app_template_filter(shorten, "shorten")
 
 
@@ -127,7 +134,7 @@ def numbers() -> ResponseReturnValue:
 def number(composite_id: int) -> ResponseReturnValue:
     """One number, with all that is known of it."""
     if composite_id >= 2**63:
-        raise Unknown("unknown_composite", f"There is no composite with id {composite_id}")
+        raise no_composite(composite_id)
     whole = standing.composite(engine(), composite_id)
     found = factors.of_composite(engine(), composite_id)
     return render_template(
@@ -235,16 +242,15 @@ def _query(model: type[Any]) -> Any:
         raise invalid(error, "query") from error
 
 
-def _page_of_error(status: int, words: Callable[[Any], str]) -> Callable[[Any], ResponseReturnValue]:
-    def answer(error: Any) -> ResponseReturnValue:
-        code = error.status if isinstance(error, Problem) else status
-        return render_template("error.html", status=code, words=words(error)), code
-
-    return answer
+def error_page(problem: Problem) -> Response:
+    """A problem for people."""
+    words = render_template("error.html", status=problem.status, words=problem.detail)
+    return Response(words, problem.status, problem.headers)
 
 
-pages.register_error_handler(Unknown, _page_of_error(404, lambda error: f"{error}."))
-pages.register_error_handler(Refusal, _page_of_error(400, lambda error: f"{error}."))
-pages.register_error_handler(BadCursor, _page_of_error(422, lambda error: f"{error}."))
-pages.register_error_handler(ExpressionError, _page_of_error(422, lambda error: error.detail))
-pages.register_error_handler(Problem, _page_of_error(500, lambda error: error.detail))
+def respond(problem: Problem) -> Response:
+    """A problem for whoever asks: people who look at pages, or programs."""
+    if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in ("pages", "admin_pages")):
+        return problem.response()
+    is_person = request.accept_mimetypes.best_match(["application/problem+json", "text/html"]) == "text/html"
+    return error_page(problem) if request.endpoint or is_person else problem.response()

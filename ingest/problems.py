@@ -1,5 +1,6 @@
-"""Errors as RFC 9457 problems: never HTML or a stack trace, always a word for programs and a sentence for people."""
+"""Errors as RFC 9457 problems: never a stack trace, always a word for programs and a sentence for people."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -112,26 +113,31 @@ def database_away() -> Problem:
     return Problem(503, "database_away", detail, headers=RETRY)
 
 
-def answer_with_problems(app: Flask) -> None:
-    """Make every error of the app a problem."""
+def of_refusal(error: Refusal) -> Problem:
+    """404 for what there is not, 409 for what something stands against, 400 for what is not true."""
+    status = 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 400
+    return Problem(status, error.reason, f"{error}.")
+
+
+def answer_with_problems(app: Flask, respond: Callable[[Problem], Response] = Problem.response) -> None:
+    """Make every error of the app a problem, which `respond` makes an answer."""
 
     @app.errorhandler(Problem)
     def _problem(error: Problem) -> Response:
-        return error.response()
+        return respond(error)
 
     @app.errorhandler(ExpressionError)
     def _unreadable(error: ExpressionError) -> Response:
-        return unreadable_number(error).response()
+        return respond(unreadable_number(error))
 
     @app.errorhandler(Refusal)
     def _refused(error: Refusal) -> Response:
-        status = 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 400
-        return Problem(status, error.reason, f"{error}.").response()
+        return respond(of_refusal(error))
 
     @app.errorhandler(BadCursor)
     def _bad_cursor(error: BadCursor) -> Response:
         detail = f"{error}."
-        return Problem(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]).response()
+        return respond(Problem(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]))
 
     @app.errorhandler(HTTPException)
     def _http(error: HTTPException) -> Response:
@@ -143,13 +149,13 @@ def answer_with_problems(app: Flask) -> None:
             detail = f"The body is larger than {request.max_content_length} bytes; send it in parts."
         headers = dict(error.get_response().headers) if status in (405, 429) else {}
         allowed = {name: value for name, value in headers.items() if name in ("Allow", "Retry-After")}
-        return Problem(status, REASONS.get(status, "error"), detail, headers=allowed).response()
+        return respond(Problem(status, REASONS.get(status, "error"), detail, headers=allowed))
 
     @app.errorhandler(Exception)
     def _unexpected(error: Exception) -> Response:
         if is_transient(error):
             log.warning("The database does not answer", error=str(error)[:200])
-            return database_away().response()
+            return respond(database_away())
         log.exception("A request failed", path=request.path[:200])
         detail = "Something went wrong on this server; it has been logged. Sending the same again later is safe."
-        return Problem(500, "internal_error", detail).response()
+        return respond(Problem(500, "internal_error", detail))

@@ -152,7 +152,7 @@ def calculate_t_levels(query: RecalculateQuery) -> Response:
     """
     row, rings = maintenance.start(engine(), by(), only_missing=not query.recalculate_all)
     ring_jobs(rings)
-    return answer(_recalculation(row), 202)
+    return answer(recalculation(row), 202)
 
 
 @admin_composites.get(
@@ -163,10 +163,11 @@ def recalculate_status() -> Response:
     row = maintenance.status(engine())
     if row is None:
         return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
-    return answer(_recalculation(row))
+    return answer(recalculation(row))
 
 
-def _recalculation(row: Row) -> dict[str, object]:
+def recalculation(row: Row) -> dict[str, object]:
+    """How a recalculation stands."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
     state = maintenance.FAILED if given_up else row.state
     said = f"{row.done:,} of {row.total:,} numbers computed"

@@ -1,19 +1,18 @@
 """Numbers loaded over HTTP: a file, a JSON array of numbers, or numbers with what is known of them."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
-import orjson
-from flask import Response, current_app, request
+from flask import Response, request
 from pydantic import ValidationError
 
-from config.settings import Settings
 from coordinator.audit import ADMIN
 from coordinator.composites import Busy, InvalidNumbers, Report, load
 from coordinator.list_formats import Fault, Given, ListError, read_list
 from coordinator.screening import JsonFields
 from ingest import openapi
-from ingest.admin.access import require_key
+from ingest.admin.blueprints import answer, make
+from ingest.answers import engine, settings
 from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
 from ingest.problems import Problem, invalid
 from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
@@ -25,8 +24,7 @@ CELLS, BESIDES = 8, 100_000
 PROCESSES = 1
 BUSY_RETRY = {"Retry-After": "30"}
 
-admin_upload = openapi.admin_blueprint("admin_upload", openapi.ADMIN_COMPOSITES)
-admin_upload.before_request(require_key)
+admin_upload = make("admin_upload", openapi.ADMIN_COMPOSITES)
 
 REFUSALS: dict[Any, Any] = {
     413: openapi.problem("`body_too_large`; longer lists are loaded by `ecm-coordinator composites import`"),
@@ -54,12 +52,7 @@ def upload(query: LoadQuery) -> Response:
     """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
     file = uploaded_file("numbers.txt")
     defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
-    name = printable_name(file.filename or "")
-    try:
-        listing = read_list(file.stream, name, CELLS * _settings().max_digits + BESIDES)  # type: ignore[arg-type]
-        return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
-    except ListError as error:
-        raise _unreadable(error) from error
+    return answer(load_file(file.stream, printable_name(file.filename or ""), defaults, query))
 
 
 @admin_upload.post(
@@ -72,7 +65,7 @@ def bulk(query: LoadQuery) -> Response:
     """Load numbers, also as a bare array with `default_priority` and `project_name` in the query."""
     numbers, defaults = _items("numbers", BulkNumbers)
     given = (_given_number(place, item) for place, item in enumerate(numbers, 1))
-    return _load(given, _merged(defaults, query), query, "bulk")
+    return answer(_load(given, _merged(defaults, query), query, "bulk"))
 
 
 @admin_upload.post(
@@ -85,7 +78,7 @@ def bulk_structured(query: LoadQuery) -> Response:
     """Load numbers with what is known of them; what is left out stays as it is on numbers known already."""
     composites, defaults = _items("composites", BulkComposites)
     given = (_given_composite(place, item) for place, item in enumerate(composites, 1))
-    return _load(given, _merged(defaults, query), query, "bulk-structured")
+    return answer(_load(given, _merged(defaults, query), query, "bulk-structured"))
 
 
 # What was sent -------------------------------------------------------------------------------------------------------
@@ -135,18 +128,27 @@ def _given_composite(place: int, item: Any) -> Given:
 # What comes of it ----------------------------------------------------------------------------------------------------
 
 
+def load_file(stream: IO[bytes], name: str, defaults: LoadDefaults, query: LoadQuery) -> dict[str, Any]:
+    """Load a text or CSV file called `name`; the LoadReport. Raises a Problem that names the bad lines."""
+    try:
+        listing = read_list(stream, name, CELLS * settings().max_digits + BESIDES)  # type: ignore[arg-type]
+        return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
+    except ListError as error:
+        raise _unreadable(error) from error
+
+
 def _load(
     numbers: Iterable[Given],
     defaults: LoadDefaults,
     query: LoadQuery,
     source: str,
     ignored_columns: list[str] | None = None,
-) -> Response:
+) -> dict[str, Any]:
     try:
         report = load(
-            current_app.config["ENGINE"],
+            engine(),
             numbers,
-            max_digits=_settings().max_digits,
+            max_digits=settings().max_digits,
             actor=ADMIN,
             source=source,
             project=defaults.project_name,
@@ -161,22 +163,17 @@ def _load(
     except Busy as error:
         raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
     except InvalidNumbers as error:
-        answer = _answer(error.report, ignored_columns)
-        answer["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in answer["errors"]]
-        raise Problem(422, "invalid_numbers", f"{error}.", **answer) from error
+        said = _said(error.report, ignored_columns)
+        said["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in said["errors"]]
+        raise Problem(422, "invalid_numbers", f"{error}.", **said) from error
     doorbell.ring_jobs(report.rings)
-    return Response(orjson.dumps(_answer(report, ignored_columns)), 200, content_type="application/json")
+    return _said(report, ignored_columns)
 
 
-def _answer(report: Report, ignored_columns: list[str] | None) -> dict[str, Any]:
-    answer = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
-    return answer.model_dump()
+def _said(report: Report, ignored_columns: list[str] | None) -> dict[str, Any]:
+    said = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
+    return said.model_dump()
 
 
 def _unreadable(error: ListError) -> Problem:
     return Problem(422, error.reason, f"{error}.", errors=[])
-
-
-def _settings() -> Settings:
-    settings: Settings = current_app.config["SETTINGS"]
-    return settings
