@@ -10,6 +10,7 @@ from flask import current_app, g, request
 
 from coordinator import client_keys
 from coordinator.unit_of_work import is_transient
+from ingest.answers import engine, settings
 from ingest.problems import Problem
 
 SCHEME = "bearer"
@@ -37,7 +38,7 @@ class Owners:
         if monotonic() < until:
             return name
         try:
-            owner = client_keys.owner(current_app.config["ENGINE"], key_sha256)
+            owner = client_keys.owner(engine(), key_sha256)
         except Exception as error:
             # While the database is away whoever had the right key keeps it: results are waited for then, not refused.
             if name is None or not is_transient(error):
@@ -56,7 +57,7 @@ def check_key() -> None:
         return
     given = request.headers.get("Authorization")
     if given is None:
-        if current_app.config["SETTINGS"].require_client_keys:
+        if settings().require_client_keys:
             detail = "This server asks clients for their key: send the header Authorization: Bearer KEY."
             raise Problem(401, "unauthorized", detail, headers=CHALLENGE)
         return

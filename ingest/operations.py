@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import gauges, queries
 from ingest import openapi, security
+from ingest.answers import engine
 from ingest.problems import RETRY, Problem, database_away
 from models.migrate import newest_revision
 from tasks import heartbeats
@@ -45,7 +46,7 @@ def health() -> Response:
 def ready() -> Response:
     """Whether results can be taken: the database answers and its schema is the one this version needs."""
     try:
-        revision = queries.schema_revision(current_app.config["ENGINE"])
+        revision = queries.schema_revision(engine())
     except SQLAlchemyError as error:
         _log_silence("database", error)
         raise database_away() from error
@@ -96,8 +97,8 @@ def _counted() -> bytes:
 
 def _database() -> dict[str, Any]:
     try:
-        inbox = queries.inbox_state(current_app.config["ENGINE"])
-        revision = queries.schema_revision(current_app.config["ENGINE"])
+        inbox = queries.inbox_state(engine())
+        revision = queries.schema_revision(engine())
     except SQLAlchemyError as error:
         _log_silence("database", error)
         return {"ok": False, "detail": "the database does not answer"}
@@ -147,8 +148,8 @@ class _Gauges(Collector):
 
 
 def _of_database() -> Iterator[Metric]:
-    inbox = queries.inbox_state(current_app.config["ENGINE"])
-    open_leases, overdue = gauges.leases(current_app.config["ENGINE"])
+    inbox = queries.inbox_state(engine())
+    open_leases, overdue = gauges.leases(engine())
     yield GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"])
     yield GaugeMetricFamily("ecm_oldest_waiting_seconds", "Age of the oldest of them", inbox["oldest_waiting_seconds"])
     yield GaugeMetricFamily("ecm_dead_letters", "Submissions that failed", inbox["failed"])

@@ -11,11 +11,11 @@ from flask import Response, current_app, request
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import Row
 
-from config.settings import Settings
 from coordinator import inbox
 from coordinator.expressions import ExpressionError
 from coordinator.unit_of_work import is_transient
 from ingest import keys, limits, metrics, openapi
+from ingest.answers import engine, settings
 from ingest.bodies import parse_json, read_body, without_nul
 from ingest.problems import Problem, database_away, invalid, unreadable_number
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
@@ -53,20 +53,19 @@ def submit_result() -> Response:
     result = read_body(SubmitResult)
     keys.act_as(result.client_id)
     limits.limit_client(result.client_id)
-    settings: Settings = current_app.config["SETTINGS"]
-    inbox.check_numbers(result, settings.max_digits)
+    inbox.check_numbers(result, settings().max_digits)
     # Whatever can be wrong with a header is found before anything is stored.
-    key, seconds = _idempotency_key(), _wait_seconds(settings.default_wait)
+    key, seconds = _idempotency_key(), _wait_seconds(settings().default_wait)
     receipt = _patiently(
         lambda: inbox.receive(
-            current_app.config["ENGINE"],
+            engine(),
             result,
             key=key,
-            max_raw_output=settings.max_raw_output,
-            implicit_key_window=settings.implicit_key_window,
+            max_raw_output=settings().max_raw_output,
+            implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings.database_patience,
+        settings().database_patience,
     )
     metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
@@ -92,7 +91,6 @@ def submit_results() -> Response:
     An array that is not valid JSON is refused whole (422), for where its results end is unknown; with NDJSON such a
     fault stays within its line.
     """
-    settings: Settings = current_app.config["SETTINGS"]
     items = _batch_items()
     verdicts: list[dict[str, Any]] = []
     valid: list[tuple[int, SubmitResult]] = []
@@ -100,20 +98,20 @@ def submit_results() -> Response:
         try:
             result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
             keys.act_as(result.client_id)
-            inbox.check_numbers(result, settings.max_digits)
+            inbox.check_numbers(result, settings().max_digits)
         except (ValidationError, ExpressionError, Problem) as error:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
     receipts = _patiently(
         lambda: inbox.receive_many(
-            current_app.config["ENGINE"],
+            engine(),
             [(result, None) for _, result in valid],
-            max_raw_output=settings.max_raw_output,
-            implicit_key_window=settings.implicit_key_window,
+            max_raw_output=settings().max_raw_output,
+            implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings.database_patience,
+        settings().database_patience,
     )
     for (index, result), receipt in zip(valid, receipts, strict=True):
         if isinstance(receipt, inbox.KeyReused):
@@ -141,7 +139,7 @@ def submission_state(path: SubmissionPath) -> Response:
     """What became of a submission."""
     row = None
     if path.submission_id < 2**63:
-        row = inbox.state(current_app.config["ENGINE"], path.submission_id)
+        row = inbox.state(engine(), path.submission_id)
     if row is None:
         raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
     # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.

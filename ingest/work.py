@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from flask import Response, current_app, request
+from flask import Response, request
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
@@ -13,6 +13,7 @@ from coordinator import claims
 from coordinator import work as leases
 from coordinator.claims import Busy, Claim, NoWork, Wanted
 from ingest import keys, openapi
+from ingest.answers import engine, settings
 from ingest.problems import Problem, checked_name
 from models.limits import DEFAULT_B2
 from models.wire_work import (
@@ -87,20 +88,20 @@ class WorkPath(BaseModel):
 @work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def claim_work(path: WorkPath, query: ClientQuery) -> Response:
     """assigned -> claimed."""
-    return _lease(lambda work_id: leases.advance(_engine(), work_id, query.client_id, "claimed"), path)
+    return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "claimed"), path)
 
 
 @work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def start_work(path: WorkPath, query: ClientQuery) -> Response:
     """assigned or claimed -> running."""
-    return _lease(lambda work_id: leases.advance(_engine(), work_id, query.client_id, "running"), path)
+    return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "running"), path)
 
 
 @work.put("/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
     """A heartbeat: extends the lease if curves advanced. A `status` that is not open says that the lease is over."""
     return _lease(
-        lambda work_id: leases.heartbeat(_engine(), work_id, query.client_id, query.curves_completed, query.message),
+        lambda work_id: leases.heartbeat(engine(), work_id, query.client_id, query.curves_completed, query.message),
         path,
     )
 
@@ -110,14 +111,14 @@ def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
 )
 def complete_work(path: WorkPath, query: ClientQuery) -> Response:
     """Done with a lease; idempotent, and also for one that is closed already in whatever way."""
-    return _lease(lambda work_id: leases.complete(_engine(), work_id, query.client_id), path)
+    return _lease(lambda work_id: leases.complete(engine(), work_id, query.client_id), path)
 
 
 @work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
     """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
     return _lease(
-        lambda work_id: leases.abandon(_engine(), work_id, query.client_id or keys.by_key(), query.reason), path
+        lambda work_id: leases.abandon(engine(), work_id, query.client_id or keys.by_key(), query.reason), path
     )
 
 
@@ -129,7 +130,7 @@ class ClientPath(BaseModel):
 def client_work(path: ClientPath) -> Response:
     """A client's last 50 leases, open ones first, with everything needed to take them up again."""
     client_id = checked_name("client_id", path.client_id)
-    rows = leases.of_client(_engine(), client_id, LEASES_SHOWN)
+    rows = leases.of_client(engine(), client_id, LEASES_SHOWN)
     return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
 
 
@@ -178,7 +179,7 @@ def _claim(wanted: Wanted) -> Claim | NoWork:
     if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
         raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
     try:
-        return claims.claim(_engine(), wanted, current_app.config["SETTINGS"])
+        return claims.claim(engine(), wanted, settings())
     except Busy as error:
         detail = f"There is work, but {error}. Ask again in a second."
         raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
@@ -268,10 +269,6 @@ def lease_state(row: Row[Any]) -> dict[str, Any]:
         "expires_at": row.expires_at,
         "message": f"This work is {row.status}" + (f": {row.message}" if row.message and row.closed_at else ""),
     }
-
-
-def _engine() -> Any:
-    return current_app.config["ENGINE"]
 
 
 def _json(model: type[BaseModel], body: dict[str, Any]) -> Response:

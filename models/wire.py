@@ -7,7 +7,17 @@ refused), and ranges are those of models/limits.py. Unknown body fields are igno
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from models.limits import DEFAULT_B2, MAX_B1, MAX_B2, MAX_CURVES, MIN_B1, STAGE1_ONLY
 
@@ -23,6 +33,12 @@ def printable(value: str) -> str:
 
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+# In a query an empty value is one that was not given.
+BLANK = BeforeValidator(lambda value: None if value == "" else value)
+MaybeName = Annotated[Annotated[Name, AfterValidator(printable)] | None, BLANK]
+# As the database keeps it.
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+MaybePriority = Annotated[Priority | None, BLANK]
 Method = Literal["ecm", "pm1", "pp1", "qs", "nfs", "other"]
 METHOD_SYNONYMS = {"siqs": "qs", "auto": "other"}
 METHODS_WITH_B1 = frozenset({"ecm", "pm1", "pp1"})

@@ -3,11 +3,10 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from models.wire import Name, Wire, printable
+from models.wire import BLANK, Name, Priority, Wire, printable
 
-BLANK = BeforeValidator(lambda value: None if value == "" else value)
 MOST_FACTORS = 1000
 LONGEST = 1_000_000
 # As ids are in the database.
@@ -65,7 +64,7 @@ class PriorityQuery(Wire):
 
 
 class NewPriority(Wire):
-    priority: int = Field(ge=-(2**31), lt=2**31)
+    priority: Priority
 
 
 class Completion(Wire):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SkipValidation, StringConstraints, field_validator
 
-from models.wire import Name, Wire, printable
+from models.wire import Name, Priority, Wire, printable
 
 HIGHEST_TARGET = 100
 # More than any number is written with; MAX_DIGITS decides.
@@ -35,7 +35,6 @@ def _prior_text(value: Any) -> Any:
 
 
 NumberText = Annotated[str, BeforeValidator(_number_text), StringConstraints(min_length=1, max_length=LONGEST_NUMBER)]
-Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class GivenComposite(Wire):

@@ -3,12 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StringConstraints, field_validator
 
-from models.wire import CompositeStats, Name, Wire, printable
+from models.wire import BLANK, CompositeStats, MaybeName, MaybePriority, Wire, printable
 from models.wire_admin import Moment
 
-BLANK = BeforeValidator(lambda value: None if value == "" else value)
 LONGEST = 1_000_000
 MOST_NUMBERS = 1000
 HIGHEST_INTEGER = 2**31 - 1
@@ -16,12 +15,10 @@ HIGHEST_INTEGER = 2**31 - 1
 Digits = Annotated[Annotated[int, Field(ge=0, le=LONGEST)] | None, BLANK]
 Level = Annotated[Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None, BLANK]
 Share = Annotated[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None, BLANK]
-Priority = Annotated[Annotated[int, Field(ge=-HIGHEST_INTEGER - 1, le=HIGHEST_INTEGER)] | None, BLANK]
 Text = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST), AfterValidator(printable)
 ]
 Cursor = Annotated[Annotated[str, StringConstraints(max_length=1000)] | None, BLANK]
-MaybeName = Annotated[Annotated[Name, AfterValidator(printable)] | None, BLANK]
 
 State = Literal["composite", "unknown", "prime", "fully_factored"]
 Hold = Literal["paused", "parked"]
@@ -41,8 +38,8 @@ class CompositesQuery(PageQuery):
     max_t_level: Level = None
     min_progress: Share = Field(None, description="the share of the target reached, in hundredths: 0.5 is half of it")
     max_progress: Share = None
-    min_priority: Priority = None
-    max_priority: Priority = None
+    min_priority: MaybePriority = None
+    max_priority: MaybePriority = None
     project: MaybeName = None
     text: Annotated[Text | None, BLANK] = Field(
         None, description="any value it has had (number or expression), else the beginning of how it is written"

@@ -3,16 +3,15 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictInt
+from pydantic import Field, StrictInt
 
 from models.limits import MAX_B1, MIN_B1
-from models.wire import Name, Wire, printable
-from models.wire_admin import BLANK, Id
+from models.wire import BLANK, MaybeName, MaybePriority, Wire
+from models.wire_admin import Id
 
 Digits = Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BLANK]
 Level = Annotated[Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None, BLANK]
 B1 = Annotated[Annotated[int, Field(ge=MIN_B1, le=MAX_B1)] | None, BLANK]
-MaybeName = Annotated[Annotated[Name, AfterValidator(printable)] | None, BLANK]
 Status = Literal["available", "claimed", "completed", "closed", "expired"]
 
 
@@ -47,7 +46,7 @@ class Uploaded(Wire):
 class ResidueWorkQuery(Wire):
     min_digits: Digits = None
     max_digits: Digits = None
-    min_priority: Annotated[Annotated[int, Field(ge=-(2**31), lt=2**31)] | None, BLANK] = None
+    min_priority: MaybePriority = None
     min_target_tlevel: Level = None
     max_target_tlevel: Level = None
     min_b1: B1 = None

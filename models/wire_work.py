@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from models.limits import MAX_B1, MAX_CURVES, MIN_B1
-from models.wire import Name, Wire, printable
+from models.wire import BLANK, MaybePriority, Name, Wire, printable
 
 MOST_DIGITS = 1_000_000
 HIGHEST_T_LEVEL = 100
 LONGEST_REASON = 500
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 MOST_METADATA = 64 * 1024
-# In a query an empty value is one that was not given.
-BLANK = BeforeValidator(lambda value: None if value == "" else value)
 
 Digits = Annotated[Annotated[int, Field(ge=1, le=MOST_DIGITS)] | None, BLANK]
 Level = Annotated[Annotated[float, Field(ge=0, le=HIGHEST_T_LEVEL)] | None, BLANK]
@@ -49,9 +47,7 @@ class WorkFilters(ClientQuery):
 
     min_digits: Digits = Field(None, description="of the cofactor")
     max_digits: Digits = None
-    priority: Annotated[Annotated[int, Field(ge=-(2**31), lt=2**31)] | None, BLANK] = Field(
-        None, description="the least"
-    )
+    priority: MaybePriority = Field(None, description="the least")
     project: Annotated[Name | None, BLANK] = None
     min_target_tlevel: Level = None
     max_target_tlevel: Level = None
