@@ -1,6 +1,9 @@
 """How fast a client is, from the attempts it has sent."""
 
-from sqlalchemy import Connection, bindparam, select
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import ARRAY, Connection, Engine, Text, bindparam, func, select, true
 
 from coordinator import planning
 from coordinator.demand import ECM
@@ -18,27 +21,43 @@ def measured_speed(connection: Connection, client_id: str) -> float:
 
     From its last ECM runs that say how long they took; their number's size is taken as it is now.
     """
-    ordinary = own = 0.0
-    for row in connection.execute(_LAST, {"client": client_id}):
+    return measured_speeds(connection, [client_id]).get(client_id, 1.0)
+
+
+def of_clients(engine: Engine, client_ids: Sequence[str]) -> dict[str, float]:
+    """As `measured_speeds`, for whoever has no unit of work."""
+    with engine.connect() as connection:
+        return measured_speeds(connection, client_ids)
+
+
+def measured_speeds(connection: Connection, client_ids: Sequence[str]) -> dict[str, float]:
+    """The `measured_speed` of those of these clients of which it is known."""
+    ordinary: defaultdict[str, float] = defaultdict(float)
+    own: defaultdict[str, float] = defaultdict(float)
+    for row in connection.execute(_LAST, {"clients": list(client_ids)}):
         b2 = DEFAULT_B2 if row.b2 is None else row.b2
-        ordinary += row.curves * planning.seconds_per_curve(row.b1, b2, row.digit_length)
-        own += row.execution_time
-    return min(max(ordinary / own, SLOWEST), FASTEST) if own else 1.0
+        ordinary[row.client] += row.curves * planning.seconds_per_curve(row.b1, b2, row.digit_length)
+        own[row.client] += row.execution_time
+    return {client: min(max(ordinary[client] / seconds, SLOWEST), FASTEST) for client, seconds in own.items()}
 
 
+_clients = func.unnest(bindparam("clients", type_=ARRAY(Text))).table_valued("client").render_derived(name="clients")
 _recent = (
     select(EcmAttempt)
-    .where(EcmAttempt.client_id == bindparam("client"))
+    .where(EcmAttempt.client_id == _clients.c.client)
+    .correlate(_clients)
     .order_by(EcmAttempt.id.desc())
     .limit(LOOKED_AT)
-    .subquery()
-    .c
+    .lateral("recent")
+)
+_timed = (
+    select(_recent.c.b1, _recent.c.b2, _recent.c.curves, _recent.c.execution_time, Composite.digit_length)
+    .join(Composite, Composite.id == _recent.c.composite_id)
+    .where(_recent.c.method == ECM, _recent.c.curves > 0, _recent.c.execution_time > 0)
+    .order_by(_recent.c.id.desc())
+    .limit(TIMED)
+    .correlate(_clients)
+    .lateral("timed")
 )
 # Built once: building a statement costs more than running it.
-_LAST = (
-    select(_recent.b1, _recent.b2, _recent.curves, _recent.execution_time, Composite.digit_length)
-    .join(Composite, Composite.id == _recent.composite_id)
-    .where(_recent.method == ECM, _recent.curves > 0, _recent.execution_time > 0)
-    .order_by(_recent.id.desc())
-    .limit(TIMED)
-)
+_LAST = select(_clients.c.client, *_timed.c).select_from(_clients).join(_timed, true())

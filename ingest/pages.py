@@ -11,7 +11,7 @@ from flask import Blueprint, Response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 
-from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, standing
+from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, speeds, standing
 from coordinator.expressions import shorten
 from coordinator.refusals import no_composite
 from ingest.answers import engine, settings
@@ -28,7 +28,7 @@ pages = Blueprint("pages", __name__, template_folder="templates", static_folder=
 
 
 class RankingQuery(BaseModel):
-    limit: int = Field(MANY, ge=1, le=1000)
+    limit: int = Field(MANY, ge=1, le=500)
 
 
 # What templates write -------------------------------------------------------------------------------------------------
@@ -186,9 +186,11 @@ def all_clients() -> ResponseReturnValue:
     """Clients, those with most curves first, and those seen last."""
     query = _query(RankingQuery)
     now = datetime.now(UTC)
+    ranking = activity.ranking(engine(), query.limit)
     return render_template(
         "clients.html",
-        ranking=activity.ranking(engine(), query.limit),
+        ranking=ranking,
+        speeds=speeds.of_clients(engine(), [row.name for row in ranking]),
         today={row.client_id: row for row in activity.busiest(engine(), now - timedelta(hours=24), query.limit)},
         latest=clients.page(engine(), limit=FEW).rows,
     )

@@ -133,6 +133,9 @@ def test_only_timed_ecm_runs_say_how_fast_a_client_is_the_last_of_them(engine):
     with engine.connect() as connection:
         assert speeds.measured_speed(connection, "alice") == pytest.approx(4)
         assert speeds.measured_speed(connection, "bob") == 1
+    submit(engine, result(NUMBER, client="carol", curves=7, results={"execution_time": 14 * usual}))
+    of_clients = speeds.of_clients(engine, ["carol", "bob", "alice"])
+    assert of_clients == {"carol": pytest.approx(0.5), "alice": pytest.approx(4)}
 
 
 def test_a_client_does_not_end_an_operators_reservation(engine):
