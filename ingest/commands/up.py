@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import shutil
 import signal
@@ -225,7 +226,8 @@ class SilenceWatch:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._heard_since: float | None = None
+        # None: the broker did not answer at the last look. It answers when the first one is taken.
+        self._heard_since: float | None = -math.inf
 
     def frozen(self, status: dict[str, Any], now: float) -> list[str]:
         """The programs whose heartbeat is older than `SILENCE`, though the broker answered all that time."""

@@ -33,7 +33,8 @@ class Status(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         said = pathlib.Path(os.environ["ECM_HOME"], "status.json")
         body = json.loads(said.read_text()) if said.exists() else {}
-        facts = {"web": os.getpid(), "urls": [os.environ["DATABASE_URL"], os.environ["REDIS_URL"]]}
+        urls = [os.environ["DATABASE_URL"], os.environ["REDIS_URL"]]
+        facts = {"web": os.getpid(), "urls": urls, "broker": {"ok": True}}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps({**facts, **body}).encode())

@@ -22,9 +22,9 @@ def watched(*looks):
 
 
 def test_who_is_silent_while_the_broker_answers_is_frozen():
-    assert watched((0, status()), (SILENCE, status(worker=SILENCE + 1))) == ["worker"]
-    assert watched((0, status()), (SILENCE, status(beat=SILENCE + 1))) == ["beat"]
-    assert watched((0, status()), (SILENCE, status(worker=SILENCE + 1, beat=SILENCE + 1))) == ["beat", "worker"]
+    assert watched((0, status(worker=SILENCE + 1))) == ["worker"]
+    assert watched((0, status()), (5, status(beat=SILENCE + 1))) == ["beat"]
+    assert watched((0, status()), (5, status(worker=SILENCE + 1, beat=SILENCE + 1))) == ["beat", "worker"]
 
 
 def test_who_was_heard_of_lately_or_is_another_hosts_is_not():
