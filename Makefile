@@ -13,7 +13,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: install run test demo bench lint lint-rules lint-format lint-types lint-floors constraints
+.PHONY: install run test demo bench screenshots lint lint-rules lint-format lint-types lint-floors constraints
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -43,6 +43,10 @@ bench: install
 # ones (database, stack) begin first, and the many quick ones fill in.
 test: install
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The pictures in docs/screenshots; needs a browser, as the tests in tests/browser do.
+screenshots: install
+	@exec $(BIN)/python -m pytest -q tests/browser/screenshots.py
 
 # Separate targets, so that `make -k lint` reports all that is wrong at once.
 lint: lint-rules lint-format lint-types lint-floors

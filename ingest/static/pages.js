@@ -19,7 +19,14 @@ async function renew() {
 }
 
 async function copy(button) {
-  await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+  const value = document.getElementById(button.dataset.copy);
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(value.textContent);
+  } else {
+    // Pages have a clipboard over HTTPS only, and from this very machine.
+    getSelection().selectAllChildren(value);
+    document.execCommand("copy");
+  }
   const words = button.textContent;
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = words; }, 1500);

@@ -4,6 +4,8 @@ import random
 
 from traffic import number
 
+# What a client may call itself; as text it does no harm.
+SCRIPT = "<script>alert(1)</script>"
 FIELDS = {
     "status",
     "submission_id",

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from bodies import claiming, plain
+from bodies import SCRIPT, claiming, plain
 from leasing import named, registered
 from requests.adapters import HTTPAdapter
 from stacks import until
@@ -289,8 +289,8 @@ def test_errors_are_pages_for_people_and_problems_for_programs(stack):
 
 def test_a_claim_of_a_factor_that_does_not_divide_is_shown_as_text(stack, browser):
     value = registered(stack)
-    refused = stack.submit(claiming(plain(value, client_id="<script>alert(1)</script>"), 999))
+    refused = stack.submit(claiming(plain(value, client_id=SCRIPT), 999))
     assert refused.status_code == 400
     text = browser.open("/admin/letters").text
-    assert "<script>alert" not in text
+    assert SCRIPT not in text
     assert "&lt;script&gt;alert(1)" in text

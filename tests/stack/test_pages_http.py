@@ -3,13 +3,12 @@
 import re
 
 import pytest
-from bodies import claiming, plain
+from bodies import SCRIPT, claiming, plain
 from leasing import named, registered
 from traffic import prime
 
 pytestmark = pytest.mark.stack
 
-SCRIPT = "<script>alert(1)</script>"
 STATIC = ("pages.css", "pages.js", "icon.svg")
 
 

@@ -1,0 +1,106 @@
+"""A real browser, Debian's chromium, before a coordinator on which an agent has really worked."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bodies import SCRIPT
+from stacks import Stack, until
+
+from bench.demo import read_composites
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+HOW = "no browser: apt-get install chromium (then these tests run)"
+WIDTHS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
+# A machine that also runs the rest of the suite takes its time.
+PATIENCE_MS = 30_000
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser; one for all tests of a pytest process."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(HOW)
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE_MS)
+
+    with sync_playwright() as playwright:
+        # As root, chromium has no sandbox; /dev/shm is small in containers.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def stack(chromium, tmp_path_factory):
+    """A coordinator with the demonstration's numbers, a short run of `agent work`, and what may be in results."""
+    running = Stack(tmp_path_factory.mktemp("pages") / "home", "--no-flower", LEASE_TARGET_MINUTES="0.02")
+    try:
+        running.start()
+        fill(running, tmp_path_factory.mktemp("spool"))
+        yield running
+    finally:
+        running.stop()
+
+
+def fill(stack: Stack, spool: Path) -> None:
+    numbers = [number for number, _ in read_composites()]
+    for number in numbers:
+        body = {"client_id": SCRIPT, "composite": number, "parameters": {"b1": 100}, "project": "demonstration"}
+        body |= {"results": {"curves_completed": 1}, "program": SCRIPT, "raw_output": SCRIPT}
+        assert stack.submit(body).status_code == 200
+    refused = {"client_id": SCRIPT, "composite": numbers[0], "parameters": {"b1": 100}}
+    refused["results"] = {"factor_found": "999983", "curves_completed": 1}
+    assert stack.submit(refused).status_code == 400
+    program = "from ingest.cli import main; main()"
+    agent = [sys.executable, "-c", program, "agent", "work", "--server", stack.url, "--name", "ada"]
+    options = ["--threads", "2", "--spool", str(spool), "--max-leases", "6", "--work-type", "progressive"]
+    subprocess.run([*agent, *options], check=True, env=os.environ | {"NO_COLOR": "1"}, stdout=subprocess.DEVNULL)
+    # What clients did is added up a while after it came in: as if it had come in an hour ago.
+    stack.run_sql("UPDATE ecm_attempts SET created_at = created_at - interval '1 hour'")
+    stack.run_sql("UPDATE factors SET created_at = created_at - interval '1 hour'")
+    stack.run_sql("DELETE FROM noted")
+    until(lambda: stack.scalar("SELECT sum(results) FROM activity") is not None, 30)
+
+
+@pytest.fixture(params=WIDTHS)
+def width(request):
+    """The size of the window, at a desk and in the hand."""
+    return WIDTHS[request.param]
+
+
+@pytest.fixture
+def page(chromium, stack):
+    """A window at a desk; whatever a browser complains of while a test looks fails it."""
+    yield from window(chromium, stack, WIDTHS["desktop"])
+
+
+@pytest.fixture
+def any_page(chromium, stack, width):
+    """A window of each width."""
+    yield from window(chromium, stack, width)
+
+
+def window(chromium, stack, viewport):
+    context = chromium.new_context(viewport=viewport, base_url=stack.url)
+    context.set_default_timeout(PATIENCE_MS)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened, complaints = context.new_page(), []
+    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    # Leaving a page breaks off what it fetches; that is no complaint.
+    opened.on(
+        "requestfailed", lambda lost: "ABORTED" in lost.failure or complaints.append(f"{lost.url}: {lost.failure}")
+    )
+    opened.expected = []
+    yield opened
+    unexpected = [one for one in complaints if not any(words in one for words in opened.expected)]
+    context.close()
+    assert unexpected == []
