@@ -1,18 +1,12 @@
 """Clients, as upkeep has noted them: by name, or those seen last first."""
 
-from typing import NamedTuple
-
-from sqlalchemy import Engine, Row, select, tuple_
+from sqlalchemy import Engine, select, tuple_
 
 from coordinator import cursors
+from coordinator.cursors import Page
 from models.tables import Client
 
 BY_NAME, BY_LAST_SEEN = "name", "last_seen"
-
-
-class Page(NamedTuple):
-    rows: list[Row]
-    next: str | None
 
 
 def page(engine: Engine, *, order: str = BY_LAST_SEEN, limit: int = 100, cursor: str | None = None) -> Page:

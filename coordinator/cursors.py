@@ -5,9 +5,10 @@ import binascii
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
+from sqlalchemy import Row
 
 CHECK_BYTES = 9
 LONGEST = 1000
@@ -15,6 +16,13 @@ LONGEST = 1000
 
 class BadCursor(Exception):
     """A cursor of another question, or none at all; the message is for people."""
+
+
+class Page(NamedTuple):
+    """Some rows of a list, and the cursor of those that follow (None: there are no more)."""
+
+    rows: list[Row]
+    next: str | None
 
 
 def encode(question: str, place: Sequence[int | str]) -> str:

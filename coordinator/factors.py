@@ -8,12 +8,13 @@ goes on from there.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Engine, Row, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, select, tuple_
 
 from coordinator import cursors, listing, registry
+from coordinator.cursors import Page
 from coordinator.refusals import Unknown
 from models.tables import Composite, EcmAttempt, Factor, ProjectComposite
 
@@ -63,11 +64,6 @@ class Filters:
     only_prime: bool = False
 
 
-class Page(NamedTuple):
-    rows: list[Row]
-    next: str | None
-
-
 def _with_origins() -> Select:
     return (
         select(*COLUMNS)
@@ -85,11 +81,12 @@ def one(engine: Engine, factor_id: int) -> Row:
     return row
 
 
-def of_composite(engine: Engine, composite_id: int) -> list[Row]:
-    """COLUMNS of all factors in a composite's tree."""
-    with engine.connect() as connection:
-        statement = _with_origins().where(Factor.composite_id == composite_id).order_by(Factor.id)
-        return list(connection.execute(statement))
+def of_composite(connection: Connection, composite_id: int, limit: int) -> list[Row]:
+    """COLUMNS of so many factors in a composite's tree, each after the one that it was split from."""
+    # Whatever was split has a smaller id than its parts, and so lies beneath something older. In an index's order.
+    order = (func.coalesce(Factor.split_from_id, 0), Factor.factor_sha256)
+    first = select(Factor.id).where(Factor.composite_id == composite_id).order_by(*order).limit(limit)
+    return list(connection.execute(_with_origins().where(Factor.id.in_(first)).order_by(*order)))
 
 
 def page(

@@ -6,10 +6,10 @@ Nothing here counts a big table: what is large is estimated as PostgreSQL's plan
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, func, select, text
-from sqlalchemy.dialects import postgresql
 
 from coordinator import queries, registry
 from coordinator.expressions import ExpressionError
+from coordinator.listing import expected_rows
 from models.tables import (
     Client,
     Composite,
@@ -183,6 +183,4 @@ def _is_small(connection: Connection, table: str) -> bool:
 def _count(connection: Connection, statement: Select[Any], *, exact: bool) -> int:
     if exact:
         return connection.execute(select(func.count()).select_from(statement.subquery())).scalar_one()
-    sql = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
-    plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {sql}")).scalar_one()
-    return int(plan[0]["Plan"]["Plan Rows"])
+    return int(expected_rows(connection, statement))

@@ -1,12 +1,13 @@
 """Projects: names that numbers are put together under."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import cursors
 from coordinator.audit import By
+from coordinator.cursors import Page
 from coordinator.refusals import Conflict, Unknown
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Project, ProjectComposite
@@ -38,11 +39,6 @@ def remove(engine: Engine, by: By, *, project_id: int | None = None, name: str |
         gone = {"project_id": row.id, "name": row.name, "composites": left}
         by.did(connection, "delete", f"project {row.id}", before=gone)
     return gone
-
-
-class Page(NamedTuple):
-    rows: list[Row]
-    next: str | None
 
 
 def page(engine: Engine, *, limit: int, cursor: str | None = None) -> Page:

@@ -1,5 +1,6 @@
 """How numbers stand: one with its factors and effort, many at once, and those that are nearest to their targets."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from coordinator import effort, listing, registry
+from coordinator import effort, factors, listing, registry
 from coordinator.effort import chart
 from coordinator.expressions import ExpressionError, decimal, evaluate_number
 from coordinator.refusals import no_composite
@@ -48,7 +49,15 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
     """
     with engine.connect() as connection:
         found = registry.find(connection, written, max_digits)
-        return None if found is None else _stats(connection, _row(connection, found.id))
+        if found is None:
+            return None
+        row = _row(connection, found.id, _ALL_BUT_EFFORT)
+        return {
+            **_of_row(row),
+            "factors_found": _leaves(_tree(connection, row.id)),
+            "ecm_work": _work(row, _sums(connection, row.id)),
+            "projects": _projects(connection, row.id),
+        }
 
 
 def composite(engine: Engine, composite_id: int) -> dict[str, Any]:
@@ -57,69 +66,71 @@ def composite(engine: Engine, composite_id: int) -> dict[str, Any]:
     Raises Unknown.
     """
     with engine.connect() as connection:
-        row = _row(connection, composite_id)
-        columns = (
-            Factor.id,
-            Factor.factor,
-            Factor.digit_length,
-            Factor.multiplicity,
-            Factor.is_prime,
-            Factor.origin,
-            Factor.client_id,
-            Factor.split_from_id,
-            Factor.child_composite_id,
-        )
-        tree = connection.execute(select(*columns).where(Factor.composite_id == composite_id).order_by(Factor.id))
+        row = _row(connection, composite_id, _ALL_BUT_EFFORT)
+        tree = _tree(connection, composite_id)
         return {
-            "composite_id": row.id,
-            **_stats(connection, row),
-            "state": row.listed_state,
-            "is_prime": row.is_prime,
-            "is_fully_factored": row.is_fully_factored,
-            "progress": row.current_t_level / row.target_t_level if row.target_t_level else None,
+            **_of_row(row),
+            **_what_it_wants(row),
+            "factors_found": _leaves(tree),
             "factors": [factor._asdict() for factor in tree],
-            "pm1_b1": row.pm1_b1,
-            "pp1_b1": row.pp1_b1,
-            "open_leases": row.open_leases,
-            "wants": [
-                method
-                for method, is_wanted in (("ecm", row.wants_ecm), ("pm1", row.wants_pm1), ("pp1", row.wants_pp1))
-                if is_wanted
-            ],
-            "hold": row.hold,
-            "hold_reason": row.hold_reason,
-            "parent_id": row.parent_id,
-            "created_at": row.created_at,
+            "ecm_work": _work(row, _sums(connection, composite_id)),
+            "projects": _projects(connection, composite_id),
         }
 
 
-def _row(connection: Connection, composite_id: int) -> Row:
-    # All but its effort: 91 doubles that only its own page shows.
-    columns = [column for column in Composite.__table__.columns if column.key != "effort"]
+class Whole(NamedTuple):
+    """What there is to see of a number: as in `composite` but for its factors, and the rows beneath it.
+
+    Of `factors` (factors.COLUMNS, each after what it was split from), `curves`, `leases` (the oldest first) and
+    `attempts` (the newest first) there are so many at most; `is_cut` names those of which there are more.
+    """
+
+    number: dict[str, Any]
+    factors: list[Row]
+    chart: str
+    curves: list[Row]
+    leases: list[Row]
+    attempts: list[Row]
+    is_cut: frozenset[str]
+
+
+def whole(engine: Engine, composite_id: int, *, most: int) -> Whole:
+    """All of a number that its page shows, with `most` rows of a kind. Raises Unknown."""
+    with engine.connect() as connection:
+        row = _row(connection, composite_id, [*_ALL_BUT_EFFORT, Composite.effort])
+        curves = _sums(connection, composite_id)
+        rows = {
+            "factors": factors.of_composite(connection, composite_id, most + 1),
+            "curves": curves,
+            "leases": _open_work(connection, composite_id, most + 1),
+            "attempts": _last_attempts(connection, composite_id, most + 1),
+        }
+        number = {
+            **_of_row(row),
+            **_what_it_wants(row),
+            "ecm_work": _work(row, curves),
+            "projects": _projects(connection, composite_id),
+        }
+    return Whole(
+        number,
+        chart=chart.svg(row.effort, "Has a factor been missed?", row.target_t_level),
+        is_cut=frozenset(name for name, found in rows.items() if len(found) > most),
+        **{name: found[:most] for name, found in rows.items()},
+    )
+
+
+# Its effort is 91 doubles that only its own page shows.
+_ALL_BUT_EFFORT = [column for column in Composite.__table__.columns if column.key != "effort"]
+
+
+def _row(connection: Connection, composite_id: int, columns: Sequence[Any]) -> Row:
     row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
     if row is None:
         raise no_composite(composite_id)
     return row
 
 
-def _stats(connection: Connection, row: Row) -> dict[str, Any]:
-    factors = connection.execute(
-        select(Factor.id, Factor.factor, Factor.multiplicity, Factor.split_from_id)
-        .where(Factor.composite_id == row.id)
-        .order_by(Factor.id)
-    ).all()
-    levels = connection.execute(
-        select(CompositeEffort.b1, func.sum(CompositeEffort.curves + CompositeEffort.prior_curves).label("curves"))
-        .where(CompositeEffort.composite_id == row.id)
-        .group_by(CompositeEffort.b1)
-        .order_by(CompositeEffort.b1)
-    ).all()
-    projects = connection.execute(
-        select(Project.name)
-        .join(ProjectComposite, ProjectComposite.project_id == Project.id)
-        .where(ProjectComposite.composite_id == row.id)
-        .order_by(Project.name)
-    ).scalars()
+def _of_row(row: Row) -> dict[str, Any]:
     finished = "prime" if row.is_prime else "fully_factored"
     return {
         "composite": row.number,
@@ -131,15 +142,42 @@ def _stats(connection: Connection, row: Row) -> dict[str, Any]:
         "current_t_level": row.current_t_level,
         "priority": row.priority,
         "status": finished if row.is_fully_factored else "composite",
-        "factors_found": _leaves(factors),
-        "ecm_work": {
-            "total_attempts": row.attempt_count,
-            "total_curves": int(sum(level.curves for level in levels)),
-            "effort_by_level": [{"b1": level.b1, "curves": int(level.curves)} for level in levels],
-            "last_attempt": row.last_attempt_at and row.last_attempt_at.isoformat(),
-        },
-        "projects": list(projects),
     }
+
+
+def _what_it_wants(row: Row) -> dict[str, Any]:
+    wants = (("ecm", row.wants_ecm), ("pm1", row.wants_pm1), ("pp1", row.wants_pp1))
+    return {
+        "composite_id": row.id,
+        "state": row.listed_state,
+        "is_prime": row.is_prime,
+        "is_fully_factored": row.is_fully_factored,
+        "progress": row.current_t_level / row.target_t_level if row.target_t_level else None,
+        "pm1_b1": row.pm1_b1,
+        "pp1_b1": row.pp1_b1,
+        "open_leases": row.open_leases,
+        "wants": [method for method, is_wanted in wants if is_wanted],
+        "hold": row.hold,
+        "hold_reason": row.hold_reason,
+        "parent_id": row.parent_id,
+        "created_at": row.created_at,
+    }
+
+
+def _tree(connection: Connection, composite_id: int) -> Sequence[Row]:
+    columns = (
+        Factor.id,
+        Factor.factor,
+        Factor.digit_length,
+        Factor.multiplicity,
+        Factor.is_prime,
+        Factor.origin,
+        Factor.client_id,
+        Factor.split_from_id,
+        Factor.child_composite_id,
+    )
+    mine = select(*columns).where(Factor.composite_id == composite_id).order_by(Factor.id)
+    return connection.execute(mine).all()
 
 
 def _leaves(rows: Sequence[Row]) -> list[str]:
@@ -154,22 +192,44 @@ def _leaves(rows: Sequence[Row]) -> list[str]:
     return sorted(leaves, key=lambda text: (len(text), text))
 
 
+def _sums(connection: Connection, composite_id: int) -> list[Row]:
+    of_level = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+    mine = select(*of_level, CompositeEffort.curves, CompositeEffort.prior_curves)
+    mine = mine.where(CompositeEffort.composite_id == composite_id)
+    return list(connection.execute(mine.order_by(*of_level)))
+
+
+def _work(row: Row, sums: Sequence[Row]) -> dict[str, Any]:
+    levels: defaultdict[int, int] = defaultdict(int)
+    for one in sums:
+        levels[one.b1] += one.curves + one.prior_curves
+    return {
+        "total_attempts": row.attempt_count,
+        "total_curves": sum(levels.values()),
+        "effort_by_level": [{"b1": b1, "curves": curves} for b1, curves in levels.items()],
+        "last_attempt": row.last_attempt_at and row.last_attempt_at.isoformat(),
+    }
+
+
+def _projects(connection: Connection, composite_id: int) -> list[str]:
+    names = (
+        select(Project.name)
+        .join(ProjectComposite, ProjectComposite.project_id == Project.id)
+        .where(ProjectComposite.composite_id == composite_id)
+        .order_by(Project.name)
+    )
+    return list(connection.execute(names).scalars())
+
+
 def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
     """For 10 to 100 digits the chance that a factor of so many, if there is one, has been missed; and the curves.
 
     Raises Unknown.
     """
+    columns = (Composite.effort, Composite.current_t_level, Composite.target_t_level, Composite.digit_length)
     with engine.connect() as connection:
-        columns = (Composite.effort, Composite.current_t_level, Composite.target_t_level, Composite.digit_length)
-        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
-        if row is None:
-            raise no_composite(composite_id)
-        of_level = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
-        curves = connection.execute(
-            select(*of_level, CompositeEffort.curves, CompositeEffort.prior_curves)
-            .where(CompositeEffort.composite_id == composite_id)
-            .order_by(*of_level)
-        ).all()
+        row = _row(connection, composite_id, columns)
+        curves = _sums(connection, composite_id)
     chances = zip(effort.DIGITS.tolist(), effort.missed(row.effort).tolist(), strict=True)
     return {
         "composite_id": composite_id,
@@ -181,18 +241,7 @@ def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
     }
 
 
-def effort_chart(engine: Engine, composite_id: int) -> str:
-    """The chances of `composite_effort` as an SVG document, with its t-level and target. Raises Unknown."""
-    with engine.connect() as connection:
-        columns = (Composite.effort, Composite.target_t_level)
-        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
-    if row is None:
-        raise no_composite(composite_id)
-    return chart.svg(row.effort, "Has a factor been missed?", row.target_t_level)
-
-
-def last_attempts(engine: Engine, composite_id: int, limit: int) -> list[Row]:
-    """A composite's attempts, the newest first."""
+def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row]:
     columns = (
         EcmAttempt.id,
         EcmAttempt.created_at,
@@ -208,12 +257,10 @@ def last_attempts(engine: Engine, composite_id: int, limit: int) -> list[Row]:
         EcmAttempt.program_version,
     )
     newest = select(*columns).where(EcmAttempt.composite_id == composite_id).order_by(EcmAttempt.id.desc())
-    with engine.connect() as connection:
-        return list(connection.execute(newest.limit(limit)))
+    return list(connection.execute(newest.limit(limit)))
 
 
-def open_work(engine: Engine, composite_id: int) -> list[Row]:
-    """A composite's open leases, the oldest first."""
+def _open_work(connection: Connection, composite_id: int, limit: int) -> list[Row]:
     columns = (
         WorkAssignment.client_id,
         WorkAssignment.method,
@@ -224,8 +271,8 @@ def open_work(engine: Engine, composite_id: int) -> list[Row]:
         WorkAssignment.expires_at,
     )
     mine = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
-    with engine.connect() as connection:
-        return list(connection.execute(select(*columns).where(*mine).order_by(WorkAssignment.created_at)))
+    oldest = select(*columns).where(*mine).order_by(WorkAssignment.created_at)
+    return list(connection.execute(oldest.limit(limit)))
 
 
 # Many at once ---------------------------------------------------------------------------------------------------------

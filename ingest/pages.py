@@ -135,17 +135,8 @@ def number(composite_id: int) -> ResponseReturnValue:
     """One number, with all that is known of it."""
     if composite_id >= 2**63:
         raise no_composite(composite_id)
-    whole = standing.composite(engine(), composite_id)
-    found = factors.of_composite(engine(), composite_id)
-    return render_template(
-        "number.html",
-        number=whole,
-        tree=_tree(found),
-        chart=standing.effort_chart(engine(), composite_id),
-        effort=standing.composite_effort(engine(), composite_id)["curves"],
-        attempts=standing.last_attempts(engine(), composite_id, SOME),
-        leases=standing.open_work(engine(), composite_id),
-    )
+    whole = standing.whole(engine(), composite_id, most=MANY)
+    return render_template("number.html", **whole._asdict(), tree=_tree(whole.factors), most=MANY)
 
 
 def _tree(found: list[Any]) -> list[tuple[int, Any]]:
