@@ -68,7 +68,7 @@ _TAKE = (
     update(SUBMISSIONS)
     .where(submissions.id.in_(select(_waiting.c.id)))
     .values(tries=submissions.tries + 1)
-    .returning(submissions.id, func.set_config("synchronous_commit", "off", True))
+    .returning(submissions.id, submissions.request_id, func.set_config("synchronous_commit", "off", True))
 )
 _GIVE_BACK = (
     update(SUBMISSIONS)
@@ -147,12 +147,15 @@ def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Appl
 def _apply_round(engine: Engine, first_id: int) -> set[int]:
     """Apply the plain ones among the untried submissions from `first_id` on; the ids of those it applied."""
     with unit_of_work(engine, "take_round", first=first_id) as connection:
-        taken = [row.id for row in connection.execute(_TAKE, {"first_id": first_id})]
-    if not taken:
+        rows = connection.execute(_TAKE, {"first_id": first_id}).all()
+    if not rows:
         return set()
+    taken = [row.id for row in rows]
+    # Whoever follows a request in the log finds the transaction that applied it, though another's task did it.
+    requests = sorted({row.request_id for row in rows if row.request_id})
     applied: set[int] = set()
     try:
-        with unit_of_work(engine, "apply_round", first=first_id, taken=len(taken)) as connection:
+        with unit_of_work(engine, "apply_round", first=first_id, taken=len(taken), requests=requests) as connection:
             applied = _apply(connection, taken)
     except Exception as error:
         if not counts_as_try(error):

@@ -65,12 +65,12 @@ def restate_all(engine: Engine) -> None:
 
 
 def submissions_to_ring(engine: Engine, *, ring_after: float, limit: int, patient: bool = True) -> list[Row]:
-    """(id, client_id, composite) of submissions that have waited too long, oldest first, marked as rung.
+    """(id, client_id, composite, request_id) of submissions that have waited too long, oldest first, marked as rung.
 
     Every ring doubles the wait of `ring_after` seconds; not so unless `patient`, for a broker that has lost them all.
     The rows say when the bell was rung, now and before: give those it was not rung for to `submissions_not_rung`.
     """
-    about = (Submission.client_id, Submission.payload["composite"].astext.label("composite"))
+    about = (Submission.client_id, Submission.payload["composite"].astext.label("composite"), Submission.request_id)
     return _mark(engine, Submission, "received", about, ring_after=ring_after, limit=limit, patient=patient)
 
 

@@ -1,7 +1,7 @@
 """One id from a request to its task and to their transactions: each line of a task's log says for which request it is.
 
-The id travels in the message's headers, so that Flower shows the same arguments as ever. A task that upkeep rang for
-has no request; its lines have the task's own id, as all have.
+The id travels in the message's headers, so that Flower shows the same arguments as ever; upkeep takes it from the row
+that it rings for. What applies many results at once names all their requests (coordinator/rounds.py).
 """
 
 from time import perf_counter

@@ -22,7 +22,9 @@ log = structlog.get_logger("upkeep")
 
 
 def _ring_submission(row: Row) -> bool:
-    return doorbell.ring_submission(row.id, row.client_id, row.composite)
+    # As if its request rang again: its task's log says so.
+    with structlog.contextvars.bound_contextvars(request=row.request_id):
+        return doorbell.ring_submission(row.id, row.client_id, row.composite)
 
 
 def _ring_job(row: Row) -> bool:

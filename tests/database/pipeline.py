@@ -39,7 +39,11 @@ def result(
 
 
 def receive(
-    engine: Engine, body: dict[str, Any], key: str | None = None, window: float = SETTINGS.implicit_key_window
+    engine: Engine,
+    body: dict[str, Any],
+    key: str | None = None,
+    window: float = SETTINGS.implicit_key_window,
+    request_id: str | None = None,
 ) -> Receipt:
     """Put a body into the inbox."""
     return inbox.receive(
@@ -48,6 +52,7 @@ def receive(
         key=key,
         max_raw_output=SETTINGS.max_raw_output,
         implicit_key_window=window,
+        request_id=request_id,
     )
 
 

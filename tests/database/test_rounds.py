@@ -2,6 +2,7 @@
 
 from pipeline import SETTINGS, assert_sound, receive, result, scalar, submit
 from primes import prime, product
+from structlog.testing import CapturingLogger
 
 from coordinator import inbox, rounds
 from coordinator.unit_of_work import unit_of_work
@@ -31,3 +32,18 @@ def test_a_round_in_which_a_unique_value_is_taken_every_time_is_applied_one_by_o
         assert rounds.apply_result(engine, receipt.submission_id, SETTINGS).state == "applied"
         assert inbox.state(engine, receipt.submission_id).tries == 1
     assert_sound(engine)
+
+
+def test_a_round_names_the_requests_whose_results_it_applies(engine, monkeypatch):
+    submit(engine, result(NUMBER, client="first"))
+    receipts = [
+        receive(engine, result(NUMBER, curves=curves), request_id=trace)
+        for curves, trace in ((1, "trace-b"), (2, "trace-a"), (3, None))
+    ]
+    log = CapturingLogger()
+    monkeypatch.setattr("coordinator.unit_of_work.log", log)
+    assert rounds.apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
+    (committed,) = [call for call in log.calls if call.kwargs["unit"] == "apply_round"]
+    assert committed.args == ("Transaction committed",)
+    assert committed.kwargs["requests"] == ["trace-a", "trace-b"]
+    assert all(inbox.state(engine, receipt.submission_id).state == "applied" for receipt in receipts)

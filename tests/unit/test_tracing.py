@@ -8,7 +8,7 @@ import structlog
 from celery.app.task import Context
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from tasks import doorbell, silence, tracing
+from tasks import doorbell, silence, tracing, upkeep
 from tasks.analysis import run_job
 from tasks.results import apply_result
 
@@ -34,7 +34,14 @@ def begin(task_id: str, headers: dict[str, str]) -> None:
     tracing._begin(task_id=task_id, task=SimpleNamespace(request=Context({"id": task_id, "task": "some", **headers})))
 
 
-def test_a_request_rings_with_its_id_and_upkeep_without_one(sent):
+def test_upkeep_rings_with_the_id_of_the_request_that_brought_it(sent):
+    for request_id in ("trace-1", None):
+        upkeep._ring_submission(SimpleNamespace(id=1, client_id="alice", composite="15", request_id=request_id))
+    assert [message["headers"] for message in sent] == [{tracing.HEADER: "trace-1"}, {}]
+    assert "request" not in get_contextvars()
+
+
+def test_a_request_rings_with_its_id_and_what_has_none_without_one(sent):
     doorbell.ring_submission(1, "alice", "15")
     bind_contextvars(request="trace-1")
     doorbell.ring_submission(2, "alice", "21")
