@@ -175,6 +175,17 @@ def summary(engine: Engine) -> dict[str, Any]:
     return {**counts, "inbox": queries.inbox_state(engine), "last_attempt_at": last_attempt, "estimated": estimated}
 
 
+def submissions_by_state(engine: Engine) -> tuple[dict[str, int], bool]:
+    """How many submissions are in each state that is settled, and whether those are estimates."""
+    with engine.connect() as connection:
+        small = _is_small(connection, "submissions")
+        states = {
+            state: _count(connection, select(Submission.id).where(Submission.state == state), exact=small)
+            for state in ("applied", "duplicate", "rejected", "failed")
+        }
+    return states, not small
+
+
 def _is_small(connection: Connection, table: str) -> bool:
     size: int = connection.execute(select(func.pg_relation_size(table))).scalar_one()
     return size <= COUNTED_BYTES

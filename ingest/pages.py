@@ -198,10 +198,16 @@ def all_projects() -> ResponseReturnValue:
 @pages.get("/queue")
 def queue() -> ResponseReturnValue:
     """What waits, what was refused or failed, and whether every part of the installation does its work."""
+    parts = installation()
+    # On the day when the database is away, this page must say so.
+    is_there = "inbox" in parts["database"]
+    settled, estimated = overview.submissions_by_state(engine()) if is_there else ({}, False)
     return render_template(
         "queue.html",
-        parts=installation(),
-        letters=dead_letters.listed(engine(), limit=SOME),
+        settled=settled,
+        estimated=estimated,
+        parts=parts,
+        letters=dead_letters.listed(engine(), limit=SOME) if is_there else [],
         flower_port=settings().flower_port,
         host=request.host.rpartition(":")[0] or request.host,
     )

@@ -77,6 +77,9 @@ def test_factors_of_a_client(stack, known):
 
 def test_the_queue_shows_what_was_refused(stack, known):
     text = page(stack, "/queue")
+    for state in ("results wait", "applied", "duplicate", "rejected", "failed"):
+        assert f"<dt>{state}</dt>" in text
+    assert re.search(r"<dt>applied</dt><dd>[1-9][0-9,]*</dd>", text)
     assert "factor_does_not_divide" in text
     assert "not well" not in text
 
