@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture(scope="module")
 def strict(make_stack):
     """A coordinator that requires keys and allows few requests a client."""
-    return make_stack(REQUIRE_CLIENT_KEYS="true", RATE_LIMIT_PER_CLIENT="25/hour", WEB_PROCESSES="1")
+    return make_stack("--no-flower", REQUIRE_CLIENT_KEYS="true", RATE_LIMIT_PER_CLIENT="25/hour", WEB_PROCESSES="1")
 
 
 def command(stack, *words):

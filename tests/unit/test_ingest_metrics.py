@@ -11,6 +11,7 @@ from tasks import doorbell
 @pytest.fixture
 def ask(monkeypatch):
     """What /metrics says, sample by sample, with a database of this URL and no broker."""
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
     monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
 
