@@ -39,7 +39,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def stack(chromium, tmp_path_factory):
-    """A coordinator with the demonstration's numbers, a short run of `agent work`, and what may be in results."""
+    """A coordinator with the demonstration's numbers, some factored by `agent work`, and what results may say."""
     running = Stack(tmp_path_factory.mktemp("pages") / "home", "--no-flower", LEASE_TARGET_MINUTES="0.02")
     try:
         running.start()
@@ -60,8 +60,12 @@ def fill(stack: Stack, spool: Path) -> None:
     assert stack.submit(refused).status_code == 400
     program = "from ingest.cli import main; main()"
     agent = [sys.executable, "-c", program, "agent", "work", "--server", stack.url, "--name", "ada"]
-    options = ["--threads", "2", "--spool", str(spool), "--max-leases", "6", "--work-type", "progressive"]
-    subprocess.run([*agent, *options], check=True, env=os.environ | {"NO_COLOR": "1"}, stdout=subprocess.DEVNULL)
+    options = ["--threads", "2", "--spool", str(spool), "--max-leases", "4", "--work-type", "progressive"]
+    finished = "SELECT count(*) FROM composites WHERE is_fully_factored"
+    for _ in range(20):
+        subprocess.run([*agent, *options], check=True, env=os.environ | {"NO_COLOR": "1"}, stdout=subprocess.DEVNULL)
+        if stack.scalar(finished):
+            break
     # What clients did is added up a while after it came in: as if it had come in an hour ago.
     stack.run_sql("UPDATE ecm_attempts SET created_at = created_at - interval '1 hour'")
     stack.run_sql("UPDATE factors SET created_at = created_at - interval '1 hour'")
