@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import claims, effort, pipeline, planner, reading, storm
+from bench import claims, effort, pages, pipeline, planner, reading, storm
 
 # What measures, and what makes a table or a text of its figures.
 BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -17,6 +17,7 @@ BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "pipeline": (pipeline.measure, pipeline.as_table),
     "claims": (claims.measure, claims.as_table),
     "reading": (reading.measure, reading.as_table),
+    "pages": (pages.measure, pages.as_table),
     "storm": (storm.measure, storm.report),
 }
 
@@ -25,7 +26,7 @@ BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 @click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
 @click.option("--only", type=click.Choice(list(BENCHES)), help="Just this one.")
 def bench(target: Path | None, only: str | None) -> None:
-    """Measure the effort model, the planner, the pipeline, claims and reading; compare ratios, not machines."""
+    """Measure the effort model, the planner, the pipeline, claims, reading and pages; compare ratios, not machines."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     figures = {}
     for name, (measure, show) in BENCHES.items():

@@ -87,16 +87,21 @@ def registry() -> Iterator[Engine]:
         upgrade(server.url)
         engine = make_engine(server.url)
         try:
-            load(engine, 1, NUMBERS)
-            with engine.begin() as connection:
-                for statement in _EVERYTHING:
-                    connection.execute(text(statement), {"factors": FACTORS})
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.execute(text("VACUUM ANALYZE"))
+            fill(engine, NUMBERS, FACTORS)
             yield engine
         finally:
             engine.dispose()
             server.stop()
+
+
+def fill(engine: Engine, numbers: int, factors: int) -> None:
+    """Register so many numbers, all of them in one project, and so many factors; tell the query planner."""
+    load(engine, 1, numbers)
+    with engine.begin() as connection:
+        for statement in _EVERYTHING:
+            connection.execute(text(statement), {"factors": factors})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
 
 
 def measure() -> dict[str, dict[str, float]]:

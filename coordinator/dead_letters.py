@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gmpy2 import mpz
-from sqlalchemy import ColumnElement, Engine, Row, and_, false, func, null, or_, select, true, update
+from sqlalchemy import ColumnElement, Engine, Row, Select, and_, false, func, null, select, true, union_all, update
 
 from coordinator import families, inbox, jobs, registry
 from coordinator.administration import MOST_AUDITED, lock_members
@@ -20,6 +20,7 @@ from models.wire import SubmitResult, split_sigma
 DEAD = ("failed", "rejected")
 # The outcome of a refused submission says which of its claims are true, until they are accepted.
 _TRUE_FACTORS = Submission.outcome.has_key("true_factors")
+_WITH_FACTORS = and_(Submission.state == "rejected", _TRUE_FACTORS)
 _HOLDS_FACTORS = and_(Submission.state == "rejected", func.coalesce(_TRUE_FACTORS, false()))
 COLUMNS = (*inbox.STATE_COLUMNS, Submission.payload, Submission.request_id)
 
@@ -49,22 +50,28 @@ def listed(
                 continue
             if with_factors and "rejected" not in states:
                 continue
-            chosen = and_(Submission.state == "rejected", _TRUE_FACTORS) if with_factors else _in_states(states)
-            beyond = Submission.id < after[1] if after is not None and after[0] == with_factors else None
-            statement = select(*COLUMNS, _HOLDS_FACTORS.label("holds_factors")).where(chosen)
-            if beyond is not None:
-                statement = statement.where(beyond)
-            rows += connection.execute(statement.order_by(Submission.id.desc()).limit(limit - len(rows)))
+            beyond = after[1] if after is not None and after[0] == with_factors else None
+            kinds = [_WITH_FACTORS] if with_factors else [_kind(state) for state in states]
+            rows += connection.execute(_newest(kinds, beyond, limit - len(rows)))
             if len(rows) >= limit:
                 break
     return rows
 
 
-def _in_states(states: Sequence[str]) -> ColumnElement[bool]:
-    # Each state by itself, as the partial indexes have them.
-    plain = [Submission.state == state for state in states if state != "rejected"]
-    refused = [and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))] if "rejected" in states else []
-    return or_(false(), *plain, *refused)
+def _newest(kinds: Sequence[ColumnElement[bool]], beyond: int | None, limit: int) -> Select[Any]:
+    """The newest of each kind, and then of all: each kind has an index that is read from its end."""
+    ids = [select(Submission.id).where(kind).order_by(Submission.id.desc()).limit(limit) for kind in kinds]
+    if beyond is not None:
+        ids = [one.where(Submission.id < beyond) for one in ids]
+    chosen = union_all(*(select(one.subquery().c.id) for one in ids)).subquery()
+    statement = select(*COLUMNS, _HOLDS_FACTORS.label("holds_factors")).join(chosen, chosen.c.id == Submission.id)
+    return statement.order_by(Submission.id.desc()).limit(limit)
+
+
+def _kind(state: str) -> ColumnElement[bool]:
+    """Submissions in a state, but for refused ones with true factors."""
+    refused = and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))
+    return refused if state == "rejected" else Submission.state == state
 
 
 def find(engine: Engine, submission_id: int) -> Row[Any]:

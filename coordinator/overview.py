@@ -127,7 +127,10 @@ def _sendable(value: Any) -> Any:
 
 
 def composites_status(engine: Engine) -> dict[str, Any]:
-    """How many numbers there are of each kind; `estimated` says whether those of large tables are estimates."""
+    """How many numbers there are of each kind; `estimated` says whether those of large tables are estimates.
+
+    Paused and parked ones are counted, up to MOST_COUNTED of them.
+    """
     kinds: dict[str, Any] = {
         "total": select(Composite.id),
         "finished": select(Composite.id).where(Composite.is_fully_factored),
@@ -140,12 +143,10 @@ def composites_status(engine: Engine) -> dict[str, Any]:
     with engine.connect() as connection:
         small = _is_small(connection, "composites")
         counted = {name: _count(connection, statement, exact=small) for name, statement in kinds.items()}
-        held = (
-            select(Composite.hold, func.count().label("count"))
-            .where(Composite.hold.is_not(None))
-            .group_by(Composite.hold)
-        )
-        holds = {row.hold: row.count for row in connection.execute(held)}
+        latest = select(Composite.hold).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+        held = latest.limit(queries.MOST_COUNTED).subquery()
+        by_kind = select(held.c.hold, func.count().label("count")).group_by(held.c.hold)
+        holds = {row.hold: row.count for row in connection.execute(by_kind)}
     return {**counted, "paused": holds.get("paused", 0), "parked": holds.get("parked", 0), "estimated": not small}
 
 
@@ -176,13 +177,18 @@ def summary(engine: Engine) -> dict[str, Any]:
 
 
 def submissions_by_state(engine: Engine) -> tuple[dict[str, int], bool]:
-    """How many submissions are in each state that is settled, and whether those are estimates."""
+    """How many submissions are in each state that is settled, and whether those are estimates.
+
+    Failed ones are counted, up to MOST_COUNTED of them: somebody must look at each.
+    """
     with engine.connect() as connection:
         small = _is_small(connection, "submissions")
         states = {
             state: _count(connection, select(Submission.id).where(Submission.state == state), exact=small)
-            for state in ("applied", "duplicate", "rejected", "failed")
+            for state in ("applied", "duplicate", "rejected")
         }
+        failed = select(Submission.id).where(Submission.state == "failed").limit(queries.MOST_COUNTED)
+        states["failed"] = _count(connection, failed, exact=True)
     return states, not small
 
 

@@ -1,5 +1,6 @@
 """The Flask application: one for each gunicorn process, made after the fork."""
 
+import gc
 import uuid
 from time import perf_counter
 
@@ -79,6 +80,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(_end)
     app.after_request(limits.say_limit)
     return app
+
+
+def keep_what_is_made() -> None:
+    """Let no collection of garbage look through modules and views again, as a process does before its first request.
+
+    Looking through these 150,000 objects takes 0.1 s, and a request waits meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _begin() -> None:

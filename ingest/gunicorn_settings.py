@@ -39,6 +39,13 @@ if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     atexit.register(_remove_metrics)
 
 
+def post_worker_init(worker: Any) -> None:
+    """The application is made: what there is now stays."""
+    from ingest.app import keep_what_is_made
+
+    keep_what_is_made()
+
+
 def child_exit(server: Any, worker: Any) -> None:
     """Keep a dead process's counters, drop its gauges."""
     from prometheus_client import multiprocess

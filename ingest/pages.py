@@ -28,7 +28,7 @@ pages = Blueprint("pages", __name__, template_folder="templates", static_folder=
 
 
 class RankingQuery(BaseModel):
-    limit: int = Field(MANY, ge=1, le=500)
+    limit: int = Field(MANY, ge=1, le=250)
 
 
 # What templates write -------------------------------------------------------------------------------------------------
