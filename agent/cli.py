@@ -5,10 +5,17 @@ import time
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from agent import client, gmp_ecm, spool
-from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
+from agent.options import (
+    Bound,
+    ecm_option,
+    name_option,
+    patience_option,
+    said_before_anything_runs,
+    server_option,
+    spool_option,
+)
 from agent.run import Order, Stop, check, recover, run_curves
 from agent.stage_commands import stage1_command, stage2_command
 from agent.terminal import console, curve_progress, interruptible, report_run, report_wait, shorten
@@ -67,16 +74,9 @@ def run(
     sent; a second Ctrl-C leaves at once, and they are sent at the next start.
     """
     order = Order(server, name, number.strip(), b1, curves, b2 if b2 != -1 else None, parametrization, sigma)
-    try:
+    with said_before_anything_runs(root):
         check(order)
         program = gmp_ecm.find_ecm(ecm)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise click.UsageError(f"{where}: {error.errors()[0]['msg']}") from error
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    except gmp_ecm.EcmMissing as error:
-        raise click.ClickException(str(error)) from error
 
     try:
         # One try each: a server that is away must not keep the curves waiting.

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import requests
 
+from agent.asking import Offer, read_offer
 from agent.client import Answer, exchange, json_object, problem_text, retry_after, try_later
 from models.limits import MAX_B1, MAX_B2, MAX_CURVES, MIN_B1, PARAMETRIZATIONS
 
@@ -46,19 +47,6 @@ class Wanted:
     requested_b1: int | None = None
 
 
-class Offer(NamedTuple):
-    """What came of asking for work: a lease, or why there is none and in how many seconds to ask again.
-
-    `none`: the server knows of no such work. `refused`: it will not take the question as it is put. `unclear`: no
-    answer or not the coordinator's; there may be a lease all the same.
-    """
-
-    lease: Lease | None
-    message: str
-    retry_after: float = 0.0
-    verdict: Literal["lease", "none", "refused", "unclear"] = "lease"
-
-
 class Standing(NamedTuple):
     """How a lease stands: `open`, `over` for whatever reason, or `unclear` because the server did not say."""
 
@@ -67,26 +55,13 @@ class Standing(NamedTuple):
     retry_after: float = 0.0
 
 
-def ask_for_work(session: requests.Session, server: str, client_id: str, wanted: Wanted) -> Offer:
+def ask_for_work(session: requests.Session, server: str, client_id: str, wanted: Wanted) -> Offer[Lease]:
     """Ask for a shared lease of curves."""
     parameters = {name: value for name, value in asdict(wanted).items() if value is not None}
-    response = exchange(
-        session, "GET", f"{api(server)}/ecm-work", params={"client_id": client_id, "shared": 1} | parameters
+    parameters |= {"client_id": client_id, "shared": 1}
+    return read_offer(
+        exchange(session, "GET", f"{api(server)}/ecm-work", params=parameters), "work_id", "lease", read_lease
     )
-    if isinstance(response, Answer):
-        return Offer(None, response.message, verdict="unclear")
-    body = json_object(response)
-    if response.status_code == 200 and "work_id" in body and "retry_after" in body:
-        message = str(body.get("message") or "")
-        if body["work_id"] is None:
-            return Offer(None, message or "no work", pause(body["retry_after"]), "none")
-        try:
-            return Offer(read_lease(body), message)
-        except (TypeError, ValueError) as error:
-            return Offer(None, f"{response.url} offers a lease that cannot be run: {error}", verdict="unclear")
-    if body.get("reason") and response.status_code in (400, 422):
-        return Offer(None, problem_text(body), verdict="refused")
-    return Offer(None, try_later(response, body).message, retry_after(response), "unclear")
 
 
 def open_leases(session: requests.Session, server: str, client_id: str) -> list[tuple[Lease, int]] | str:
@@ -193,11 +168,6 @@ def read_closing(response: requests.Response | Answer) -> Standing:
     if body.get("reason") and response.status_code in (400, 409, 422):
         return Standing("over", problem_text(body))
     return standing
-
-
-def pause(value: Any) -> float:
-    """Seconds to wait before asking again, from an answer's body."""
-    return float(value) if isinstance(value, (int, float)) and 0 < value < 1e6 else 60.0
 
 
 def api(server: str) -> str:

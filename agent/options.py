@@ -1,7 +1,8 @@
 """The options that the agent's commands share, and the kinds of values they take."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,28 @@ from urllib.parse import urlsplit
 
 import click
 import platformdirs
+from pydantic import ValidationError
 
-from agent import client
+from agent import client, gmp_ecm
+
+# Where a field of a result comes from on the command line.
+OPTIONS = {"client_id": "--name", "composite": "NUMBER"}
+
+
+@contextmanager
+def said_before_anything_runs(root: Path) -> Iterator[None]:
+    """What cannot work (an order, GMP-ECM, the spool at `root`) ends the command with a sentence."""
+    try:
+        yield
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise click.UsageError(f"{OPTIONS.get(where, where)}: {error.errors()[0]['msg']}") from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except gmp_ecm.EcmMissing as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"the spool {root} cannot be written: {error}") from error
 
 
 class Bound(click.ParamType[int]):

@@ -29,16 +29,6 @@ class Part:
 
 
 @dataclass
-class Stop:
-    """The wish to end early; request() may be called from a signal handler."""
-
-    requested: bool = False
-
-    def request(self) -> None:
-        self.requested = True
-
-
-@dataclass
 class Together:
     """What the outputs of a task say: curves, sigmas of those completed, factors, and GMP-ECM's version."""
 
@@ -97,8 +87,10 @@ def _together(readers: Sequence[_Reader]) -> Together:
     return together
 
 
-def run_parts(task: Task, parts: Sequence[Part], stop: Stop, on_look: Callable[[Together], None]) -> Together:
-    """Run the parts side by side until all are done, one finds a factor, or `stop` is requested.
+def run_parts(
+    task: Task, parts: Sequence[Part], stopped: Callable[[], bool], on_look: Callable[[Together], None]
+) -> Together:
+    """Run the parts side by side until all are done, one finds a factor, or they are `stopped`.
 
     Who runs is noted in the task first. `on_look` is told several times a second what the outputs say. Raises EcmFailed
     if a process fails; the others are ended then.
@@ -118,7 +110,7 @@ def run_parts(task: Task, parts: Sequence[Part], stop: Stop, on_look: Callable[[
                 reader.look()
             together = _together(readers)
             on_look(together)
-            if ended or stop.requested or together.factors:
+            if ended or stopped() or together.factors:
                 break
             time.sleep(LOOK_EVERY)
     finally:
@@ -130,7 +122,7 @@ def run_parts(task: Task, parts: Sequence[Part], stop: Stop, on_look: Callable[[
     for reader in readers:
         reader.look()
     together = _together(readers)
-    if not stop.requested and not together.factors:
+    if not stopped() and not together.factors:
         for (part, process, _), reader in zip(running, readers, strict=True):
             status = process.returncode
             if status < 0 or status & gmp_ecm.ERROR_BIT or reader.output.version is None:

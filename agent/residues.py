@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import requests
 
+from agent.asking import Offer, read_offer
 from agent.client import Answer, exchange, json_object, problem_text, retry_after, try_later
-from agent.leases import api, pause, whole
+from agent.leases import api, whole
 from models.limits import MAX_B1, MIN_B1
 
 HEADER = "X-Client-ID"
@@ -30,15 +31,6 @@ class Wanted:
     claim_timeout_hours: float | None = None
 
 
-class Offer(NamedTuple):
-    """What came of asking: a residue's fields, or why there is none and in how many seconds to ask again."""
-
-    residue: dict[str, Any] | None
-    message: str
-    retry_after: float = 0.0
-    verdict: Literal["residue", "none", "refused", "unclear"] = "residue"
-
-
 class Said(NamedTuple):
     """What came of a call: `done`, `refused` for good, or `unclear`: to be tried again."""
 
@@ -47,24 +39,11 @@ class Said(NamedTuple):
     retry_after: float = 0.0
 
 
-def ask(session: requests.Session, server: str, client_id: str, wanted: Wanted) -> Offer:
-    """Ask for a residue to run stage 2 of."""
+def ask(session: requests.Session, server: str, client_id: str, wanted: Wanted) -> Offer[dict[str, Any]]:
+    """Ask for a residue to run stage 2 of; its fields."""
     parameters = {name: value for name, value in vars(wanted).items() if value is not None}
     response = exchange(session, "GET", f"{api(server)}/residues/work", params=parameters, headers={HEADER: client_id})
-    if isinstance(response, Answer):
-        return Offer(None, response.message, verdict="unclear")
-    body = json_object(response)
-    if response.status_code == 200 and "residue_id" in body and "retry_after" in body:
-        message = str(body.get("message") or "")
-        if body["residue_id"] is None:
-            return Offer(None, message or "no residue", pause(body["retry_after"]), "none")
-        try:
-            return Offer(read_residue(body), message)
-        except (TypeError, ValueError) as error:
-            return Offer(None, f"{response.url} offers a residue that cannot be run: {error}", verdict="unclear")
-    if body.get("reason") and response.status_code in (400, 422):
-        return Offer(None, problem_text(body), verdict="refused")
-    return Offer(None, try_later(response, body).message, retry_after(response), "unclear")
+    return read_offer(response, "residue_id", "residue", read_residue)
 
 
 def read_residue(body: dict[str, Any]) -> dict[str, Any]:

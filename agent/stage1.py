@@ -8,7 +8,7 @@ import requests
 from agent import gmp_ecm, leases, parallel, residues, spool, stages, tasks
 from agent.gmp_ecm import EcmFailed
 from agent.leases import Lease
-from agent.parallel import Part, Stop, Together
+from agent.parallel import Part, Together
 from agent.residues import Said
 from agent.stages import Shift
 from agent.tasks import Task
@@ -78,7 +78,7 @@ def run_stage1(shift: Shift, task: Task) -> None:
     ]
     beat = _Heartbeat(shift, task)
     try:
-        parallel.run_parts(task, parts, beat, lambda together: _look(shift, task, together, beat))
+        parallel.run_parts(task, parts, beat.stopped, lambda together: _look(shift, task, together, beat))
     except EcmFailed as error:
         shift.failure = str(error)
         shift.say(shift.failure)
@@ -140,32 +140,27 @@ def _close_lease(shift: Shift, task: Task) -> None:
     work_id = task.said["work_id"]
     if work_id is None:
         return
-    if shift.stop.requested or shift.failure:
+    if shift.requested or shift.failure:
         why = shift.failure or "the agent was stopped"
         leases.abandon(shift.session, shift.server, shift.client_id, work_id, why)
     else:
         leases.complete(shift.session, shift.server, shift.client_id, work_id)
 
 
-class _Heartbeat(Stop):
-    """What ends a run of stage 1: the shift's end, or the server's word that its lease is over.
+class _Heartbeat:
+    """Tells the server now and then how far a run of stage 1 is, by a thread that nobody waits for.
 
-    The server is told now and then how far it is, by a thread that nobody waits for.
+    What it hears may end the run: that the lease is over.
     """
 
     def __init__(self, shift: Shift, task: Task) -> None:
-        super().__init__()
+        self._over = False
         self._shift, self._work_id = shift, task.said["work_id"]
         self._thread: threading.Thread | None = None
         self._next = time.monotonic() + HEARTBEAT_SECONDS
 
-    @property
-    def requested(self) -> bool:
-        return self._over or self._shift.stop.requested
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        self._over = value
+    def stopped(self) -> bool:
+        return self._over or self._shift.requested
 
     def beat(self, curves: int) -> None:
         busy = self._thread is not None and self._thread.is_alive()
@@ -180,7 +175,7 @@ class _Heartbeat(Stop):
         standing = leases.progress(requests.Session(), shift.server, shift.client_id, self._work_id, curves)
         if standing.state == "over":
             shift.say(f"the server closed the lease: {standing.message}")
-            self.request()
+            self._over = True
 
 
 def _look(shift: Shift, task: Task, together: Together, beat: _Heartbeat) -> None:

@@ -102,7 +102,10 @@ def _resume_curves(shift: Shift, task: Task) -> None:
         outputs=said["outputs"] + [part.output.name for _, part in parts],
     )
     parallel.run_parts(
-        task, [part for _, part in parts], shift.stop, lambda together: shift.on_look(task, _sum(before, together))
+        task,
+        [part for _, part in parts],
+        lambda: shift.requested,
+        lambda together: shift.on_look(task, _sum(before, together)),
     )
 
 

@@ -8,11 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from agent import gmp_ecm, leases, residues, spool, stage1, stage2, tasks
+from agent.asking import Offer, Thing
 from agent.gmp_ecm import Output
-from agent.options import Bound, ecm_option, name_option, patience_option, server_option, spool_option
+from agent.options import (
+    Bound,
+    ecm_option,
+    name_option,
+    patience_option,
+    said_before_anything_runs,
+    server_option,
+    spool_option,
+)
 from agent.parallel import Together
 from agent.run import Order, check
 from agent.stages import STAGE1, STAGE2, Shift
@@ -91,9 +99,7 @@ def stage1_command(
 
     def next_task() -> Task | str | None:
         offer = leases.ask_for_work(shift.session, server, name, wanted)
-        if offer.lease is not None:
-            return stage1.of_lease(shift, offer.lease, curves)
-        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, until if once else None)
+        return _begun(shift, offer, lambda lease: stage1.of_lease(shift, lease, curves), until if once else None)
 
     with _working(shift):
         done = _take_up(shift, STAGE1, stage1.send_stage1)
@@ -151,9 +157,7 @@ def stage2_command(
 
     def next_task() -> Task | str | None:
         offer = residues.ask(shift.session, server, name, wanted)
-        if offer.residue is not None:
-            return stage2.begin_stage2(shift, offer.residue, b2)
-        return _nothing(shift, offer.verdict, offer.message, offer.retry_after, until if once else None)
+        return _begun(shift, offer, lambda residue: stage2.begin_stage2(shift, residue, b2), until if once else None)
 
     with _working(shift):
         done = _take_up(shift, STAGE2, stage2.run_stage2)
@@ -175,19 +179,10 @@ def _shift(
     b1: int | None = None,
 ) -> Shift:
     """A shift that has not begun; what cannot work is said before anything is run."""
-    try:
+    with said_before_anything_runs(root):
         check(Order(server, name, (number or "15").strip(), b1=b1 or 100, curves=1, b2=0))
         program = gmp_ecm.find_ecm(ecm)
         spool.prepare(root)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise click.UsageError(f"{where}: {error.errors()[0]['msg']}") from error
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    except gmp_ecm.EcmMissing as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"the spool {root} cannot be written: {error}") from error
 
     def report(composite: str, together: Together) -> None:
         report_factor(composite, Output(factors=together.factors))
@@ -226,7 +221,7 @@ def _each(
 ) -> int:
     """Run one task after the other, and go on with those that had to wait for the server; how many there were."""
     done = 0
-    while not shift.stop.requested and not shift.failure and (most is None or done < most):
+    while not shift.requested and not shift.failure and (most is None or done < most):
         if shift.waiting:
             # For as long as the patience lasts; what is left then waits for the next round.
             shift.waiting = 0
@@ -255,21 +250,23 @@ def _each(
     return done
 
 
-def _nothing(shift: Shift, verdict: str, message: str, seconds: float, until: float | None) -> str | None:
-    """Wait until it is time to ask again; what the server refuses for good is returned.
+def _begun(shift: Shift, offer: Offer[Thing], begin: Callable[[Thing], Task], until: float | None) -> Task | str | None:
+    """The task that an offer begins; without one, wait until it is time to ask again ("").
 
-    With `until` "no work" ends it (None), and so does silence that lasts until then.
+    What the server refuses for good is returned. With `until` "no work" ends it (None), and so does silence until then.
     """
-    if verdict == "refused":
-        return message
-    pause = seconds if verdict == "none" else max(seconds, SILENCE)
+    if offer.thing is not None:
+        return begin(offer.thing)
+    if offer.verdict == "refused":
+        return offer.message
+    pause = offer.retry_after if offer.verdict == "none" else max(offer.retry_after, SILENCE)
     pause *= random.uniform(1.0, 1.5)
     again = time.monotonic() + pause
-    if until is not None and (verdict == "none" or again > until):
-        say(message)
+    if until is not None and (offer.verdict == "none" or again > until):
+        say(offer.message)
         return None
-    say(f"{message}; asking again in {pause:.0f} s")
-    while not shift.stop.requested and time.monotonic() < again:
+    say(f"{offer.message}; asking again in {pause:.0f} s")
+    while not shift.requested and time.monotonic() < again:
         time.sleep(TICK)
     return ""
 
@@ -284,4 +281,4 @@ def _verdict(shift: Shift, *, nothing_done: bool) -> int:
         raise click.ClickException(shift.failure)
     if shift.waiting:
         return EXIT_WAITING
-    return EXIT_NO_WORK if nothing_done and not shift.stop.requested else 0
+    return EXIT_NO_WORK if nothing_done and not shift.requested else 0

@@ -8,7 +8,6 @@ server has already is known by its checksum, and completing one twice changes no
     stage 2:  claimed  ->  downloaded  ->  run with -resume  ->  payload  ->  attempt  ->  completed
 """
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,19 +15,18 @@ from pathlib import Path
 
 import requests
 
-from agent import client, spool
-from agent.parallel import Stop, Together
+from agent import asking, client, spool
+from agent.parallel import Together
 from agent.residues import Said
 from agent.tasks import Task
 
 STAGE1, STAGE2 = "stage1", "stage2"
 SAVED = "residue.save"
-FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 
 
 @dataclass
 class Shift:
-    """Who runs what, where; and what came of it."""
+    """Who runs what, where; and what came of it. request() ends it and may be called from a signal handler."""
 
     server: str
     client_id: str
@@ -40,7 +38,7 @@ class Shift:
     on_look: Callable[[Task, Together], None]
     on_factors: Callable[[str, Together], None]
     session: requests.Session = field(default_factory=requests.Session)
-    stop: Stop = field(default_factory=Stop)
+    requested: bool = False
     curves: int = 0
     factors: int = 0
     done: int = 0
@@ -49,7 +47,7 @@ class Shift:
     failure: str = ""
 
     def request(self) -> None:
-        self.stop.request()
+        self.requested = True
 
 
 def deliver(shift: Shift, task: Task) -> int | None:
@@ -84,14 +82,8 @@ def leave(shift: Shift, task: Task, why: str) -> None:
 
 def insist(shift: Shift, call: Callable[[], Said]) -> Said:
     """Call until the server answers, or the patience is over."""
-    until, delay = time.monotonic() + shift.patience, FIRST_DELAY
-    while True:
-        said = call()
-        pause = max(said.retry_after, delay * random.uniform(0.5, 1.0))
-        if said.state != "unclear" or time.monotonic() + pause > until:
-            return said
-        time.sleep(pause)
-        delay = min(2 * delay, LONGEST_DELAY)
+    until = time.monotonic() + shift.patience
+    return asking.insist(call, lambda: until)
 
 
 def records(file: Path) -> list[str]:

@@ -132,10 +132,10 @@ class Supply:
             # The answer may have been lost on its way, and a lease with it.
             self._status_known = False
             self._silence(offer.message, offer.retry_after)
-        elif offer.lease:
+        elif offer.thing:
             self._heard()
             self.waits_for = ""
-            new = held.take(self.root, self.server, self.client_id, offer.lease)
+            new = held.take(self.root, self.server, self.client_id, offer.thing)
             # Else another agent of our name took it up from the server's list already.
             self.given += new is not None
             return new

@@ -20,6 +20,7 @@ from pathlib import Path
 import requests
 
 from agent import leases, spool
+from agent.asking import insist
 from agent.client import Answer
 from agent.gmp_ecm import EcmFailed, Output
 from agent.held import Held
@@ -32,7 +33,6 @@ CHUNK_SECONDS = 900.0  # after which a run ends with its curve, and its result i
 FAILURES = 3  # in a row, after which it is not the number but GMP-ECM, the disk or the server
 FAILURE_DELAY = 10.0  # seconds after the first failure, doubled with each
 EMPTY_RUNS = 10  # runs in a row that GMP-ECM ended early because it found the number itself
-CLOSING_DELAY = 1.0
 
 
 @dataclass
@@ -292,7 +292,7 @@ def finish(shift: Shift, held: Held, session: requests.Session, since: float) ->
             return leases.complete(session, shift.server, shift.client_id, lease.work_id)
         return leases.abandon(session, shift.server, shift.client_id, lease.work_id, reason)
 
-    standing = insist(shift, close, since)
+    standing = insist(close, lambda: shift.deadline(since))
     if standing.state == "unclear":
         shift.say(f"the lease could not be given back ({standing.message}); the next start sees to it")
         shift.supply.leave_alone(held)
@@ -300,18 +300,6 @@ def finish(shift: Shift, held: Held, session: requests.Session, since: float) ->
         return
     shift.leases_done += how == "complete"
     held.forget()
-
-
-def insist(shift: Shift, call: Callable[[], Standing], since: float) -> Standing:
-    """Call until the server answers, or the patience that began at `since` is over."""
-    delay = CLOSING_DELAY
-    while True:
-        standing = call()
-        pause = max(standing.retry_after, delay * random.uniform(0.5, 1.0))
-        if standing.state != "unclear" or time.monotonic() + pause > shift.deadline(since):
-            return standing
-        time.sleep(pause)
-        delay *= 2
 
 
 def failed(shift: Shift, lane: Lane, message: str) -> None:

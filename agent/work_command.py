@@ -8,14 +8,20 @@ import time
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from agent import gmp_ecm, spool
 from agent.display import shift_progress
 from agent.gmp_ecm import Output
 from agent.heartbeat import beat
 from agent.leases import Wanted
-from agent.options import ecm_option, name_option, patience_option, server_option, spool_option
+from agent.options import (
+    ecm_option,
+    name_option,
+    patience_option,
+    said_before_anything_runs,
+    server_option,
+    spool_option,
+)
 from agent.run import Order, check, recover
 from agent.supply import TICK
 from agent.terminal import interruptible, say, shorten
@@ -92,17 +98,11 @@ def work_command(
         raise click.UsageError("--once is --max-leases 1 without waiting for work: give one of the two")
     if min_digits and max_digits and min_digits > max_digits:
         raise click.UsageError(f"--min-digits {min_digits} is more than --max-digits {max_digits}")
-    try:
+    with said_before_anything_runs(root):
         check(Order(server, name, "15", b1=100, curves=1))
         program = gmp_ecm.find_ecm(ecm)
         spool.prepare(root)
         recovered = recover(root)
-    except ValidationError as error:
-        raise click.UsageError(f"--name: {error.errors()[0]['msg']}") from error
-    except gmp_ecm.EcmMissing as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"the spool {root} cannot be written: {error}") from error
     if recovered:
         say(f"found the completed curves of {recovered} interrupted run(s)")
     if max_leases or once:

@@ -55,13 +55,13 @@ def test_an_offer_is_read(changes, b2, parametrization):
 def test_an_offer_that_cannot_be_run_is_no_lease(change):
     with scripted_server((200, {}, offered() | change)) as (address, _):
         offer = leases.ask_for_work(requests.Session(), address, "me", Wanted())
-    assert (offer.lease, offer.verdict) == (None, "unclear")
+    assert (offer.thing, offer.verdict) == (None, "unclear")
     assert "cannot be run" in offer.message
 
 
 @pytest.mark.parametrize("value", [None, "soon", -1, 0, 10**9, float("inf")])
 def test_a_pause_that_is_none_is_a_minute(value):
-    assert leases.pause(value) == 60.0
+    assert asking.pause(value) == 60.0
 
 
 def test_a_reason_is_short_and_printable():

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from click.testing import CliRunner
 
-from agent import gmp_ecm, parallel, residues, stage_commands, stages, tasks
+from agent import asking, gmp_ecm, parallel, residues, stage_commands, stages, tasks
 from agent.cli import agent
 from agent.parallel import shares
 
@@ -108,7 +108,7 @@ def serving(coordinator):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(stages, "FIRST_DELAY", 0.02)
+    monkeypatch.setattr(asking, "FIRST_DELAY", 0.02)
     monkeypatch.setattr(parallel, "LOOK_EVERY", 0.02)
     monkeypatch.setattr(stage_commands, "SILENCE", 0.02)
     coordinator = Coordinator()

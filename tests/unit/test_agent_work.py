@@ -10,7 +10,7 @@ from lease_server import NUMBER, lease_server
 from scripted_server import RESET, problem
 from slow_ecm import slow_ecm
 
-from agent import heartbeat, supply, work
+from agent import asking, heartbeat, supply, work
 from agent.cli import agent
 
 
@@ -21,7 +21,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(heartbeat, "TICK", 0.02)
     monkeypatch.setattr(heartbeat, "HEARTBEAT", 0.1)
     monkeypatch.setattr(work, "FAILURE_DELAY", 0.01)
-    monkeypatch.setattr(work, "CLOSING_DELAY", 0.05)
+    monkeypatch.setattr(asking, "FIRST_DELAY", 0.05)
 
 
 @pytest.fixture
