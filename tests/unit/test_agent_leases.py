@@ -9,7 +9,7 @@ from lease_server import NUMBER, Coordinator
 from rich.console import Console
 from scripted_server import problem, scripted_server
 
-from agent import display, leases, terminal, work
+from agent import asking, display, leases, terminal, work
 from agent.held import take
 from agent.leases import Wanted, read_lease
 from agent.spool import prepare
