@@ -95,6 +95,10 @@ SELECT gen_random_uuid(), :busy, 'holder-' || n, 'ecm', 50000, -1, 1, 10, now() 
 FROM generate_series(1, 50) n
 """,
     """
+INSERT INTO work_assignments (id, composite_id, client_id, method, expires_at)
+SELECT gen_random_uuid(), n, 'holder-' || n, 'nfs', now() + interval '90 days' FROM generate_series(1, 100) n
+""",
+    """
 INSERT INTO composites (id, number, value_sha256, current_composite, digit_length, is_prime, target_t_level, effort)
 SELECT :numbers + 1, '3' || repeat('7', :longest_digits - 1), sha256('longest'), repeat('9', :longest_digits - 7),
     :longest_digits - 7, false, 100, effort

@@ -1,7 +1,9 @@
 """What clients do, by the hour and in all: added up by upkeep as it comes in, so that no page counts the attempts.
 
 Attempts and factors are added once, in the unit of work that notes up to when that was done. A moment is only looked at
-when everything of it is committed: `late` after it, which is longer than applying a result may take.
+when everything of it is committed: `late` after it, which is longer than applying a result may take. What is taken back
+(voided, deleted) goes from these sums too. They are of runs, not of effort: a curve whose stages two clients ran is in
+the account of both.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -23,7 +25,7 @@ WITH attempts AS (
         sum(CASE WHEN method = 'ecm' THEN curves ELSE 0 END)::bigint AS curves,
         sum(coalesce(execution_time, 0)) AS seconds, 0::bigint AS factors, min(created_at) AS first,
         max(created_at) AS last
-    FROM ecm_attempts WHERE created_at > :since AND created_at <= :until GROUP BY 1, 2
+    FROM ecm_attempts WHERE created_at > :since AND created_at <= :until AND voided_at IS NULL GROUP BY 1, 2
 ), found AS (
     SELECT date_trunc('hour', created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS hour, client_id,
         0::bigint AS results, 0::bigint AS curves, 0::double precision AS seconds, count(*) AS factors,
@@ -49,6 +51,25 @@ ON CONFLICT (name) DO UPDATE SET results = clients.results + excluded.results,
     factors = clients.factors + excluded.factors
 """
 
+_TAKE_BACK = """
+WITH gone AS (
+    SELECT date_trunc('hour', created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS hour, client_id, count(*) AS results,
+        sum(CASE WHEN method = 'ecm' THEN curves ELSE 0 END)::bigint AS curves,
+        sum(coalesce(execution_time, 0)) AS seconds
+    FROM ecm_attempts WHERE id = ANY(:ids) AND created_at <= :until GROUP BY 1, 2
+), hours AS (
+    UPDATE activity SET results = activity.results - gone.results, curves = activity.curves - gone.curves,
+        seconds = greatest(activity.seconds - gone.seconds, 0)
+    FROM gone WHERE activity.hour = gone.hour AND activity.client_id = gone.client_id
+)
+UPDATE clients SET results = clients.results - gone.results, curves = clients.curves - gone.curves,
+    seconds = greatest(clients.seconds - gone.seconds, 0)
+FROM (
+    SELECT client_id, sum(results)::bigint AS results, sum(curves)::bigint AS curves, sum(seconds) AS seconds
+    FROM gone GROUP BY client_id
+) gone WHERE clients.name = gone.client_id
+"""
+
 
 def note(engine: Engine, now: datetime, late: timedelta) -> None:
     """Add what has come in since the last time, up to `late` before now."""
@@ -65,6 +86,15 @@ def note(engine: Engine, now: datetime, late: timedelta) -> None:
                 .values(what=WHAT, until=until)
                 .on_conflict_do_update(index_elements=[Noted.what], set_={"until": until})
             )
+
+
+def take_back(connection: Connection, attempt_ids: list[int]) -> None:
+    """Take these attempts from what was added; they must be voided, or deleted after this, in this unit of work.
+
+    Whatever adds is kept waiting until its end, and sees them as they are then.
+    """
+    until = _noted(connection)
+    connection.execute(text(_TAKE_BACK), {"ids": attempt_ids, "until": until})
 
 
 def _noted(connection: Connection) -> datetime:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, fun
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
-from coordinator import effort, stages, work
+from coordinator import activity, effort, stages, work
 from coordinator.unit_of_work import unit_of_work
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
@@ -153,7 +153,10 @@ def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
     work.lock_composites(connection, _parts_of(connection, [attempt.composite_id]))
     for back in stages.unlink(connection, [attempt_id]):
         add(connection, {_account(back): int(back.curves)})
-    heirs = _disinherit(connection, [attempt_id]) if attempt.voided_at is None else []
+    heirs: list[int] = []
+    if attempt.voided_at is None:
+        heirs = _disinherit(connection, [attempt_id])
+        activity.take_back(connection, [attempt_id])
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
     refuse = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
     connection.execute(refuse.where(Submission.id == attempt.submission_id))
@@ -206,6 +209,7 @@ def void(
     touched_at_all = sorted({*touched, *heirs})
     for start in range(0, len(touched_at_all), PART):
         recompute(connection, touched_at_all[start : start + PART])
+    activity.take_back(connection, [row.id for row in marked])
     waiting = select(func.count()).where(*sent, Submission.state == "received")
     return Voided(
         len(marked), sum(row.curves for row in marked), len(touched), connection.execute(waiting).scalar_one()

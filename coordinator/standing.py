@@ -195,7 +195,8 @@ def _leaves(rows: Sequence[Row]) -> list[str]:
 def _sums(connection: Connection, composite_id: int) -> list[Row]:
     of_level = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
     mine = select(*of_level, CompositeEffort.curves, CompositeEffort.prior_curves)
-    mine = mine.where(CompositeEffort.composite_id == composite_id)
+    some = CompositeEffort.curves + CompositeEffort.prior_curves > 0  # others were superseded, or taken back
+    mine = mine.where(CompositeEffort.composite_id == composite_id, some)
     return list(connection.execute(mine.order_by(*of_level)))
 
 

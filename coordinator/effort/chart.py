@@ -13,7 +13,7 @@ from coordinator.effort.arrays import DIGITS, Array
 from coordinator.effort.vector import missed, t_level
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 696, 48, 344
+LEFT, RIGHT, TOP, BOTTOM = 64, 696, 60, 344
 SUPERSAMPLING = 3
 
 INK, FAINT, CURVE, MARK = "#333333", "#dddddd", "#1f6fb2", "#c0392b"
@@ -94,12 +94,12 @@ def _layout(vector: Array, title: str, target: float | None) -> list[Line | Word
         items.append(Line(((LEFT, up(percent / 100)), (RIGHT, up(percent / 100))), FAINT, 1))
         items.append(Words(LEFT - 8, up(percent / 100), f"{percent} %", INK, 12, "end"))
     items.append(Words((LEFT + RIGHT) / 2, HEIGHT - 16, "digits of a factor, if there is one", INK, 13, "middle"))
-    items.append(Words(LEFT + 8, TOP + 12, "chance that it has been missed", INK, 13, "start"))
+    items.append(Words(LEFT, TOP - 14, "chance that it has been missed", INK, 13, "start"))
     items.append(Line(((LEFT, up(1 / math.e)), (RIGHT, up(1 / math.e))), MARK, 1))
     items.append(Words(RIGHT, up(1 / math.e) - 9, "1/e", MARK, 12, "end"))
     if target is not None and first <= target <= last:
         items.append(Line(((across(target), TOP), (across(target), BOTTOM)), INK, 1))
-        items.append(Words(across(target) + 5, BOTTOM - 32, f"target t{target:g}", INK, 13, "start"))
+        items.append(Words(across(target) + 5, BOTTOM - 32, f"target t{target:.4g}", INK, 13, "start"))
     chances = missed(vector)
     items.append(
         Line(tuple((across(float(d)), up(float(y))) for d, y in zip(DIGITS, chances, strict=True)), CURVE, 2.5)
@@ -107,5 +107,6 @@ def _layout(vector: Array, title: str, target: float | None) -> list[Line | Word
     reached = t_level(vector)
     if reached > 0:
         items.append(Line(((across(reached), up(1 / math.e)), (across(reached), BOTTOM)), MARK, 1.5))
-        items.append(Words(across(reached) - 5, BOTTOM - 12, f"t{reached:.2f}", MARK, 13, "end"))
+        # To the right: the curve rises from the left.
+        items.append(Words(across(reached) + 5, BOTTOM - 12, f"t{reached:.2f}", MARK, 13, "start"))
     return items

@@ -27,7 +27,7 @@ from models.wire_composites import LoadQuery, UploadForm
 from models.wire_work import ReasonQuery, Reservation
 from tasks.doorbell import ring_jobs, ring_submission
 
-FEW, SOME = 20, 100
+FEW, SOME = 20, 60  # three lists of so many rows, each with its form, stay below 200 KB
 # A cookie holds four thousand characters, and what was done is said in one.
 LONGEST_SAYING = 600
 CHOSEN_AT_ONCE = 100

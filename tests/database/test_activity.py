@@ -8,7 +8,8 @@ import pytest
 from pipeline import result, rows, run_sql, submit
 from primes import prime, product
 
-from coordinator import activity, upkeep
+from coordinator import activity, deletions, upkeep
+from coordinator.audit import OPERATOR
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 LATE = timedelta(seconds=90)
@@ -59,6 +60,25 @@ def test_at_once_and_after_years_it_is_added_once(engine, now):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: activity.note(engine, now, LATE), range(4)))
     assert known(engine)["alice"] == (3, 1401, 0)
+
+
+def test_what_is_taken_back_goes_from_what_was_added_and_is_not_added_later(engine, now):
+    send(engine, curves=1000, ago=timedelta(hours=2))
+    send(engine, client="bob", curves=50)
+    deleted = submit(engine, result(NUMBER, client="bob", curves=7), key="deleted")
+    moved = "UPDATE ecm_attempts SET created_at = now() - interval '3 hours' WHERE id = :attempt"
+    run_sql(engine, moved, attempt=deleted.attempt_id)
+    upkeep.note_clients(engine)
+    activity.note(engine, now - timedelta(hours=1), LATE)
+    assert known(engine) == {"alice": (1, 1000, 0), "bob": (1, 7, 0)}
+    alices = {"client_id": "alice", "since": now - timedelta(days=1), "until": now + timedelta(days=1)}
+    for _ in range(2):
+        deletions.void_attempts(engine, OPERATOR, program=None, reason="a broken build", **alices)
+    assert known(engine)["alice"] == (0, 0, 0)
+    deletions.delete_attempt(engine, OPERATOR, deleted.attempt_id, None)
+    assert not any(hour.curves or hour.results for hour in activity.by_hour(engine, 48, now))
+    activity.note(engine, now, LATE)
+    assert known(engine) == {"alice": (0, 0, 0), "bob": (1, 50, 0)}
 
 
 def test_hours_clients_and_the_ranking(engine, now):
