@@ -1,19 +1,17 @@
 """A real browser, Debian's chromium, before a coordinator on which an agent has really worked."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bodies import SCRIPT
+from browsers import PROGRAM
 from stacks import Stack, until
 
 from bench.demo import read_composites
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-HOW = "no browser: apt-get install chromium (then these tests run)"
 WIDTHS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 # A machine that also runs the rest of the suite takes its time.
 PATIENCE_MS = 30_000
@@ -22,9 +20,6 @@ PATIENCE_MS = 30_000
 @pytest.fixture(scope="session")
 def chromium():
     """The browser; one for all tests of a pytest process."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip(HOW)
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE_MS)
@@ -32,7 +27,7 @@ def chromium():
     with sync_playwright() as playwright:
         # As root, chromium has no sandbox; /dev/shm is small in containers.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=arguments)
         yield browser
         browser.close()
 

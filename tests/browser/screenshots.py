@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from browsers import need_one
 from conftest import WIDTHS
 from PIL import Image
 from stacks import Stack, until
 
 from bench.demo import read_composites
 
+need_one()
 PICTURES = Path(__file__).parents[2] / "docs" / "screenshots"
 LARGE = ("2^1277-1", "10^323-1", "2^1619-1", "3^607-1", "7^373-1", "12^281-1", "5^457-1", "2^1237+1")
 CLIENTS = ("ada", "bob", "grace", "heidi", "ivan")

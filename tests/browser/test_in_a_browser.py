@@ -6,9 +6,11 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bodies import SCRIPT
+from browsers import need_one
 from playwright.sync_api import expect
 from traffic import prime
 
+need_one()
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 PATHS = ("/", "/numbers", "/factors", "/clients", "/projects", "/queue")
