@@ -297,7 +297,7 @@ class WorkAssignment(Base):
     __tablename__ = "work_assignments"
     __table_args__ = (
         Index("work_assignments_composite", "composite_id", postgresql_where=text("closed_at IS NULL")),
-        Index("work_assignments_expiry", "expires_at", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_expiry", "expires_at", "id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_client", "client_id", "created_at"),
         Index("work_assignments_open", "client_id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_past", "composite_id", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),

@@ -7,7 +7,7 @@ from pipeline import composite, result, run_sql, submit
 from plans import executed, plan
 from primes import prime, product
 
-from coordinator import dead_letters, overview, standing
+from coordinator import dead_letters, overview, reservations, standing
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 
@@ -49,3 +49,10 @@ def test_the_first_of_a_large_tree(engine, known):
 def test_the_last_attempts_of_a_number(engine, known):
     (attempts,) = plans_of(engine, lambda: standing.whole(engine, known, most=10), "ecm_attempts")
     assert "Scan Backward using ecm_attempts_composite" in attempts
+
+
+@pytest.mark.parametrize("reserving", [True, False])
+def test_open_leases_come_in_their_order(engine, known, reserving):
+    (leases,) = plans_of(engine, lambda: reservations.open_work(engine, reserving=reserving), "work_assignments")
+    assert "Index Scan using work_assignments_expiry" in leases
+    assert "Sort" not in leases
