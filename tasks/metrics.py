@@ -35,7 +35,7 @@ SETTLED = Counter("ecm_results_settled_total", "Results settled, by the state th
 LEASES_EXPIRED = Counter("ecm_leases_expired_total", "Leases that ran out")
 RUNG_AGAIN = Counter("ecm_rung_again_total", "Submissions and jobs that waited too long and were rung for again")
 SILENT_BELL = Counter("ecm_doorbell_failures_total", "Times that the broker did not take a message")
-CONNECTIONS = Gauge("ecm_database_connections", "Database connections in use", multiprocess_mode="livesum")
+CONNECTIONS = Gauge("ecm_database_connections", "Database connections of the pools in use", multiprocess_mode="livesum")
 MOST_CONNECTIONS = Gauge(
     "ecm_database_connections_limit", "Database connections that the pools may open", multiprocess_mode="livesum"
 )
@@ -66,7 +66,8 @@ def watch_pool(engine: Engine) -> None:
     if event.contains(engine, "checkout", _on_checkout):
         return
     event.listen(engine, "checkout", _on_checkout)
-    event.listen(engine, "checkin", _on_checkin)
+    for end in ("checkin", "detach"):
+        event.listen(engine, end, _on_checkin)
     MOST_CONNECTIONS.inc(engine.pool.size())  # type: ignore[attr-defined]
 
 
@@ -76,7 +77,8 @@ def _on_checkout(_: Any, record: Any, __: Any) -> None:
 
 
 def _on_checkin(_: Any, record: Any) -> None:
-    # One that could not be made is checked in, too, and was never checked out.
+    # One that could not be made is checked in, too, and was never checked out. One that is detached never comes back,
+    # and the pool may open another in its place.
     if record.record_info.pop("counted", False):
         CONNECTIONS.dec()
 

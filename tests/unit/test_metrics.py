@@ -165,6 +165,10 @@ def test_connections_in_use_are_those_that_are_checked_out():
         second.invalidate()  # the server went away
         assert in_use() == 2 - 1
     assert in_use() == 0
+    with engine.connect() as alone:
+        alone.detach()  # it is the pool's no more, which may open another one
+        assert in_use() == 0
+    assert in_use() == 0
     engine.dispose()
 
     def refuse(*_):
