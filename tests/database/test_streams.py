@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import SETTINGS, assert_sound, empty, lease, leaves, receive, result, rows, run_jobs, scalar
 from primes import prime, product
+from sqlalchemy import select
 
-from coordinator import inbox, results, rounds
+from coordinator import effort, inbox, results, rounds
 from coordinator.unit_of_work import is_transient
+from models.tables import Composite
 
 # Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So what
 # a number's parts are in the end does not depend on the order in which its factors came.
@@ -126,8 +128,8 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
             assert inbox.state(engine, receipt.submission_id) == before
         elif step == "send":
             body, divides = what
-            if lease_id is None and (first := rows(engine, OPEN)):
-                lease_id = lease(engine, first[0].id, curves=5)
+            if lease_id is None:
+                lease_id = lease_some(engine)
             if body.get("work_id") == "LEASE":
                 body = body | {"work_id": str(lease_id)}
             try:
@@ -147,8 +149,15 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
     check_end(engine, sent, states)
 
 
-# A number that work can be leased on.
-OPEN = "SELECT id FROM composites WHERE current_composite <> '1' AND NOT is_fully_factored ORDER BY id LIMIT 1"
+def lease_some(engine):
+    """A lease of five curves, or of as many as its number still needs; None if none wants any."""
+    first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.wants_ecm)
+    with engine.connect() as connection:
+        row = connection.execute(first.order_by(Composite.id).limit(1)).one_or_none()
+    if row is None:
+        return None
+    needed = effort.curves_to_reach(row.effort, row.target_t_level, 50_000, -1, 1)
+    return lease(engine, row.id, curves=min(5, needed))
 
 
 def check_end(engine, sent, states):
