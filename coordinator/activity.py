@@ -2,8 +2,8 @@
 
 Attempts and factors are added once, in the unit of work that notes up to when that was done. A moment is only looked at
 when everything of it is committed: `late` after it, which is longer than applying a result may take. What is taken back
-(voided, deleted) goes from these sums too. They are of runs, not of effort: a curve whose stages two clients ran is in
-the account of both.
+(voided, deleted) goes from these sums too; a factor that was found remains in them. They are of runs, not of effort: a
+curve whose stages two clients ran is in the account of both.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -147,6 +147,14 @@ def busiest(engine: Engine, since: datetime, limit: int) -> list[Row]:
                 .limit(limit)
             )
         )
+
+
+def curves_since(engine: Engine, since: datetime, clients: list[str]) -> dict[str, int]:
+    """How many curves each of these clients has sent since then; those that have sent nothing are left out."""
+    theirs = (Activity.hour >= since, Activity.client_id.in_(clients))
+    sums = select(Activity.client_id, func.sum(Activity.curves)).where(*theirs).group_by(Activity.client_id)
+    with engine.connect() as connection:
+        return {client: int(curves) for client, curves in connection.execute(sums)}
 
 
 def ranking(engine: Engine, limit: int) -> list[Row]:

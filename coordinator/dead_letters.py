@@ -4,7 +4,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gmpy2 import mpz
-from sqlalchemy import ColumnElement, Engine, Row, Select, and_, false, func, null, select, true, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Row,
+    Select,
+    and_,
+    case,
+    false,
+    func,
+    null,
+    select,
+    true,
+    union_all,
+    update,
+)
 
 from coordinator import families, inbox, jobs, registry
 from coordinator.administration import MOST_AUDITED, lock_members
@@ -23,6 +37,11 @@ _TRUE_FACTORS = Submission.outcome.has_key("true_factors")
 _WITH_FACTORS = and_(Submission.state == "rejected", _TRUE_FACTORS)
 _HOLDS_FACTORS = and_(Submission.state == "rejected", func.coalesce(_TRUE_FACTORS, false()))
 COLUMNS = (*inbox.STATE_COLUMNS, Submission.payload, Submission.request_id)
+# A result of megabytes is not taken out of storage to be shown in a line.
+LISTED_BYTES = 10_000
+
+
+_LISTED = [column for column in inbox.STATE_COLUMNS if column.key != "outcome"]
 
 
 class Retried(NamedTuple):
@@ -37,11 +56,18 @@ class Retried(NamedTuple):
 
 
 def listed(
-    engine: Engine, states: Sequence[str] = DEAD, *, limit: int = 100, after: tuple[bool, int] | None = None
+    engine: Engine,
+    states: Sequence[str] = DEAD,
+    *,
+    limit: int = 100,
+    after: tuple[bool, int] | None = None,
+    most_bytes: int | None = None,
 ) -> list[Row[Any]]:
     """Submissions in these states: the refused ones with true factors first, then the others, the newest first.
 
-    `after` goes on behind one of these rows, given by its `holds_factors` and its id.
+    Each with the `composite` that it names and its `true_factors` (null if `holds_factors` is false); null, too, where
+    what they are in takes more than `most_bytes` in storage. `after` goes on behind one of these rows, given by its
+    `holds_factors` and its id.
     """
     rows: list[Row[Any]] = []
     with engine.connect() as connection:
@@ -52,19 +78,28 @@ def listed(
                 continue
             beyond = after[1] if after is not None and after[0] == with_factors else None
             kinds = [_WITH_FACTORS] if with_factors else [_kind(state) for state in states]
-            rows += connection.execute(_newest(kinds, beyond, limit - len(rows)))
+            rows += connection.execute(_newest(kinds, beyond, limit - len(rows), most_bytes))
             if len(rows) >= limit:
                 break
     return rows
 
 
-def _newest(kinds: Sequence[ColumnElement[bool]], beyond: int | None, limit: int) -> Select[Any]:
+def _newest(
+    kinds: Sequence[ColumnElement[bool]], beyond: int | None, limit: int, most_bytes: int | None
+) -> Select[Any]:
     """The newest of each kind, and then of all: each kind has an index that is read from its end."""
     ids = [select(Submission.id).where(kind).order_by(Submission.id.desc()).limit(limit) for kind in kinds]
     if beyond is not None:
         ids = [one.where(Submission.id < beyond) for one in ids]
     chosen = union_all(*(select(one.subquery().c.id) for one in ids)).subquery()
-    statement = select(*COLUMNS, _HOLDS_FACTORS.label("holds_factors")).join(chosen, chosen.c.id == Submission.id)
+    composite: ColumnElement[Any] = Submission.payload["composite"].astext
+    true_factors: ColumnElement[Any] = Submission.outcome["true_factors"]
+    if most_bytes is not None:
+        composite = case((func.pg_column_size(Submission.payload) <= most_bytes, composite))
+        true_factors = case((func.pg_column_size(Submission.outcome) <= most_bytes, true_factors))
+    said = (composite.label("composite"), case((_HOLDS_FACTORS, true_factors)).label("true_factors"))
+    columns = (*_LISTED, _HOLDS_FACTORS.label("holds_factors"), *said)
+    statement = select(*columns).join(chosen, chosen.c.id == Submission.id)
     return statement.order_by(Submission.id.desc()).limit(limit)
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 import gmpy2
 from sqlalchemy import Connection, Engine, and_, delete, func, or_, select, update
 
-from coordinator import families, jobs, ledger, registry, work
+from coordinator import activity, families, jobs, ledger, registry, work
 from coordinator.administration import MOST_AUDITED, lock_members
 from coordinator.audit import By
 from coordinator.expressions import shorten
@@ -197,6 +197,7 @@ def _delete_all(connection: Connection, going: list[int], staying: list[int]) ->
     attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(going))
     credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(going))
     connection.execute(credited.values(attempt_id=None))
+    activity.take_back(connection, list(connection.execute(attempts.where(EcmAttempt.voided_at.is_(None))).scalars()))
     for table in HANGING:
         gone[table.__tablename__] = connection.execute(delete(table).where(table.composite_id.in_(going))).rowcount
     # Children first, for their parent is referred to by them.

@@ -41,9 +41,9 @@ def remove(engine: Engine, by: By, *, project_id: int | None = None, name: str |
     return gone
 
 
-def page(engine: Engine, *, limit: int, cursor: str | None = None) -> Page:
-    """Projects by name, each with how many numbers are in it, up to MOST_COUNTED. Raises cursors.BadCursor."""
-    statement = _counted().order_by(Project.name).limit(limit + 1)
+def page(engine: Engine, *, limit: int, cursor: str | None = None, count_to: int = MOST_COUNTED) -> Page:
+    """Projects by name, each with how many numbers are in it, up to `count_to`. Raises cursors.BadCursor."""
+    statement = _counted(count_to).order_by(Project.name).limit(limit + 1)
     if cursor is not None:
         (name,) = cursors.decode("projects", cursor, (str,))
         statement = statement.where(Project.name > name)
@@ -57,17 +57,15 @@ def find(engine: Engine, *, project_id: int | None = None, name: str | None = No
     """A project by its id or its name, as in `page`. Raises Unknown."""
     chosen: ColumnElement[bool] = Project.id == project_id if name is None else Project.name == name
     with engine.connect() as connection:
-        row = connection.execute(_counted().where(chosen)).one_or_none()
+        row = connection.execute(_counted(MOST_COUNTED).where(chosen)).one_or_none()
     if row is None:
         raise _unknown(project_id, name)
     return row
 
 
-def _counted() -> Select[Any]:
+def _counted(most: int) -> Select[Any]:
     members = select(ProjectComposite.composite_id).where(ProjectComposite.project_id == Project.id)
-    counted = (
-        select(func.count()).select_from(members.correlate(Project).limit(MOST_COUNTED).subquery()).scalar_subquery()
-    )
+    counted = select(func.count()).select_from(members.correlate(Project).limit(most).subquery()).scalar_subquery()
     return select(Project.id, Project.name, Project.created_at, counted.label("composites"))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import ColumnElement, Engine, func, select
 
 from models.migrate import current_revision
 from models.tables import Job, Submission
@@ -18,19 +18,22 @@ def schema_revision(engine: Engine) -> str | None:
 
 def inbox_state(engine: Engine) -> dict[str, Any]:
     """How much waits, how long the oldest has, and what needs an operator. Counts stop at MOST_COUNTED."""
-    waiting = select(Submission.id).where(Submission.state == "received").limit(MOST_COUNTED).subquery()
-    failed = select(Submission.id).where(Submission.state == "failed").limit(MOST_COUNTED).subquery()
+
+    def counted(of: type[Submission] | type[Job], state: str) -> ColumnElement[int]:
+        some = select(of.id).where(of.state == state).limit(MOST_COUNTED).subquery()
+        return select(func.count()).select_from(some).scalar_subquery()
+
     oldest = (
         select(Submission.created_at).where(Submission.state == "received").order_by(Submission.id).limit(1)
     ).scalar_subquery()
     with engine.connect() as connection:
         row = connection.execute(
             select(
-                select(func.count()).select_from(waiting).scalar_subquery().label("waiting"),
-                select(func.count()).select_from(failed).scalar_subquery().label("failed"),
+                counted(Submission, "received").label("waiting"),
+                counted(Submission, "failed").label("failed"),
                 func.coalesce(func.extract("epoch", func.now() - oldest), 0).label("lag"),
-                select(func.count()).where(Job.state == "waiting").scalar_subquery().label("jobs_waiting"),
-                select(func.count()).where(Job.state == "failed").scalar_subquery().label("jobs_failed"),
+                counted(Job, "waiting").label("jobs_waiting"),
+                counted(Job, "failed").label("jobs_failed"),
             )
         ).one()
     return {

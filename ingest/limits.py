@@ -25,6 +25,7 @@ log = structlog.get_logger("limits")
 
 PREFIX = "ecm:limit:"
 TIMEOUT = 0.5
+PAGES = ("pages", "admin_pages")
 WINDOWS = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -91,8 +92,12 @@ class Counters:
 
 
 def limit_request() -> None:
-    """Count this request for its address; raises a 429 problem if there were too many."""
-    if request.path.startswith(f"{API}/") and request.path != f"{API}/health":
+    """Count this request for its address; raises a 429 problem if there were too many.
+
+    Whoever asks after the server's health, or for the files that pages load, is not counted.
+    """
+    is_page = request.blueprint in PAGES and request.endpoint != "pages.static"
+    if is_page or (request.path.startswith(f"{API}/") and request.path != f"{API}/health"):
         _count("address", request.remote_addr or "")
 
 

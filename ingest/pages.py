@@ -6,12 +6,13 @@ that a page brings along.
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 
-from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, speeds, standing
+from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, queries, speeds, standing
 from coordinator.expressions import shorten
 from coordinator.refusals import no_composite
 from ingest.answers import engine, settings
@@ -23,6 +24,7 @@ from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
 
 HOURS_SHOWN = 48
 FEW, SOME, MANY = 10, 50, 100
+COUNTED = 1_000  # numbers of each project in a page of those
 
 pages = Blueprint("pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
 
@@ -85,8 +87,10 @@ pages.add_app_template_filter(shorten, "shorten")
 
 def page_with(**changes: Any) -> str:
     """The address of this page with these parameters changed (None: left out)."""
-    given = {**request.args.to_dict(), **(request.view_args or {}), **changes}
-    return url_for(request.endpoint or "pages.start", **{key: value for key, value in given.items() if value})
+    given = {**request.args.to_dict(), **changes}
+    # What is asked for stays in the query: url_for has parameters of its own, which say where an address leads.
+    path = url_for(request.endpoint or "pages.start", **(request.view_args or {}))
+    return f"{path}?{urlencode({key: value for key, value in given.items() if value})}"
 
 
 pages.add_app_template_global(page_with, "page_with")
@@ -108,6 +112,7 @@ def start() -> ResponseReturnValue:
         factors=found.rows,
         advanced=standing.top_progress(engine(), standing.Nearest(), limit=FEW, max_digits=settings().max_digits),
         clients=activity.busiest(engine(), now - timedelta(hours=24), FEW),
+        most=queries.MOST_COUNTED,
     )
 
 
@@ -182,7 +187,7 @@ def all_clients() -> ResponseReturnValue:
         "clients.html",
         ranking=ranking,
         speeds=speeds.of_clients(engine(), [row.name for row in ranking]),
-        today={row.client_id: row for row in activity.busiest(engine(), now - timedelta(hours=24), query.limit)},
+        today=activity.curves_since(engine(), now - timedelta(hours=24), [row.name for row in ranking]),
         latest=clients.page(engine(), limit=FEW).rows,
     )
 
@@ -191,8 +196,8 @@ def all_clients() -> ResponseReturnValue:
 def all_projects() -> ResponseReturnValue:
     """Projects by name."""
     query = _query(PageQuery)
-    found = projects.page(engine(), limit=min(query.limit, MANY), cursor=query.cursor)
-    return render_template("projects.html", found=found, most=projects.MOST_COUNTED)
+    found = projects.page(engine(), limit=min(query.limit, MANY), cursor=query.cursor, count_to=COUNTED)
+    return render_template("projects.html", found=found, most=COUNTED)
 
 
 @pages.get("/queue")
@@ -207,7 +212,8 @@ def queue() -> ResponseReturnValue:
         settled=settled,
         estimated=estimated,
         parts=parts,
-        letters=dead_letters.listed(engine(), limit=SOME) if is_there else [],
+        letters=dead_letters.listed(engine(), limit=SOME, most_bytes=dead_letters.LISTED_BYTES) if is_there else [],
+        most=queries.MOST_COUNTED,
         flower_port=settings().flower_port,
         host=request.host.rpartition(":")[0] or request.host,
     )

@@ -46,11 +46,11 @@ def ring_jobs(rings: Iterable[Ring]) -> bool:
 
 def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
     if silence.is_silent():
-        return False
+        return _not_rung()
     with _turns:
         # Whoever had to wait for a turn may find that the broker has failed those before.
         if silence.is_silent():
-            return False
+            return _not_rung()
         try:
             # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending.
             app.send_task(
@@ -64,10 +64,14 @@ def _ring(task: str, queue: str, arguments: dict[str, Any]) -> bool:
             )
         except (OperationalError, RedisError, OSError) as error:
             silence.note_silence()
-            metrics.SILENT_BELL.inc()
             log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
-            return False
+            return _not_rung()
     return True
+
+
+def _not_rung() -> bool:
+    metrics.SILENT_BELL.inc()
+    return False
 
 
 def _short(text: str) -> str:

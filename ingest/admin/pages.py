@@ -31,6 +31,7 @@ FEW, SOME = 20, 60  # three lists of so many rows, each with its form, stay belo
 # A cookie holds four thousand characters, and what was done is said in one.
 LONGEST_SAYING = 600
 CHOSEN_AT_ONCE = 100
+LOOKING = ("GET", "HEAD")
 
 admin_pages = Blueprint("admin_pages", __name__, url_prefix="/admin")
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,12 +44,12 @@ Model = TypeVar("Model", bound=BaseModel)
 def check_operator() -> ResponseReturnValue | None:
     """Nobody gets past the login without a session, and nothing is changed but by a form of this session."""
     require_administration()
+    looks = request.method in LOOKING
     if request.endpoint != "admin_pages.log_in" and not login.is_operator():
-        if request.method == "POST":
-            flash("Your session is over, and nothing was changed; log in and repeat it.", "refused")
-        back = request.full_path.rstrip("?") if request.method == "GET" else None
-        return redirect(url_for("admin_pages.log_in", next=back), 303)
-    if request.method == "POST":
+        # Another site's form comes without the session's cookie: this answer must not put one in its place.
+        back, over = (request.full_path.rstrip("?"), None) if looks else (None, 1)
+        return redirect(url_for("admin_pages.log_in", next=back, over=over), 303)
+    if not looks:
         # Lists are pasted into a field, which may be as large as any body.
         request.max_form_memory_size = request.max_content_length
         login.check_token()
@@ -66,7 +67,7 @@ def keep_nothing(response: Response) -> Response:
 def log_in() -> ResponseReturnValue:
     """The form that asks for the admin key."""
     after = login.way_back(request.args.get("next")) or url_for("admin_pages.start")
-    if request.method == "GET":
+    if request.method in LOOKING:
         return redirect(after, 303) if login.is_operator() else render_template("admin/login.html")
     try:
         login.log_in(request.form.get("key", "").strip())
@@ -104,6 +105,10 @@ def _form(model: type[Model], **known: str) -> Model:
         return model.model_validate(given | known)
     except ValidationError as error:
         raise invalid(error, "form") from error
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _number(composite_id: int) -> str:
@@ -153,7 +158,7 @@ def recalculate_all() -> ResponseReturnValue:
 @admin_pages.route("/load", methods=["GET", "POST"])
 def load() -> ResponseReturnValue:
     """Load numbers, from a file or as they are pasted: all of them, or none if one is not valid."""
-    if request.method == "GET":
+    if request.method in LOOKING:
         return render_template("admin/load.html")
     try:
         report = _load()
@@ -281,9 +286,9 @@ def letters() -> ResponseReturnValue:
     """What was refused or failed, to be sent again."""
     after = None
     kind, _, place = request.args.get("cursor", "").partition("-")
-    if place.isdigit() and len(place) < 19:
+    if _is_id(place):
         after = (kind == "1", int(place))
-    rows = dead_letters.listed(engine(), limit=SOME, after=after)
+    rows = dead_letters.listed(engine(), limit=SOME, after=after, most_bytes=dead_letters.LISTED_BYTES)
     onward = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == SOME else None
     return render_template("admin/letters.html", letters=rows, next=onward)
 
@@ -291,7 +296,7 @@ def letters() -> ResponseReturnValue:
 @admin_pages.post("/letters")
 def retry() -> ResponseReturnValue:
     """Queue those chosen again, or use their true factors; each by itself, so that one refusal stops no other."""
-    chosen = [int(text) for text in request.form.getlist("submission") if text.isdigit() and len(text) < 19]
+    chosen = [int(text) for text in request.form.getlist("submission") if _is_id(text)]
     accepting = request.form.get("do") == "accept"
 
     def do() -> str:

@@ -11,8 +11,9 @@ async function renew() {
   const now = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = now.getElementById(old.id);
-    // Whoever reads within a part with the keyboard is not thrown out of it.
-    if (fresh && fresh.innerHTML !== old.innerHTML && !old.contains(document.activeElement)) {
+    // Whoever is within a part with the keyboard is not thrown out of it; a click only leaves its focus there.
+    const within = old.contains(document.activeElement) && document.activeElement.matches(":focus-visible");
+    if (fresh && fresh.innerHTML !== old.innerHTML && !within) {
       old.replaceChildren(...fresh.childNodes);
     }
   }
@@ -32,7 +33,9 @@ async function copy(button) {
   setTimeout(() => { button.textContent = words; }, 1500);
 }
 
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.addEventListener("click", () => copy(button));
-}
+// Parts come and go, and buttons with them.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) copy(button);
+});
 setInterval(() => renew().catch(() => {}), EVERY);

@@ -148,6 +148,22 @@ def test_a_result_that_arrives_shows_without_loading_the_page_again(page, stack,
     assert page.evaluate("window.hasNotBeenLoadedAgain")
 
 
+def test_what_is_left_is_that_of_now_and_a_click_holds_nothing_up(page, stack):
+    found, left = prime(20), prime(60) * prime(61)
+    body = {"client_id": "heidi", "composite": str(found * left), "parameters": {"b1": 50_000}}
+    answer = stack.submit(body | {"results": {"curves_completed": 1}})
+    page.goto(f"/numbers/{answer.json()['composite_id']}")
+    page.get_by_role("region", name="Attempts").click()  # it has the focus now
+    expect(page.locator("#rest")).to_have_text("")
+    body["parameters"]["b1"] = 250_000
+    assert stack.submit(body | {"results": {"factor_found": str(found), "curves_completed": 77}}).status_code == 200
+    expect(page.locator("#left")).to_have_text(str(left))
+    page.locator("#rest").get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == str(left)
+    expect(page.get_by_role("region", name="Attempts")).to_contain_text("77")
+
+
 def test_what_a_client_calls_itself_is_only_text(page):
     # A dialog would fail the test: conftest.py listens.
     for path in ("/", "/clients", "/queue"):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from pipeline import result, rows, run_sql, submit
+from pipeline import SETTINGS, composite, result, rows, run_sql, submit
 from primes import prime, product
 
 from coordinator import activity, deletions, upkeep
@@ -79,6 +79,8 @@ def test_what_is_taken_back_goes_from_what_was_added_and_is_not_added_later(engi
     assert not any(hour.curves or hour.results for hour in activity.by_hour(engine, 48, now))
     activity.note(engine, now, LATE)
     assert known(engine) == {"alice": (0, 0, 0), "bob": (1, 50, 0)}
+    deletions.delete_composite(engine, OPERATOR, composite(engine, NUMBER).id, SETTINGS.max_digits)
+    assert known(engine) == {"alice": (0, 0, 0), "bob": (0, 0, 0)}
 
 
 def test_hours_clients_and_the_ranking(engine, now):
@@ -91,3 +93,5 @@ def test_hours_clients_and_the_ranking(engine, now):
     assert [(hour.curves, hour.clients) for hour in shown if hour.curves] == [(9, 1), (55, 2)]
     assert [row.client_id for row in activity.busiest(engine, now - timedelta(hours=24), 10)] == ["bob", "alice"]
     assert [row.name for row in activity.ranking(engine, 2)] == ["bob", "carol"]
+    day = now - timedelta(hours=24)
+    assert activity.curves_since(engine, day, ["alice", "carol", "dave"]) == {"alice": 5}

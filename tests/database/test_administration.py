@@ -441,6 +441,8 @@ def test_refused_results_with_true_factors_come_first_and_their_factors_are_acce
         paged += [row.id for row in page]
         after = (page[-1].holds_factors, page[-1].id)
     assert paged == order
+    whole, brief = dead_letters.listed(engine, limit=1), dead_letters.listed(engine, limit=1, most_bytes=10)
+    assert [(row.composite, row.true_factors) for row in whole + brief] == [(NUMBER, [str(P9)]), (None, None)]
     assert [row.id for row in dead_letters.listed(engine, ["failed"])] == [plain[1]]
 
     done = dead_letters.accept_factors(engine, BY, true.id, MOST)

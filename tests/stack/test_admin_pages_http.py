@@ -144,7 +144,28 @@ def test_a_form_from_elsewhere_changes_nothing(stack, browser):
         assert "This form is out of date" in answer.text
     stranger = requests.post(stack.url + path, data={"priority": "9", "csrf_token": own}, timeout=40)
     assert "log in and repeat it" in said(stranger, "refused")
+    # Its answer leaves the cookie alone that the browser keeps back from other sites' forms.
+    elsewhere = requests.post(stack.url + "/admin/logout", timeout=40, allow_redirects=False)
+    assert (elsewhere.status_code, "Set-Cookie" in elsewhere.headers) == (303, False)
     assert stack.scalar("SELECT priority FROM composites WHERE number = :value", value=value) == 0
+
+
+def test_who_only_asks_for_headers_changes_nothing(stack, browser):
+    """HEAD reaches whatever answers GET."""
+    value = str(prime(20) * prime(60))
+    answer = browser.session.head(f"{stack.url}/admin/load", data={"numbers": value}, timeout=40)
+    assert answer.status_code == 200
+    assert stack.scalar("SELECT count(*) FROM composites WHERE number = :value", value=value) == 0
+    visitor = Browser(stack.url)
+    answers = [visitor.session.head(f"{stack.url}/admin/login", data={"key": "guess"}, timeout=40) for _ in range(12)]
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_places_that_are_no_numbers_are_passed_over(stack, browser):
+    for place in ("1-\u00b2", "1-", "x", "1-9999999999999999999"):
+        browser.open(f"/admin/letters?cursor={place}")
+    answer = browser.send("/admin/letters", "/admin/letters", submission="\u00b2", do="retry")
+    assert "None was chosen" in said(answer, "refused")
 
 
 def test_a_reader_sees_nothing_of_administration_and_the_cookie_opens_no_api(stack, browser):

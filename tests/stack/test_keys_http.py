@@ -94,6 +94,9 @@ def test_too_many_requests_are_told_when_to_come_again(strict):
     assert [answers[0].headers[f"RateLimit-{name}"] for name in ("Limit", "Remaining")] == ["25", "24"]
     # Others have their own limit, and operators' questions none.
     assert requests.get(f"{strict.url}/health", timeout=30).status_code == 200
+    # Pages ask the same of the database, and are counted for their address, as what they load is not.
+    assert "RateLimit-Limit" in requests.get(f"{strict.url}/numbers", timeout=30).headers
+    assert "RateLimit-Limit" not in requests.get(f"{strict.url}/static/pages.js", timeout=30).headers
     assert lease(strict, "gus", key_of(strict, "gus")).status_code == 200
 
 

@@ -64,6 +64,10 @@ def test_numbers_are_filtered_sorted_and_go_on(stack):
     (onward,) = re.findall(r'<a class="next" href="([^"]+)"', text)
     rest = page(stack, onward.replace("&amp;", "&"))
     assert sum(value[:12] in text + rest for value in values) == 3
+    # What else is asked for says nothing of where the next page is.
+    odd = page(stack, f"/numbers?project={project}&limit=2&endpoint=x&_external=1&_method=X&_anchor=x")
+    (onward,) = re.findall(r'<a class="next" href="([^"]+)"', odd)
+    assert onward.startswith("/numbers?project=")
     assert text.count("/numbers/") == 2
     assert rest.count("/numbers/") == 1
     assert "There is none." in page(stack, f"/numbers?project={project}&state=prime")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from kombu.exceptions import OperationalError
+from prometheus_client import REGISTRY
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from config.embedded import start_valkey
@@ -61,14 +62,20 @@ def test_every_job_is_rung_for_also_after_one_failed(sent, clock):
     assert not doorbell.ring_jobs([Ring(3, "split_factor")])
 
 
+def failures():
+    return REGISTRY.get_sample_value("ecm_doorbell_failures_total")
+
+
 @pytest.mark.parametrize("fault", [OperationalError("away"), RedisTimeout("frozen"), ConnectionResetError("gone")])
 def test_after_a_failure_the_bell_is_left_alone_for_a_moment(sent, clock, fault):
     sent.fault = fault
+    before = failures()
     assert not doorbell.ring_submission(1, "alice", "15")
     sent.fault = None
     clock[0] += silence.SILENT_SECONDS - 0.01
     assert not doorbell.ring_submission(2, "alice", "15")
     assert sent == []
+    assert failures() == before + 2  # each of them waits for upkeep
     clock[0] += 0.01
     assert doorbell.ring_submission(3, "alice", "15")
     assert len(sent) == 1
