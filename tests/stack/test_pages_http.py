@@ -18,7 +18,8 @@ def known(stack):
     factor, project = prime(15), f"<b>{named('bold')}</b>"
     value = str(factor * prime(50) * prime(60))
     body = plain(value, client_id=SCRIPT, project=project, program="<i>ecm</i>", raw_output=SCRIPT)
-    sent = stack.submit(claiming(body, factor))
+    body |= {"results": {"factors_found": [{"factor": str(factor), "sigma": "3:77"}]}}
+    sent = stack.submit(body)
     assert sent.status_code == 200, sent.text
     refused = stack.submit(claiming(plain(value, client_id=SCRIPT), 999))
     assert refused.status_code == 400
@@ -55,6 +56,7 @@ def test_one_number(stack, known):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert '<svg xmlns="http://www.w3.org/2000/svg"' in text
     assert "5e4" in text
+    assert "<td>3:77</td>" in text
 
 
 def test_numbers_are_filtered_sorted_and_go_on(stack):
