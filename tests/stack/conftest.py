@@ -15,8 +15,17 @@ def stack(tmp_path_factory):
         running.stop()
 
 
+@pytest.fixture(scope="session")
+def ending():
+    """Coordinators that were told to stop: they take seconds, in which other tests can begin."""
+    stacks: list[Stack] = []
+    yield stacks
+    for stack in stacks:
+        stack.stop()
+
+
 @pytest.fixture(scope="module")
-def make_stack(tmp_path_factory):
+def make_stack(tmp_path_factory, ending):
     """Starts private coordinators, stopped when the module is done."""
     made = []
 
@@ -26,7 +35,8 @@ def make_stack(tmp_path_factory):
 
     yield make
     for running in made:
-        running.stop()
+        running.end()
+    ending.extend(made)
 
 
 @pytest.fixture

@@ -91,14 +91,19 @@ class Stack:
         self.broker = redis.Redis.from_url(valkey_url(self.home), decode_responses=True)
         return self
 
-    def stop(self) -> None:
-        """Stop everything, whatever state a test has left it in."""
+    def end(self) -> None:
+        """Have everything stop, whatever state a test has left it in; `stop` waits for it."""
         for name in self.names():
             for process in self.processes(name):
                 with contextlib.suppress(psutil.Error):
                     process.resume()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """Stop everything, and leave nothing behind."""
+        self.end()
+        if self.process is not None:
             self.process.wait(30)
         supervision.stop_orphans(self.home.resolve(), list(supervision.read_procfile(supervision.find_procfile())))
         drop_outside_sockets(self.home)
