@@ -126,8 +126,8 @@ def refine(tree: Tree, divisor: mpz, origin: str = SPLIT) -> list[mpz]:
 def _split_cofactor(tree: Tree, by: mpz, origin: str) -> list[mpz]:
     if tree.cofactor == 1 or tree.cofactor_is_prime is True:
         return []
-    common = gmpy2.gcd(by, tree.cofactor)
-    if not 1 < common < tree.cofactor:
+    common = _shared(by, tree.cofactor)
+    if common == 1:
         return []
     count, rest = multiplicity(tree.cofactor, common)
     tree.cofactor, tree.cofactor_is_prime, tree.cofactor_tested = rest, None, False
@@ -138,8 +138,8 @@ def _split_cofactor(tree: Tree, by: mpz, origin: str) -> list[mpz]:
 def _split_leaf(leaf: Piece, by: mpz, origin: str) -> list[mpz]:
     if leaf.is_prime is True:
         return []
-    common = gmpy2.gcd(by, leaf.value)
-    if not 1 < common < leaf.value:
+    common = _shared(by, leaf.value)
+    if common == 1:
         return []
     count, rest = multiplicity(leaf.value, common)
     leaf.is_prime = False
@@ -148,6 +148,15 @@ def _split_leaf(leaf: Piece, by: mpz, origin: str) -> list[mpz]:
         return [common]
     leaf.pieces.append(Piece(rest))
     return [common, rest]
+
+
+def _shared(by: mpz, part: mpz) -> mpz:
+    """The divisor of `part`, not all of it, that it has in common with `by`; 1 if there is none.
+
+    Of a multiple of the part the rest counts: q * p^2 splits q * p.
+    """
+    _, rest = multiplicity(by, part)
+    return gmpy2.gcd(rest, part)
 
 
 def _add_piece(pieces: list[Piece], new: Piece) -> None:

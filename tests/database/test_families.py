@@ -323,6 +323,14 @@ def test_perfect_powers(engine, base, power, claim):
     assert product(*map(int, values)) * int(composite(engine, number).current_composite) == int(number)
 
 
+def test_a_claim_that_is_a_multiple_of_what_is_left_splits_it(engine):
+    number = P40**2 * P80**2
+    submit(engine, result(str(number)))  # the square of P40 * P80, which is too large to split
+    assert submit(engine, result(str(number), str(P40 * P80**2))).state == "applied"
+    assert leaf_values(engine, number) == texts(P40, P40, P80, P80)
+    assert_sound(engine)
+
+
 def test_a_factor_found_by_two_clients_at_once(engine):
     number = str(product(prime(20), P40, Q80))
     submit(engine, result(number, client="first"))

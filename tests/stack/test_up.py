@@ -197,10 +197,16 @@ def connects(url):
     return True
 
 
+def supervisord_of(up):
+    # A program that supervisord is about to start is a second supervisord for a moment.
+    (pid,) = until(lambda: len(found := up.running()["supervisord"]) == 1 and found)
+    return pid
+
+
 @pytest.mark.parametrize("victims", [["up"], ["up", "supervisord"]])
 def test_after_a_kill_the_next_up_starts_and_nothing_runs_twice(start, victims):
     first = start().ready()
-    (supervisord,) = first.running()["supervisord"]
+    supervisord = supervisord_of(first)
     for victim in victims:
         os.kill({"up": first.process.pid, "supervisord": supervisord}[victim], signal.SIGKILL)
     first.process.wait()
@@ -219,8 +225,7 @@ def test_everything_ends_by_itself_when_up_is_killed(start):
 
 def test_supervisord_itself_is_started_again(start):
     up = start().ready()
-    # A program that supervisord is about to start is a second supervisord for a moment.
-    (old,) = until(lambda: len(found := up.running()["supervisord"]) == 1 and found)
+    old = supervisord_of(up)
     os.kill(old, signal.SIGKILL)
     until(lambda: (now := up.running())["supervisord"] and old not in now["supervisord"] and answers(up))
     until(lambda: one_server_of_each(up))
