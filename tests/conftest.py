@@ -6,6 +6,7 @@ from itertools import count
 
 import psycopg2
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine, make_url
 
 from config.embedded import start_postgres
@@ -16,6 +17,10 @@ from models.migrate import upgrade
 # What is started in the background by a shell has SIGINT ignored, and so would all that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A change is judged by the same cases every time; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("same cases", derandomize=True)
+settings.load_profile("same cases")
 
 # Eight threads at once, each with its connection, and some to look on.
 CONNECTIONS = 12
