@@ -21,7 +21,7 @@ accept_content = ["json"]
 task_acks_late = True
 # ... also when only the child process died; what kills its worker every time is ended by its own counted tries.
 task_reject_on_worker_lost = True
-# A task that failed or ran out of time is acknowledged: its row still waits, and upkeep rings for it again.
+# A task that failed or ran out of time is acknowledged: its row still waits, and housekeeping publishes it again.
 task_acks_on_failure = True
 task_acks_on_timeout = True
 
@@ -38,7 +38,7 @@ _longest_retry_delay = 60
 # every time limit and retry delay, or what is still being worked on would be delivered twice.
 broker_transport_options = {
     "visibility_timeout": 2 * (max(_settings.analysis_time_limit, _settings.task_time_limit) + _longest_retry_delay),
-    # A broker that froze or vanished without a word is noticed, and connected to anew.
+    # A broker that froze or vanished without closing its connections is noticed, and the worker reconnects.
     "socket_connect_timeout": 3,
     "socket_timeout": 10,
     "socket_keepalive": True,
@@ -58,42 +58,46 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 task_publish_retry = True
 task_publish_retry_policy = {"max_retries": 0, "interval_start": 0}
 
-# A split of 75 digits takes minutes: analysis has a worker of its own, and neither results nor the watch over both wait
-# behind it. Those two may share a worker: it takes from its queues in turn.
-task_default_queue = "upkeep"
+# A split of 75 digits takes minutes: analysis has a worker of its own, so that neither results nor housekeeping wait
+# behind it. Those two share a worker, which takes from its queues in turn.
+task_default_queue = "housekeeping"
 _exchange = Exchange("ecm")
-task_queues = [Queue(name, _exchange, routing_key=name) for name in ("results", "analysis", "upkeep")]
+task_queues = [Queue(name, _exchange, routing_key=name) for name in ("results", "analysis", "housekeeping")]
 task_default_exchange = "ecm"
-task_default_routing_key = "upkeep"
+task_default_routing_key = "housekeeping"
 task_routes = {
     "tasks.results.*": {"queue": "results"},
     "tasks.analysis.*": {"queue": "analysis"},
-    "tasks.upkeep.*": {"queue": "upkeep"},
+    "tasks.housekeeping.*": {"queue": "housekeeping"},
 }
-imports = ["tasks.results", "tasks.analysis", "tasks.upkeep"]
+imports = ["tasks.results", "tasks.analysis", "tasks.housekeeping"]
 
-# Flower shows each submission from the moment it is rung for.
+# Flower shows each submission as soon as a worker has received its message.
 worker_send_task_events = True
 worker_consumer = "tasks.consumer:Consumer"
 task_send_sent_event = False
 worker_hijack_root_logger = False
 timezone = "UTC"
 
-# A message of upkeep that was not taken by the time of the next one has nothing more to say.
-_every = timedelta(seconds=_settings.upkeep_every)
-_expires = {"expires": _settings.upkeep_every}
+# A housekeeping message that no worker took before the next one was due is of no use any more.
+_every = timedelta(seconds=_settings.housekeeping_every)
+_expires = {"expires": _settings.housekeeping_every}
 # In memory: all intervals are short, and a schedule file is one more thing to break.
 beat_scheduler = "tasks.beat:HeartbeatScheduler"
 beat_max_loop_interval = 2
 beat_schedule = {
-    "expire overdue work": {"task": "tasks.upkeep.expire_work", "schedule": _every, "options": _expires},
-    "ring again": {"task": "tasks.upkeep.ring_again", "schedule": _every, "options": _expires},
-    "tend residues": {"task": "tasks.upkeep.tend_residues", "schedule": 3 * _every, "options": _expires},
-    "sweep residues": {
-        "task": "tasks.upkeep.sweep_residues",
+    "expire overdue leases": {"task": "tasks.housekeeping.expire_leases", "schedule": _every, "options": _expires},
+    "republish what waits": {"task": "tasks.housekeeping.republish_stale", "schedule": _every, "options": _expires},
+    "expire residues": {"task": "tasks.housekeeping.expire_residues", "schedule": 3 * _every, "options": _expires},
+    "delete orphaned residue files": {
+        "task": "tasks.housekeeping.collect_residue_garbage",
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
-    "note clients": {"task": "tasks.upkeep.note_clients", "schedule": 3 * _every, "options": _expires},
-    "prune": {"task": "tasks.upkeep.prune", "schedule": timedelta(hours=1), "options": {"expires": 3600}},
+    "aggregate client statistics": {
+        "task": "tasks.housekeeping.aggregate_statistics",
+        "schedule": 3 * _every,
+        "options": _expires,
+    },
+    "prune": {"task": "tasks.housekeeping.prune", "schedule": timedelta(hours=1), "options": {"expires": 3600}},
 }

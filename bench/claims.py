@@ -29,9 +29,13 @@ from bench import load as http
 from bench.stack import private_stack
 from config.embedded import start_postgres
 from config.settings import Settings
-from coordinator import claims, demand, effort, planning, upkeep
-from coordinator.claims import NoWork, Wanted
-from coordinator.demand import ECM
+from coordinator import effort
+from coordinator.composites import eligibility
+from coordinator.composites.eligibility import ECM
+from coordinator.effort import planning
+from coordinator.housekeeping import lease_expiry
+from coordinator.leases import claims
+from coordinator.leases.claims import NoWork, WorkRequest
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
 from models.migrate import upgrade
@@ -74,7 +78,7 @@ STATES = (
 
 @dataclass(frozen=True)
 class Kind:
-    """Numbers that are alike: what coordinator/demand.py asks of a composite."""
+    """Numbers that are alike: what coordinator/composites/eligibility.py asks of a composite."""
 
     digit_length: int
     state: str
@@ -100,7 +104,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Lease:
-    """What coordinator/demand.py asks of a lease; `curves` None: the whole number."""
+    """What coordinator/composites/eligibility.py asks of a lease; `curves` None: the whole number."""
 
     method: str
     b1: int | None = None
@@ -131,7 +135,7 @@ def kinds() -> list[dict[str, Any]]:
             kind = Kind(digits, state, vector, run, target)
             lease = LEASES.get(state)
             rows.append(
-                demand.wants(kind, [lease] if lease else [])
+                eligibility.compute_eligibility(kind, [lease] if lease else [])
                 | {
                     "kind": len(rows),
                     "digits": digits,
@@ -155,8 +159,8 @@ _KINDS = """
 CREATE TEMP TABLE kinds (
     kind integer PRIMARY KEY, digits integer, is_prime boolean, finished boolean, hold text, target double precision,
     t_level double precision, effort bytea, b1 bigint, curves bigint, lease_method text, lease_b1 bigint,
-    lease_curves bigint, open_leases smallint, wants_ecm boolean, wants_pm1 boolean, wants_pp1 boolean,
-    wanted_p1_b1 bigint, planned_t_level double precision, work_value double precision
+    lease_curves bigint, open_leases smallint, ecm_eligible boolean, pm1_eligible boolean, pp1_eligible boolean,
+    p1_target_b1 bigint, planned_t_level double precision, work_value double precision
 ) ON COMMIT DROP
 """
 _NUMBERS = """
@@ -169,12 +173,12 @@ _LOAD = (
     """
 INSERT INTO composites (
     id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority, target_t_level,
-    current_t_level, effort, hold, held_at, open_leases, wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level,
-    work_value
+    current_t_level, effort, hold, held_at, open_leases, ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1,
+    planned_t_level, work_value
 )
 SELECT id, number, sha256(number::bytea), CASE WHEN finished THEN '1' ELSE number END, digits, is_prime, finished,
-       id % 7, target, t_level, effort, hold, CASE WHEN hold IS NOT NULL THEN now() END, open_leases, wants_ecm,
-       wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value
+       id % 7, target, t_level, effort, hold, CASE WHEN hold IS NOT NULL THEN now() END, open_leases, ecm_eligible,
+       pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value
 FROM loaded ORDER BY id
 """,
     """
@@ -305,7 +309,7 @@ def _claim(
     def ask(name: str) -> None:
         for _ in range(IN_A_ROUND[clients]):
             began = perf_counter()
-            made = claims.claim(engines[size], Wanted(name, **wanted), settings)
+            made = claims.claim(engines[size], WorkRequest(name, **wanted), settings)
             measured.latencies.append(perf_counter() - began)
             if isinstance(made, NoWork):
                 without.append(made.message)
@@ -344,7 +348,7 @@ def _give_back(engine: Engine) -> None:
         names = [f"bench-{n}" for n in range(max(CLIENTS))]
         run_out = "UPDATE work_assignments SET expires_at = now() WHERE closed_at IS NULL AND client_id = ANY(:names)"
         connection.execute(text(run_out), {"names": names})
-    upkeep.expire_work(engine, datetime.now(UTC))
+    lease_expiry.expire_leases(engine, datetime.now(UTC))
 
 
 def in_a_row(engine: Engine, settings: Settings) -> dict[str, float]:
@@ -352,7 +356,7 @@ def in_a_row(engine: Engine, settings: Settings) -> dict[str, float]:
     seconds, without = [], 0
     for n in range(IN_A_ROW):
         began = perf_counter()
-        made = claims.claim(engine, Wanted(f"bench-{n // settings.max_work_per_client}"), settings)
+        made = claims.claim(engine, WorkRequest(f"bench-{n // settings.max_work_per_client}"), settings)
         seconds.append(perf_counter() - began)
         without += isinstance(made, NoWork)
     if without:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from coordinator import activity, upkeep
+from coordinator.composites import statistics
+from coordinator.housekeeping import retention
 
 YEARS = 5
 CLIENTS = 1_000
@@ -137,8 +138,8 @@ def fill(engine: Engine, history: History) -> None:
         connection.execute(text("ANALYZE submissions, ecm_attempts"))
         for statement in _REST:
             connection.execute(text(statement), sizes)
-    upkeep.note_clients(engine)
-    activity.note(engine, datetime.now(UTC), timedelta())
+    retention.update_clients(engine)
+    statistics.aggregate_attempts(engine, datetime.now(UTC), timedelta())
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 

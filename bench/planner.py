@@ -18,14 +18,15 @@ import click
 import numpy as np
 
 from bench.planner_chart import Curve, Panel, svg
-from coordinator import effort, planning
+from coordinator import effort
+from coordinator.effort import planning
 from coordinator.effort.arrays import Array
-from coordinator.planning import Plan, Wish
+from coordinator.effort.planning import Plan, PlanRequest
 from models.limits import DEFAULT_B2
 
 SIZES = (95, 120, 150, 180)
-LEASES = Wish(least=60, most=3600)
-GREEDY = Wish(least=0.001, most=3600)  # every curve the best one, however short that makes the leases
+LEASES = PlanRequest(least=60, most=3600)
+GREEDY = PlanRequest(least=0.001, most=3600)  # every curve the best one, however short that makes the leases
 SAMPLES = 32  # points of each lease at which is asked what has been found
 REGISTRY, SMALLEST, LARGEST, LEAST_DONE, SEED = 200, 90, 200, 15, 4
 CORES = 16

@@ -17,9 +17,9 @@ from sqlalchemy import Engine, text
 
 from bench.claims import PROJECT, load
 from config.embedded import start_postgres
-from coordinator import factors, listing, standing
-from coordinator.listing import Filters
-from coordinator.standing import Nearest
+from coordinator.reading import batch_lookup, detail, factors, search
+from coordinator.reading.batch_lookup import ProgressFilters
+from coordinator.reading.search import CompositeFilters
 from models.engine import make_engine
 from models.migrate import upgrade
 
@@ -29,36 +29,36 @@ LOOKS = 15
 AIM_MS = 50
 MAX_DIGITS = 50_000
 
-LISTS: dict[str, tuple[Filters, dict[str, Any]]] = {
-    "by id": (Filters(), {}),
-    "by digits, largest first": (Filters(), {"sort": "digits", "descending": True}),
-    "by t-level": (Filters(), {"sort": "t_level"}),
-    "by progress, nearest first": (Filters(), {"sort": "progress", "descending": True}),
-    "by priority": (Filters(), {"sort": "priority", "descending": True}),
-    "newest first": (Filters(), {"sort": "created", "descending": True}),
-    "composite, by digits": (Filters(state="composite"), {"sort": "digits"}),
-    "fully factored, by t-level": (Filters(state="fully_factored"), {"sort": "t_level"}),
-    "prime (none), by digits": (Filters(state="prime"), {"sort": "digits"}),
-    "150-152 digits, by progress": (Filters(min_digits=150, max_digits=152), {"sort": "progress"}),
-    "t-level 20-21, by digits": (Filters(min_t_level=20, max_t_level=21), {"sort": "digits"}),
-    "half done, by priority": (Filters(min_progress=0.5, max_progress=0.7), {"sort": "priority"}),
-    "priority 6, by id": (Filters(min_priority=6), {}),
-    "priority 6 and 245 digits, by t-level": (Filters(min_priority=6, min_digits=245), {"sort": "t_level"}),
-    "nothing passes, by id": (Filters(min_digits=249, max_t_level=0, min_progress=0.5), {}),
-    "a project of 1 %, by progress": (Filters(project=PROJECT), {"sort": "progress"}),
-    "a project of everything, by digits": (Filters(project="everything"), {"sort": "digits"}),
-    "everything's, 245 digits, by id": (Filters(project="everything", min_digits=245), {}),
-    "its value": (Filters(text="1000000012345" + "7" * 140), {}),
-    "beginning with 10000001": (Filters(text="10000001"), {"sort": "digits"}),
-    "beginning with 1": (Filters(text="1"), {"sort": "progress"}),
+LISTS: dict[str, tuple[CompositeFilters, dict[str, Any]]] = {
+    "by id": (CompositeFilters(), {}),
+    "by digits, largest first": (CompositeFilters(), {"sort": "digits", "descending": True}),
+    "by t-level": (CompositeFilters(), {"sort": "t_level"}),
+    "by progress, nearest first": (CompositeFilters(), {"sort": "progress", "descending": True}),
+    "by priority": (CompositeFilters(), {"sort": "priority", "descending": True}),
+    "newest first": (CompositeFilters(), {"sort": "created", "descending": True}),
+    "composite, by digits": (CompositeFilters(state="composite"), {"sort": "digits"}),
+    "fully factored, by t-level": (CompositeFilters(state="fully_factored"), {"sort": "t_level"}),
+    "prime (none), by digits": (CompositeFilters(state="prime"), {"sort": "digits"}),
+    "150-152 digits, by progress": (CompositeFilters(min_digits=150, max_digits=152), {"sort": "progress"}),
+    "t-level 20-21, by digits": (CompositeFilters(min_t_level=20, max_t_level=21), {"sort": "digits"}),
+    "half done, by priority": (CompositeFilters(min_progress=0.5, max_progress=0.7), {"sort": "priority"}),
+    "priority 6, by id": (CompositeFilters(min_priority=6), {}),
+    "priority 6 and 245 digits, by t-level": (CompositeFilters(min_priority=6, min_digits=245), {"sort": "t_level"}),
+    "nothing passes, by id": (CompositeFilters(min_digits=249, max_t_level=0, min_progress=0.5), {}),
+    "a project of 1 %, by progress": (CompositeFilters(project=PROJECT), {"sort": "progress"}),
+    "a project of everything, by digits": (CompositeFilters(project="everything"), {"sort": "digits"}),
+    "everything's, 245 digits, by id": (CompositeFilters(project="everything", min_digits=245), {}),
+    "its value": (CompositeFilters(text="1000000012345" + "7" * 140), {}),
+    "beginning with 10000001": (CompositeFilters(text="10000001"), {"sort": "digits"}),
+    "beginning with 1": (CompositeFilters(text="1"), {"sort": "progress"}),
 }
 NEAREST = {
-    "nearest to their targets": Nearest(),
-    "nearest, factored too": Nearest(include_factored=True),
-    "nearest of a project of 1 %": Nearest(project=PROJECT),
-    "nearest of everything's": Nearest(project="everything"),
-    "nearest, 200-210 digits": Nearest(min_difficulty=200, max_difficulty=210),
-    "nearest, priority 6": Nearest(min_priority=6),
+    "nearest to their targets": ProgressFilters(),
+    "nearest, factored too": ProgressFilters(include_factored=True),
+    "nearest of a project of 1 %": ProgressFilters(project=PROJECT),
+    "nearest of everything's": ProgressFilters(project="everything"),
+    "nearest, 200-210 digits": ProgressFilters(min_difficulty=200, max_difficulty=210),
+    "nearest, priority 6": ProgressFilters(min_priority=6),
 }
 
 _EVERYTHING = (
@@ -115,8 +115,8 @@ Look = Callable[[], int]
 
 
 def _lists(engine: Engine) -> dict[str, Look]:
-    def page(filters: Filters, how: dict[str, Any]) -> Look:
-        return lambda: len(listing.composites(engine, filters, **how, max_digits=MAX_DIGITS).rows)
+    def page(filters: CompositeFilters, how: dict[str, Any]) -> Look:
+        return lambda: len(search.list_composites(engine, filters, **how, max_digits=MAX_DIGITS).rows)
 
     return {name: page(filters, how) for name, (filters, how) in LISTS.items()}
 
@@ -124,15 +124,17 @@ def _lists(engine: Engine) -> dict[str, Look]:
 def _deep(engine: Engine) -> dict[str, Look]:
     """Pages that lie in the middle of a list: their cursors are made by walking there in long steps."""
 
-    def middle(filters: Filters, how: dict[str, Any]) -> Look:
+    def middle(filters: CompositeFilters, how: dict[str, Any]) -> Look:
         cursor = None
         for _ in range(20):
-            cursor = listing.composites(engine, filters, **how, limit=10_000, cursor=cursor, max_digits=MAX_DIGITS).next
-        return lambda: len(listing.composites(engine, filters, **how, cursor=cursor, max_digits=MAX_DIGITS).rows)
+            cursor = search.list_composites(
+                engine, filters, **how, limit=10_000, cursor=cursor, max_digits=MAX_DIGITS
+            ).next
+        return lambda: len(search.list_composites(engine, filters, **how, cursor=cursor, max_digits=MAX_DIGITS).rows)
 
     return {
-        "page 2,000 by digits": middle(Filters(), {"sort": "digits"}),
-        "page 2,000 of composites by progress": middle(Filters(state="composite"), {"sort": "progress"}),
+        "page 2,000 by digits": middle(CompositeFilters(), {"sort": "digits"}),
+        "page 2,000 of composites by progress": middle(CompositeFilters(state="composite"), {"sort": "progress"}),
     }
 
 
@@ -140,23 +142,23 @@ def _others(engine: Engine) -> dict[str, Look]:
     asked = [f"1{n:012d}{'7' * (77 + n % 161)}" for n in range(1, 1001)]
     expressions = [f"10^{90 + n}+{n}" for n in range(1000)]
 
-    def top(chosen: Nearest) -> Look:
-        return lambda: len(standing.top_progress(engine, chosen, limit=100, max_digits=MAX_DIGITS))
+    def top(chosen: ProgressFilters) -> Look:
+        return lambda: len(batch_lookup.top_progress(engine, chosen, limit=100, max_digits=MAX_DIGITS))
 
     def found(order: str, **chosen: Any) -> Look:
-        filters = factors.Filters(**chosen)
-        return lambda: len(factors.page(engine, filters, order=order, cursor=None, max_digits=MAX_DIGITS).rows)
+        filters = factors.FactorFilters(**chosen)
+        return lambda: len(factors.list_factors(engine, filters, order=order, cursor=None, max_digits=MAX_DIGITS).rows)
 
     return {
         **{name: top(chosen) for name, chosen in NEAREST.items()},
-        "1,000 numbers at once": lambda: len(standing.batch_status(engine, asked, MAX_DIGITS)),
-        "1,000 expressions at once": lambda: len(standing.batch_status(engine, expressions, MAX_DIGITS)),
+        "1,000 numbers at once": lambda: len(batch_lookup.read_batch_status(engine, asked, MAX_DIGITS)),
+        "1,000 expressions at once": lambda: len(batch_lookup.read_batch_status(engine, expressions, MAX_DIGITS)),
         "newest factors": found("newest"),
         "largest factors": found("largest"),
         "a client's largest factors": found("largest", client_id="client-7"),
         "a project's newest factors": found("newest", project=PROJECT),
-        "one composite": lambda: len(standing.composite(engine, NUMBERS // 2)),
-        "one composite's effort": lambda: len(standing.composite_effort(engine, NUMBERS // 2)["points"]),
+        "one composite": lambda: len(detail.read_composite(engine, NUMBERS // 2)),
+        "one composite's effort": lambda: len(detail.composite_effort(engine, NUMBERS // 2)["points"]),
     }
 
 

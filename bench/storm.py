@@ -21,9 +21,13 @@ from sqlalchemy import Engine, text
 
 from config.embedded import start_postgres
 from config.settings import Settings
-from coordinator import claims, inbox, invariants, registry, results, upkeep, work
-from coordinator.claims import Claim, Wanted
-from coordinator.unit_of_work import is_transient, unit_of_work
+from coordinator.base.unit_of_work import is_transient, unit_of_work
+from coordinator.composites import lease_lifecycle, registry
+from coordinator.housekeeping import lease_expiry
+from coordinator.leases import claims
+from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.reading import invariants
+from coordinator.results import applying, inbox
 from models.engine import make_engine
 from models.migrate import upgrade
 from models.wire import SubmitResult
@@ -96,7 +100,7 @@ def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int
 
 def _client(sea: Sea, name: str, tickets: Iterator[int], dice: random.Random, report: Report) -> None:
     for _ in tickets:
-        wanted = Wanted(name, order=dice.choice(ORDERS), shared=dice.random() < 0.9)
+        wanted = WorkRequest(name, order=dice.choice(ORDERS), shared=dice.random() < 0.9)
         try:
             began = perf_counter()
             made = claims.claim(sea.engine, wanted, sea.settings)
@@ -119,15 +123,15 @@ def _meet(sea: Sea, made: Claim, name: str, fate: str) -> None:
         _send(sea, made, name, curves)
     elif fate == "some come in, then complete":
         _send(sea, made, name, max(1, curves // 2))
-        work.complete(sea.engine, made.work_id, name)
+        lease_lifecycle.complete(sea.engine, made.work_id, name)
     elif fate == "heartbeat, then given up":
-        work.heartbeat(sea.engine, made.work_id, name, max(1, curves // 3))
-        work.abandon(sea.engine, made.work_id, name, "going home")
+        lease_lifecycle.heartbeat(sea.engine, made.work_id, name, max(1, curves // 3))
+        lease_lifecycle.abandon(sea.engine, made.work_id, name, "going home")
     elif fate == "runs out":
         with unit_of_work(sea.engine, "let it run out") as connection:
             overdue = text("UPDATE work_assignments SET expires_at = now() - interval '1 second' WHERE id = :id")
             connection.execute(overdue, {"id": made.work_id})
-        upkeep.expire_work(sea.engine, datetime.now(UTC))
+        lease_expiry.expire_leases(sea.engine, datetime.now(UTC))
     elif fate == "finds a factor":
         _send(sea, made, name, 1, str(sea.factors[made.composite.id]))
 
@@ -148,7 +152,7 @@ def _send(sea: Sea, made: Claim, name: str, curves: int, factor: str | None = No
     settled = False
     while not settled:
         try:
-            results.apply_result(sea.engine, receipt.submission_id, sea.settings)
+            applying.apply_result(sea.engine, receipt.submission_id, sea.settings)
             settled = True
         except Exception as error:
             if not is_transient(error):

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     web_threads: int = Field(48, ge=4, le=512, description="request threads in each web process")
     max_waiters: int = Field(40, ge=0, description="requests in one process that may wait for their outcome at once")
     default_wait: float = Field(10.0, ge=0, le=20, description="how long a request waits for its outcome")
-    database_patience: float = Field(15.0, ge=0, le=60, description="how long intake holds a request for the database")
+    database_timeout: float = Field(15.0, ge=0, le=60, description="how long intake holds a request for the database")
     max_body: int = Field(16 * 1024 * 1024, description="largest request body")
 
     # What is accepted
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
 
     # The workers
     worker_concurrency: int = Field(2, ge=1, le=256, description="worker processes")
-    max_tries: int = Field(5, ge=1, le=100, description="unit-of-work attempts before a submission is failed")
+    max_deliveries: int = Field(5, ge=1, le=100, description="unit-of-work attempts before a submission is failed")
     task_time_limit: int = Field(60, ge=5, description="hard limit on applying one result")
     analysis_time_limit: int = Field(1800, ge=5, description="hard limit on one job (splits, primality)")
 
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     max_active_per_composite: int = Field(64, ge=1, le=10_000, description="leases of ECM on one number at a time")
     max_work_per_client: int = Field(500, ge=1, description="open leases of one client at a time")
-    park_after: int = Field(3, ge=1, description="different clients in a row that give a number up before it is parked")
+    hold_after: int = Field(3, ge=1, description="different clients in a row that give a number up before it is parked")
 
     # Residues
     residue_storage_url: str = Field("", description="where residue files lie: any fsspec URL (default: in the home)")
@@ -86,9 +86,9 @@ class Settings(BaseSettings):
     residue_expiry_days: float = Field(90, gt=0, le=3650, description="how long a residue waits for its stage 2")
 
     # Upkeep
-    ring_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
-    ring_batch: int = Field(500, ge=1, description="most submissions rung again at a time")
-    upkeep_every: float = Field(10.0, ge=0.5, description="how often beat looks for what was left behind")
+    republish_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
+    republish_batch: int = Field(500, ge=1, description="most submissions rung again at a time")
+    housekeeping_every: float = Field(10.0, ge=0.5, description="how often beat looks for what was left behind")
     retain_raw_output_days: float | None = Field(None, ge=0, description="drop raw output this old (default: keep)")
     retain_jobs_days: float | None = Field(30, ge=0, description="drop finished jobs this old")
 

@@ -1,0 +1,11 @@
+"""The rules of the coordinator, without Flask, Celery or HTTP status codes.
+
+Eleven packages; each may import only packages below it (the second `layers` contract in setup.cfg):
+
+    housekeeping                                what runs by the clock, and the jobs
+    administration                              what operators change
+    results                                     applying what clients send
+    residues | leases | loading | reading       stage 2 elsewhere; work; lists; questions
+    composites                                  the numbers, their factors and effort, their leases
+    base | numbers | effort                     transactions; arithmetic; the mathematics of ECM
+"""

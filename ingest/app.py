@@ -31,7 +31,7 @@ from ingest.waiting import OutcomePoller
 from ingest.work import work
 from models.engine import process_engine
 from models.wire import PRINTABLE
-from tasks import doorbell, heartbeats
+from tasks import heartbeats, publishing
 
 # Nothing that a request asks takes this long of a database in health; a thread must not stand still for one in trouble.
 STATEMENT_TIMEOUT_MS = 20_000
@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The intake, with an engine and a poller of its own."""
     settings = settings or process_settings()
     configure_logging(settings.log_format, settings.log_level)
-    doorbell.make_impatient()
+    publishing.use_short_timeouts()
     app = openapi.make_app()
     app.config.update(
         SETTINGS=settings,

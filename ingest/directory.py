@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response
 
-from coordinator import clients, projects
+from coordinator.reading import clients, projects
 from ingest import openapi
 from ingest.answers import engine, json_of
 from models.wire_admin import ProjectNamePath, ProjectPath
@@ -19,7 +19,7 @@ directory = openapi.blueprint("directory", openapi.READING)
 @directory.get("/projects", operation_id="projects", responses={200: ProjectsPage, **INVALID})
 def all_projects(query: PageQuery) -> Response:
     """A page of the projects, by name."""
-    found = projects.page(engine(), limit=query.limit, cursor=query.cursor)
+    found = projects.list_projects(engine(), limit=query.limit, cursor=query.cursor)
     return json_of(ProjectsPage, {"projects": [row._mapping for row in found.rows], "next": found.next})
 
 
@@ -28,7 +28,7 @@ def all_projects(query: PageQuery) -> Response:
 )
 def project(path: ProjectPath) -> Response:
     """One project by its id."""
-    return json_of(ProjectListed, projects.find(engine(), project_id=path.project_id)._mapping)
+    return json_of(ProjectListed, projects.read_project(engine(), project_id=path.project_id)._mapping)
 
 
 @directory.get(
@@ -38,11 +38,11 @@ def project(path: ProjectPath) -> Response:
 )
 def project_by_name(path: ProjectNamePath) -> Response:
     """One project by its name."""
-    return json_of(ProjectListed, projects.find(engine(), name=path.name)._mapping)
+    return json_of(ProjectListed, projects.read_project(engine(), name=path.name)._mapping)
 
 
 @directory.get("/clients", operation_id="clients", responses={200: ClientsPage, **INVALID})
 def all_clients(query: ClientsQuery) -> Response:
     """A page of the clients, those seen last first, or by name; noted by upkeep, so up to a minute late."""
-    found = clients.page(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
+    found = clients.list_clients(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
     return json_of(ClientsPage, {"clients": [row._mapping for row in found.rows], "next": found.next})

@@ -17,7 +17,7 @@ FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def lines(batches: Iterable[list[Row]], form: str) -> Iterator[str]:
-    """The file's text, piece by piece, of batches of coordinator.factors' rows; `form` is one of FORMATS."""
+    """The file's text, piece by piece, of batches of coordinator.reading.factors' rows; `form` is one of FORMATS."""
     if form == "ndjson":
         for batch in batches:
             yield "".join(f"{FactorListed.model_validate(row._mapping).model_dump_json()}\n" for row in batch)

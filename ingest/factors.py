@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response
 
-from coordinator import factors as registry
+from coordinator.reading import factors as registry
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.factor_files import CONTENT_TYPES, lines
@@ -23,10 +23,10 @@ def listed(query: FactorsQuery) -> Response:
     """A page of the factors that pass these filters, the newest or the largest first."""
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = registry.Filters(
+    filters = registry.FactorFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
-    found = registry.page(
+    found = registry.list_factors(
         engine(), filters, order=query.order, limit=query.limit, cursor=query.cursor, max_digits=settings().max_digits
     )
     return json_of(FactorsPage, {"factors": [row._mapping for row in found.rows], "next": found.next})
@@ -39,7 +39,7 @@ def listed(query: FactorsQuery) -> Response:
 )
 def one(path: FactorPath) -> Response:
     """One factor by its id."""
-    return json_of(FactorListed, registry.one(engine(), path.factor_id)._mapping)
+    return json_of(FactorListed, registry.read_factor(engine(), path.factor_id)._mapping)
 
 
 @factors.get(
@@ -53,7 +53,7 @@ def one(path: FactorPath) -> Response:
 )
 def export(query: ExportQuery) -> Response:
     """All factors, or a project's or a client's, oldest first, streamed."""
-    batches = registry.export(engine(), project=query.project, client_id=query.client_id, since=query.since)
+    batches = registry.export_factors(engine(), project=query.project, client_id=query.client_id, since=query.since)
     answer = Response(lines(batches, query.format), 200, content_type=CONTENT_TYPES[query.format])
     answer.headers["Content-Disposition"] = f"attachment; filename=factors.{query.format}"
     return answer

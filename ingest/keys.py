@@ -8,8 +8,8 @@ from time import monotonic
 
 from flask import current_app, g, request
 
-from coordinator import client_keys
-from coordinator.unit_of_work import is_transient
+from coordinator.administration import client_keys
+from coordinator.base.unit_of_work import is_transient
 from ingest.answers import engine, settings
 from ingest.problems import Problem
 
@@ -33,12 +33,12 @@ class Owners:
 
     def of(self, key: str) -> str | None:
         """The client whose key this is; None for an unknown or revoked one."""
-        key_sha256 = client_keys.sha256(key)
+        key_sha256 = client_keys.hash_key(key)
         name, until = self._known.get(key_sha256, (None, 0.0))
         if monotonic() < until:
             return name
         try:
-            owner = client_keys.owner(engine(), key_sha256)
+            owner = client_keys.key_owner(engine(), key_sha256)
         except Exception as error:
             # While the database is away whoever had the right key keeps it: results are waited for then, not refused.
             if name is None or not is_transient(error):

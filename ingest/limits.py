@@ -19,7 +19,7 @@ from config.settings import Settings
 from ingest import keys
 from ingest.openapi import API
 from ingest.problems import Problem
-from tasks import silence
+from tasks import broker_circuit
 
 log = structlog.get_logger("limits")
 
@@ -76,7 +76,7 @@ class Counters:
         None: unlimited, or Redis is away.
         """
         limit, now = self.limits[kind], time()
-        if limit is None or silence.is_silent():
+        if limit is None or broker_circuit.is_open():
             return None
         key = f"{PREFIX}{kind}:{int(now // limit.seconds)}:{name[:200]}"
         pipeline = self._redis.pipeline(transaction=False)
@@ -85,7 +85,7 @@ class Counters:
         try:
             counted = pipeline.execute()[0]
         except (redis.RedisError, OSError) as error:
-            silence.note_silence()
+            broker_circuit.open_circuit()
             log.warning("The broker does not answer; requests are not limited", error=str(error)[:200])
             return None
         return Standing(limit.most, limit.most - counted, math.ceil(limit.seconds - now % limit.seconds))

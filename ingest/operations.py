@@ -13,7 +13,7 @@ from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator import gauges, queries
+from coordinator.reading import health_queries, metrics_queries
 from ingest import openapi, security
 from ingest.answers import engine
 from ingest.problems import RETRY, Problem, database_away
@@ -31,7 +31,7 @@ operations.after_app_request(security.add_headers)
 
 # Longer than upkeep needs to ring for what was left behind.
 LAG_LIMIT = 120.0
-QUEUES = ("results", "analysis", "upkeep")
+QUEUES = ("results", "analysis", "housekeeping")
 
 
 @operations.get("/health", operation_id="health")
@@ -46,7 +46,7 @@ def health() -> Response:
 def ready() -> Response:
     """Whether results can be taken: the database answers and its schema is the one this version needs."""
     try:
-        revision = queries.schema_revision(engine())
+        revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
         _log_silence("database", error)
         raise database_away() from error
@@ -97,8 +97,8 @@ def _counted() -> bytes:
 
 def _database() -> dict[str, Any]:
     try:
-        inbox = queries.inbox_state(engine())
-        revision = queries.schema_revision(engine())
+        inbox = health_queries.inbox_state(engine())
+        revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
         _log_silence("database", error)
         return {"ok": False, "detail": "the database does not answer"}
@@ -148,8 +148,8 @@ class _Gauges(Collector):
 
 
 def _of_database() -> Iterator[Metric]:
-    inbox = queries.inbox_state(engine())
-    open_leases, overdue = gauges.leases(engine())
+    inbox = health_queries.inbox_state(engine())
+    open_leases, overdue = metrics_queries.count_open_leases(engine())
     yield GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"])
     yield GaugeMetricFamily("ecm_oldest_waiting_seconds", "Age of the oldest of them", inbox["oldest_waiting_seconds"])
     yield GaugeMetricFamily("ecm_dead_letters", "Submissions that failed", inbox["failed"])

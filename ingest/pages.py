@@ -12,9 +12,12 @@ from flask import Blueprint, Response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 
-from coordinator import activity, clients, dead_letters, factors, listing, overview, projects, queries, speeds, standing
-from coordinator.expressions import shorten
-from coordinator.refusals import no_composite
+from coordinator.administration import dead_letters
+from coordinator.base.errors import composite_not_found
+from coordinator.composites import statistics
+from coordinator.leases import speeds
+from coordinator.numbers.expressions import shorten
+from coordinator.reading import admin_queries, batch_lookup, clients, detail, factors, health_queries, projects, search
 from ingest.answers import engine, settings
 from ingest.openapi import API
 from ingest.operations import installation
@@ -103,16 +106,20 @@ pages.add_app_template_global(page_with, "page_with")
 def start() -> ResponseReturnValue:
     """What there is, and what goes on."""
     now = datetime.now(UTC)
-    hours = activity.by_hour(engine(), HOURS_SHOWN, now)
-    found = factors.page(engine(), factors.Filters(), limit=FEW, cursor=None, max_digits=settings().max_digits)
+    hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
+    found = factors.list_factors(
+        engine(), factors.FactorFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
+    )
     return render_template(
         "start.html",
-        status=overview.composites_status(engine()),
+        status=admin_queries.composites_status(engine()),
         charts=[bars(hours, "results"), bars(hours, "curves")],
         factors=found.rows,
-        advanced=standing.top_progress(engine(), standing.Nearest(), limit=FEW, max_digits=settings().max_digits),
-        clients=activity.busiest(engine(), now - timedelta(hours=24), FEW),
-        most=queries.MOST_COUNTED,
+        advanced=batch_lookup.top_progress(
+            engine(), batch_lookup.ProgressFilters(), limit=FEW, max_digits=settings().max_digits
+        ),
+        clients=statistics.busiest_clients(engine(), now - timedelta(hours=24), FEW),
+        most=health_queries.MOST_COUNTED,
     )
 
 
@@ -122,9 +129,9 @@ def numbers() -> ResponseReturnValue:
     query = _query(CompositesQuery)
     if query.text is not None:
         check_written(query.text, "text")
-    found = listing.composites(
+    found = search.list_composites(
         engine(),
-        listing.Filters(**query.model_dump(include=set(listing.Filters.__dataclass_fields__))),
+        search.CompositeFilters(**query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))),
         sort=query.sort,
         descending=query.descending,
         limit=min(query.limit, MANY),
@@ -139,8 +146,8 @@ def numbers() -> ResponseReturnValue:
 def number(composite_id: int) -> ResponseReturnValue:
     """One number, with all that is known of it."""
     if composite_id >= 2**63:
-        raise no_composite(composite_id)
-    whole = standing.whole(engine(), composite_id, most=MANY)
+        raise composite_not_found(composite_id)
+    whole = detail.read_detail(engine(), composite_id, most=MANY)
     return render_template("number.html", **whole._asdict(), tree=_tree(whole.factors), most=MANY)
 
 
@@ -163,10 +170,10 @@ def all_factors() -> ResponseReturnValue:
     query = _query(FactorsQuery)
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = factors.Filters(
+    filters = factors.FactorFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
-    found = factors.page(
+    found = factors.list_factors(
         engine(),
         filters,
         order=query.order,
@@ -182,13 +189,13 @@ def all_clients() -> ResponseReturnValue:
     """Clients, those with most curves first, and those seen last."""
     query = _query(RankingQuery)
     now = datetime.now(UTC)
-    ranking = activity.ranking(engine(), query.limit)
+    ranking = statistics.rank_clients(engine(), query.limit)
     return render_template(
         "clients.html",
         ranking=ranking,
-        speeds=speeds.of_clients(engine(), [row.name for row in ranking]),
-        today=activity.curves_since(engine(), now - timedelta(hours=24), [row.name for row in ranking]),
-        latest=clients.page(engine(), limit=FEW).rows,
+        speeds=speeds.client_speeds(engine(), [row.name for row in ranking]),
+        today=statistics.curves_since(engine(), now - timedelta(hours=24), [row.name for row in ranking]),
+        latest=clients.list_clients(engine(), limit=FEW).rows,
     )
 
 
@@ -196,7 +203,7 @@ def all_clients() -> ResponseReturnValue:
 def all_projects() -> ResponseReturnValue:
     """Projects by name."""
     query = _query(PageQuery)
-    found = projects.page(engine(), limit=min(query.limit, MANY), cursor=query.cursor, count_to=COUNTED)
+    found = projects.list_projects(engine(), limit=min(query.limit, MANY), cursor=query.cursor, count_to=COUNTED)
     return render_template("projects.html", found=found, most=COUNTED)
 
 
@@ -206,20 +213,22 @@ def queue() -> ResponseReturnValue:
     parts = installation()
     # On the day when the database is away, this page must say so.
     is_there = "inbox" in parts["database"]
-    settled, estimated = overview.submissions_by_state(engine()) if is_there else ({}, False)
+    settled, estimated = admin_queries.submissions_by_state(engine()) if is_there else ({}, False)
     return render_template(
         "queue.html",
         settled=settled,
         estimated=estimated,
         parts=parts,
-        letters=dead_letters.listed(engine(), limit=SOME, most_bytes=dead_letters.LISTED_BYTES) if is_there else [],
-        most=queries.MOST_COUNTED,
+        letters=dead_letters.list_dead_letters(engine(), limit=SOME, most_bytes=dead_letters.LISTED_BYTES)
+        if is_there
+        else [],
+        most=health_queries.MOST_COUNTED,
         flower_port=settings().flower_port,
         host=request.host.rpartition(":")[0] or request.host,
     )
 
 
-def bars(hours: list[activity.Hour], what: str) -> dict[str, Any]:
+def bars(hours: list[statistics.HourlyStatistics], what: str) -> dict[str, Any]:
     """A chart of bars, an hour each: in points of a box of 480 by 120."""
     values = [getattr(hour, what) for hour in hours]
     most = max(values)

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
-from coordinator.cursors import BadCursor
-from coordinator.expressions import ExpressionError, shorten
-from coordinator.refusals import Conflict, Refusal, Unknown
-from coordinator.unit_of_work import is_transient
+from coordinator.base.cursors import InvalidCursorError
+from coordinator.base.errors import ConflictError, DomainError, NotFoundError
+from coordinator.base.unit_of_work import is_transient
+from coordinator.numbers.expressions import ExpressionError, shorten
 from models.wire import Name, printable
 
 _NAME = TypeAdapter(Annotated[Name, AfterValidator(printable)])
@@ -113,9 +113,9 @@ def database_away() -> Problem:
     return Problem(503, "database_away", detail, headers=RETRY)
 
 
-def of_refusal(error: Refusal) -> Problem:
+def of_refusal(error: DomainError) -> Problem:
     """404 for what there is not, 409 for what something stands against, 400 for what is not true."""
-    status = 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 400
+    status = 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, ConflictError) else 400
     return Problem(status, error.reason, f"{error}.")
 
 
@@ -130,12 +130,12 @@ def answer_with_problems(app: Flask, respond: Callable[[Problem], Response] = Pr
     def _unreadable(error: ExpressionError) -> Response:
         return respond(unreadable_number(error))
 
-    @app.errorhandler(Refusal)
-    def _refused(error: Refusal) -> Response:
+    @app.errorhandler(DomainError)
+    def _refused(error: DomainError) -> Response:
         return respond(of_refusal(error))
 
-    @app.errorhandler(BadCursor)
-    def _bad_cursor(error: BadCursor) -> Response:
+    @app.errorhandler(InvalidCursorError)
+    def _bad_cursor(error: InvalidCursorError) -> Response:
         detail = f"{error}."
         return respond(Problem(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]))
 

@@ -6,11 +6,11 @@ from typing import Any, BinaryIO
 from flask import Response, request
 from sqlalchemy import Row
 
-from coordinator import residue_uploads
-from coordinator import residues as registry
-from coordinator.refusals import Refusal
-from coordinator.residue_files import BadResidue, read
-from coordinator.residue_storage import Storage, StorageError, storage
+from coordinator.base.errors import DomainError
+from coordinator.residues import residue_claims as registry
+from coordinator.residues import uploads
+from coordinator.residues.residue_storage import Storage, StorageError, storage
+from coordinator.residues.save_files import SaveFileError, read_save_file
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body, uploaded_file
@@ -26,7 +26,7 @@ from models.wire_residues import (
     Uploaded,
     UploadQuery,
 )
-from tasks.doorbell import ring_jobs
+from tasks.publishing import publish_jobs
 
 residues = openapi.client_blueprint("residues", openapi.RESIDUES)
 
@@ -70,15 +70,15 @@ def upload(query: UploadQuery) -> Response:
     try:
         with files.writing() as (name, target):
             # As it streams through, so that what is checked is what is stored.
-            saved = read(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
-    except BadResidue as error:
+            saved = read_save_file(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
+    except SaveFileError as error:
         raise Problem(400, "bad_residue", f"{error}.") from error
     except OSError as error:
         raise Problem(
             503, "storage_away", "The residue storage does not take the file; send it again later.", headers=RETRY
         ) from error
     try:
-        made = residue_uploads.upload(
+        made = uploads.register_upload(
             engine(),
             client,
             saved,
@@ -87,7 +87,7 @@ def upload(query: UploadQuery) -> Response:
             expiry_days=query.expiry_days or settings().residue_expiry_days,
             max_digits=settings().max_digits,
         )
-    except Refusal:
+    except DomainError:
         # After any other fault it may have been committed all the same; what was not is swept up later.
         files.delete(name)
         raise
@@ -118,11 +118,11 @@ def _limited(target: BinaryIO) -> Any:
 def work(query: ResidueWorkQuery) -> Response:
     """Claim a residue to run stage 2 of: the highest priority first, then the oldest."""
     chosen = query.model_dump(exclude={"claim_timeout_hours"})
-    wanted = registry.Wanted(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
-    row = registry.claim(engine(), wanted, settings().max_work_per_client)
+    wanted = registry.ResidueRequest(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
+    row = registry.claim_residue(engine(), wanted, settings().max_work_per_client)
     nothing = dict.fromkeys(ResidueWork.model_fields)
     if row is None:
-        return json_of(ResidueWork, nothing | {"retry_after": ASK_AGAIN, "message": registry.FOUND_NOTHING})
+        return json_of(ResidueWork, nothing | {"retry_after": ASK_AGAIN, "message": registry.NO_RESIDUE})
     more = {
         "digit_length": row.digit_length,
         "current_t_level": row.current_t_level,
@@ -181,8 +181,8 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 def complete(path: ResiduePath) -> Response:
     """Say which attempt was its stage 2; idempotent. A result that names the residue has done the same already."""
     said = read_body(Stage2Done)
-    done = registry.complete(engine(), path.residue_id, _client(), said.stage2_attempt_id)
-    ring_jobs(done.rings)
+    done = registry.complete_residue(engine(), path.residue_id, _client(), said.stage2_attempt_id)
+    publish_jobs(done.to_publish)
     row = done.residue
     fields = {
         "residue_id": row.id,
@@ -202,19 +202,19 @@ def complete(path: ResiduePath) -> Response:
 )
 def release(path: ResiduePath) -> Response:
     """Give a claim back; idempotent."""
-    return residue_state(registry.release(engine(), path.residue_id, _client()))
+    return residue_state(registry.release_claim(engine(), path.residue_id, _client()))
 
 
 @residues.get("/residues/<int:residue_id>", operation_id="residue", responses={200: ResidueState, **UNKNOWN})
 def one(path: ResiduePath) -> Response:
     """How a residue stands."""
-    return residue_state(registry.find(engine(), path.residue_id))
+    return residue_state(registry.read_residue(engine(), path.residue_id))
 
 
 @residues.get("/residues/stats/summary", operation_id="residues_summary", responses={200: ResiduesSummary})
 def summary() -> Response:
     """How many residues there are, by status."""
-    return json_of(ResiduesSummary, registry.summary(engine()))
+    return json_of(ResiduesSummary, registry.summarize_residues(engine()))
 
 
 def residue_state(row: Row) -> Response:

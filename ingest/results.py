@@ -11,15 +11,15 @@ from flask import Response, current_app, request
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import Row
 
-from coordinator import inbox
-from coordinator.expressions import ExpressionError
-from coordinator.unit_of_work import is_transient
+from coordinator.base.unit_of_work import is_transient
+from coordinator.numbers.expressions import ExpressionError
+from coordinator.results import inbox
 from ingest import keys, limits, metrics, openapi
 from ingest.answers import engine, settings
 from ingest.bodies import parse_json, read_body, without_nul
 from ingest.problems import Problem, database_away, invalid, unreadable_number
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
-from tasks import doorbell
+from tasks import publishing
 
 log = structlog.get_logger("results")
 
@@ -65,7 +65,7 @@ def submit_result() -> Response:
             implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings().database_patience,
+        settings().database_timeout,
     )
     metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
@@ -111,10 +111,10 @@ def submit_results() -> Response:
             implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings().database_patience,
+        settings().database_timeout,
     )
     for (index, result), receipt in zip(valid, receipts, strict=True):
-        if isinstance(receipt, inbox.KeyReused):
+        if isinstance(receipt, inbox.IdempotencyKeyReusedError):
             verdicts.append({"index": index, **_refusal(_key_reused())})
             continue
         metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
@@ -139,7 +139,7 @@ def submission_state(path: SubmissionPath) -> Response:
     """What became of a submission."""
     row = None
     if path.submission_id < 2**63:
-        row = inbox.state(engine(), path.submission_id)
+        row = inbox.submission_row(engine(), path.submission_id)
     if row is None:
         raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
     # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.
@@ -212,7 +212,7 @@ def _idempotency_key() -> str | None:
 def _ring(receipt: inbox.Receipt, result: SubmitResult) -> bool:
     """Ring for a stored result; whether that worked. It never raises: what is stored is not answered with an error."""
     try:
-        return doorbell.ring_submission(receipt.submission_id, result.client_id, result.composite)
+        return publishing.publish_submission(receipt.submission_id, result.client_id, result.composite)
     except Exception:
         log.exception("Cannot ring; upkeep will", submission=receipt.submission_id)
         return False
@@ -241,7 +241,7 @@ def _patiently(store: Callable[[], Answer], patience: float) -> Answer:
     while True:
         try:
             return store()
-        except inbox.KeyReused:
+        except inbox.IdempotencyKeyReusedError:
             raise _key_reused() from None
         except Exception as error:
             if not is_transient(error):

@@ -5,8 +5,8 @@ from typing import Any
 from flask import Response
 from pydantic import BaseModel, Field
 
-from coordinator import listing, standing
-from coordinator.expressions import parse_number, shorten
+from coordinator.numbers.expressions import parse_number, shorten
+from coordinator.reading import batch_lookup, detail, search
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body
@@ -41,9 +41,9 @@ class WrittenPath(BaseModel):
 def check_written(written: str, field: str) -> None:
     """Raise a problem for what would take too long to be looked up here."""
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
-        detail = f"An expression of {len(written)} characters takes too long to compute here; "
-        detail += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
-        raise Problem(422, "number_too_large", detail, errors=[{"field": field, "message": detail}])
+        message = f"An expression of {len(written)} characters takes too long to compute here; "
+        message += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
+        raise Problem(422, "number_too_large", message, errors=[{"field": field, "message": message}])
 
 
 @stats.get(
@@ -53,7 +53,7 @@ def composite_stats(path: WrittenPath) -> Response:
     """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
     check_written(path.composite, "composite")
     parse_number(path.composite, settings().max_digits)
-    found = standing.composite_stats(engine(), path.composite, settings().max_digits)
+    found = detail.composite_stats(engine(), path.composite, settings().max_digits)
     if found is None:
         raise Problem(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
     return json_of(CompositeStats, found)
@@ -64,10 +64,10 @@ def composites(query: CompositesQuery) -> Response:
     """A page of the numbers that pass these filters, in one of several orders."""
     if query.text is not None:
         check_written(query.text, "text")
-    given = query.model_dump(include=set(listing.Filters.__dataclass_fields__))
-    found = listing.composites(
+    given = query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))
+    found = search.list_composites(
         engine(),
-        listing.Filters(**given),
+        search.CompositeFilters(**given),
         sort=query.sort,
         descending=query.descending,
         limit=query.limit,
@@ -84,7 +84,7 @@ def composites(query: CompositesQuery) -> Response:
 )
 def composite(path: CompositePath) -> Response:
     """One composite by its id: all of /stats, its tree of factors, and what work it has and wants."""
-    return json_of(CompositeWhole, standing.composite(engine(), path.composite_id))
+    return json_of(CompositeWhole, detail.read_composite(engine(), path.composite_id))
 
 
 @stats.get(
@@ -94,7 +94,7 @@ def composite(path: CompositePath) -> Response:
 )
 def composite_effort(path: CompositePath) -> Response:
     """How much was done on it: the chance that a factor of 10 to 100 digits was missed, and the curves behind it."""
-    return json_of(CompositeEffortAnswer, standing.composite_effort(engine(), path.composite_id))
+    return json_of(CompositeEffortAnswer, detail.composite_effort(engine(), path.composite_id))
 
 
 @stats.post(
@@ -106,7 +106,7 @@ def composite_effort(path: CompositePath) -> Response:
 def batch_status() -> Response:
     """How up to 1,000 numbers stand, each by any value it has ever had."""
     asked = read_body(Numbers)
-    found = standing.batch_status(engine(), asked.numbers, settings().max_digits)
+    found = batch_lookup.read_batch_status(engine(), asked.numbers, settings().max_digits)
     results = [
         {
             "number": shorten(one.asked),
@@ -128,7 +128,7 @@ def batch_status() -> Response:
 def top_progress() -> Response:
     """The numbers that are nearest to their targets, nearest first."""
     asked = read_body(TopProgress)
-    chosen = standing.Nearest(
+    chosen = batch_lookup.ProgressFilters(
         project=asked.project_name,
         min_priority=asked.min_priority,
         include_factored=asked.include_factored,
@@ -136,5 +136,5 @@ def top_progress() -> Response:
         min_difficulty=asked.min_difficulty,
         max_difficulty=asked.max_difficulty,
     )
-    rows = standing.top_progress(engine(), chosen, limit=asked.limit, max_digits=settings().max_digits)
+    rows = batch_lookup.top_progress(engine(), chosen, limit=asked.limit, max_digits=settings().max_digits)
     return json_of(MostAdvanced, {"composites": [row._mapping for row in rows]})

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, Row
 
-from coordinator import inbox
+from coordinator.results import inbox
 
 log = structlog.get_logger("waiting")
 
@@ -87,7 +87,7 @@ class OutcomePoller:
 
     def _hand_out(self, wanted: list[int]) -> bool:
         """Give those who wait their rows; whether there were any."""
-        rows = inbox.settled(self._engine, wanted)
+        rows = inbox.settled_rows(self._engine, wanted)
         with self._changed:
             for row in rows:
                 for waiter in self._waiters.get(row.id, []):

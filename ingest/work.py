@@ -9,9 +9,9 @@ from flask import Response, request
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
-from coordinator import claims
-from coordinator import work as leases
-from coordinator.claims import Busy, Claim, NoWork, Wanted
+from coordinator.composites import lease_lifecycle as leases
+from coordinator.leases import claims
+from coordinator.leases.claims import Claim, ContendedError, NoWork, WorkRequest
 from ingest import keys, openapi
 from ingest.answers import engine, settings
 from ingest.problems import Problem, checked_name
@@ -70,7 +70,7 @@ def any_work(query: AnyWorkQuery) -> Response:
     """Lease work of the first of these methods that there is any of: one run, with its parameters."""
     answer: Response | None = None
     for method in query.methods.split(","):
-        wanted = Wanted(
+        wanted = WorkRequest(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
         made = _claim(wanted)
@@ -130,7 +130,7 @@ class ClientPath(BaseModel):
 def client_work(path: ClientPath) -> Response:
     """A client's last 50 leases, open ones first, with everything needed to take them up again."""
     client_id = checked_name("client_id", path.client_id)
-    rows = leases.of_client(engine(), client_id, LEASES_SHOWN)
+    rows = leases.client_leases(engine(), client_id, LEASES_SHOWN)
     return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
 
 
@@ -159,8 +159,8 @@ def assignment(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _wanted(query: WorkFilters, **more: Any) -> Wanted:
-    return Wanted(
+def _wanted(query: WorkFilters, **more: Any) -> WorkRequest:
+    return WorkRequest(
         query.client_id,
         composite=query.composite,
         min_digits=query.min_digits,
@@ -175,17 +175,17 @@ def _wanted(query: WorkFilters, **more: Any) -> Wanted:
     )
 
 
-def _claim(wanted: Wanted) -> Claim | NoWork:
+def _claim(wanted: WorkRequest) -> Claim | NoWork:
     if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
         raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
     try:
         return claims.claim(engine(), wanted, settings())
-    except Busy as error:
+    except ContendedError as error:
         detail = f"There is work, but {error}. Ask again in a second."
         raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
 
 
-def _answer(model: type[BaseModel], wanted: Wanted, fields: Callable[[Claim], dict[str, Any]]) -> Response:
+def _answer(model: type[BaseModel], wanted: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
     made = _claim(wanted)
     return _json(model, fields(made) if isinstance(made, Claim) else _no_work(made))
 
@@ -255,7 +255,7 @@ def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any
         raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
     try:
         return change(lease_id)
-    except leases.UnknownLease as error:
+    except leases.LeaseNotFoundError as error:
         raise Problem(404, "unknown_work", f"{error}.") from error
 
 

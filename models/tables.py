@@ -33,10 +33,10 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime, str: Text, float: Double, dict[str, Any]: JSONB}
 
 
-def _of_wanting(name: str, work: str, *order: str | TextClause) -> Index:
+def _eligibility_index(name: str, work: str, *order: str | TextClause) -> Index:
     """An index of the numbers that want such work, in that order."""
     filtered = ["target_t_level"] if name == "priority" else ["priority", "target_t_level"]
-    wanting = text(f"wants_{work}")
+    wanting = text(f"{work}_eligible")
     return Index(f"composites_{name}", *order, "id", postgresql_where=wanting, postgresql_include=filtered)
 
 
@@ -50,7 +50,7 @@ CASE WHEN is_fully_factored AND is_prime THEN 'prime' WHEN is_fully_factored THE
 """
 
 
-def _of_lists(name: str, *order: str, also: tuple[str, ...] = (), where: str | None = None) -> Index:
+def _list_index(name: str, *order: str, also: tuple[str, ...] = (), where: str | None = None) -> Index:
     """An index that lists are read in the order of: filters look at it alone, and only what is shown is read."""
     listed = ["digit_length", "listed_t_level", "listed_progress", "listed_state", "priority", *also]
     columns = [column for column in listed if column not in order]
@@ -66,7 +66,7 @@ class Composite(Base):
     `digit_length` counts the cofactor's digits, or the number's when it is finished. A number split off a known
     one that is too large to split here is a composite of its own, whose `parent_id` is the number it divides.
 
-    The last columns say what work it wants, for claims to find it by (coordinator/demand.py keeps them). They are
+    The last columns say what work it wants, for claims to find it by (coordinator/composites/eligibility.py keeps them). They are
     rounded, so that most results leave them and their indexes alone.
     """
 
@@ -76,21 +76,21 @@ class Composite(Base):
         # What claims scan, in the order of each work type: numbers that want no work are in none of these. What filters
         # ask for is in them too, so that numbers which a filter passes over are not read, one page each; all but
         # current_t_level, which every result changes.
-        _of_wanting("standard", "ecm", "digit_length"),
-        _of_wanting("progressive", "ecm", "planned_t_level", "digit_length"),
-        _of_wanting("priority", "ecm", text("priority DESC"), "digit_length"),
-        _of_wanting("best", "ecm", text("work_value DESC"), "digit_length"),
-        _of_wanting("pm1", "pm1", "digit_length"),
-        _of_wanting("pp1", "pp1", "digit_length"),
+        _eligibility_index("standard", "ecm", "digit_length"),
+        _eligibility_index("progressive", "ecm", "planned_t_level", "digit_length"),
+        _eligibility_index("priority", "ecm", text("priority DESC"), "digit_length"),
+        _eligibility_index("best", "ecm", text("work_value DESC"), "digit_length"),
+        _eligibility_index("pm1", "pm1", "digit_length"),
+        _eligibility_index("pp1", "pp1", "digit_length"),
         Index("composites_held", "held_at", postgresql_include=["hold"], postgresql_where=text("hold IS NOT NULL")),
-        _of_lists("id", "id"),
-        _of_lists("creation", "created_at", "id"),
-        _of_lists("digits", "digit_length", "id"),
-        _of_lists("t_level", "listed_t_level", "id"),
-        _of_lists("progress", "listed_progress", "id", also=("snfs_difficulty",)),
-        _of_lists("priority", "priority", "id"),
+        _list_index("id", "id"),
+        _list_index("creation", "created_at", "id"),
+        _list_index("digits", "digit_length", "id"),
+        _list_index("t_level", "listed_t_level", "id"),
+        _list_index("progress", "listed_progress", "id", also=("snfs_difficulty",)),
+        _list_index("priority", "priority", "id"),
         # All but the many that are composite, so that few of a kind are found at once.
-        _of_lists("state", "listed_state", "id", where="listed_state <> 'composite'"),
+        _list_index("state", "listed_state", "id", where="listed_state <> 'composite'"),
         CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
         # Every result updates its composite's row: room on the page keeps those updates from moving it.
         {"postgresql_with": {"fillfactor": "70"}},
@@ -119,7 +119,7 @@ class Composite(Base):
     # The largest B1 of P-1 and P+1 runs (stage 2 included) on it, and the one that its target asks for.
     pm1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     pp1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    wanted_p1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    p1_target_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     # Kept from work by an operator (paused) or because client after client gave it up (parked), and why.
     hold: Mapped[str | None]
     hold_reason: Mapped[str | None]
@@ -129,9 +129,9 @@ class Composite(Base):
     open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     # Residues whose stage 2 is still to be done: as long as there are any, no new curves are begun on it.
     open_residues: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    wants_ecm: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    wants_pm1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    wants_pp1: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    ecm_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    pm1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    pp1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
     work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of value for a second
     # What lists sort and filter by: tenths of a t-level, hundredths of the target reached (10,000 at most), and
@@ -157,7 +157,7 @@ class CompositeAlias(Base):
 
     value_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
-    kind: Mapped[str] = mapped_column(Text)  # number | cofactor (see coordinator/registry.py)
+    kind: Mapped[str] = mapped_column(Text)  # number | cofactor (see coordinator/composites/registry.py)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("composite_aliases_composite", "composite_id"),)
@@ -425,8 +425,8 @@ class Submission(Base):
     composite_id: Mapped[int | None] = mapped_column(BigInteger)
     attempt_id: Mapped[int] = mapped_column(BigInteger, server_default=attempt_ids.next_value())
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    rings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    publish_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    published_at: Mapped[datetime] = mapped_column(server_default=func.now())
     request_id: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     settled_at: Mapped[datetime | None]
@@ -438,7 +438,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("kind", "target_id", name="jobs_once"),
-        Index("jobs_waiting", "rung_at", postgresql_where=text("state = 'waiting'")),
+        Index("jobs_waiting", "published_at", postgresql_where=text("state = 'waiting'")),
         Index("jobs_failed", "id", postgresql_where=text("state = 'failed'")),
         CheckConstraint("state IN ('waiting', 'done', 'failed')", name="jobs_state"),
     )
@@ -449,10 +449,10 @@ class Job(Base):
     state: Mapped[str] = mapped_column(Text, server_default=text("'waiting'"))
     error: Mapped[str | None]
     # Counts the times it was asked for, so that finishing one run cannot swallow a request made meanwhile.
-    asked: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    request_count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    rings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    publish_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    published_at: Mapped[datetime] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
@@ -475,10 +475,10 @@ class Client(Base):
     factors: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
 
-class Activity(Base):
+class ClientHourlyStats(Base):
     """What a client sent in an hour (of UTC), as in `clients`; derived by upkeep."""
 
-    __tablename__ = "activity"
+    __tablename__ = "client_hourly_stats"
 
     hour: Mapped[datetime] = mapped_column(primary_key=True)
     client_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -488,10 +488,10 @@ class Activity(Base):
     factors: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
 
-class Noted(Base):
+class Watermark(Base):
     """Up to when upkeep has derived something."""
 
-    __tablename__ = "noted"
+    __tablename__ = "watermarks"
 
     what: Mapped[str] = mapped_column(Text, primary_key=True)
     until: Mapped[datetime]

@@ -5,10 +5,11 @@ from typing import Any
 from celery import Task
 
 from config.settings import settings
-from coordinator import analysis, ledger
-from coordinator.unit_of_work import is_transient
+from coordinator.base.unit_of_work import is_transient
+from coordinator.composites import ledger
+from coordinator.housekeeping import job_runner
 from tasks.app import app, engine
-from tasks.doorbell import ring_jobs
+from tasks.publishing import publish_jobs
 from tasks.retries import backoff
 
 _limit = settings().analysis_time_limit
@@ -20,15 +21,17 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
     """Do one job; `kind` is there for whoever reads Flower."""
     current = settings()
     try:
-        rings = analysis.run(engine(_soft_limit), job_id, max_tries=current.max_tries, max_digits=current.max_digits)
+        to_publish = job_runner.run_job(
+            engine(_soft_limit), job_id, max_deliveries=current.max_deliveries, max_digits=current.max_digits
+        )
     except Exception as error:
         if is_transient(error):
             raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
         raise
-    ring_jobs(rings)
+    publish_jobs(to_publish)
 
 
 @app.task(time_limit=_limit, soft_time_limit=_soft_limit)
 def recompute_effort(after: int = 0) -> list[dict[str, Any]]:
     """Recompute the effort of composites whose id is above `after`; what differed has been corrected, and is listed."""
-    return [difference._asdict() for difference in ledger.recompute_all(engine(_soft_limit), after)]
+    return [difference._asdict() for difference in ledger.recalculate_all(engine(_soft_limit), after)]

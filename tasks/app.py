@@ -1,4 +1,4 @@
-"""The Celery application that worker, beat and Flower run, and that intake rings through."""
+"""The Celery application that worker, beat and Flower run, and that intake to_publish through."""
 
 from typing import Any
 

@@ -10,7 +10,7 @@ import structlog
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 
 from config.settings import settings
-from tasks import doorbell, heartbeats
+from tasks import heartbeats, publishing
 
 log = structlog.get_logger("beat")
 
@@ -20,7 +20,7 @@ class HeartbeatScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # What is due is due again in seconds; waiting long for each message would leave beat itself unheard of.
-        doorbell.make_impatient()
+        publishing.use_short_timeouts()
         super().__init__(*args, **kwargs)
         self._client = heartbeats.connect(settings().redis_url)
         self._next_beat = 0.0

@@ -33,10 +33,10 @@ TASK_SECONDS = Histogram(
 # A round settles many results, but each has a task of its own, which finds it settled and says how.
 SETTLED = Counter("ecm_results_settled_total", "Results settled, by the state that their tasks reported", ["state"])
 LEASES_EXPIRED = Counter("ecm_leases_expired_total", "Leases that ran out")
-RUNG_AGAIN = Counter("ecm_rung_again_total", "Submissions and jobs that waited too long and were rung for again")
-SILENT_BELL = Counter("ecm_doorbell_failures_total", "Times that the broker did not take a message")
+REPUBLISHED = Counter("ecm_republished_total", "Submissions and jobs that waited too long and were rung for again")
+PUBLISH_FAILURES = Counter("ecm_publish_failures_total", "Times that the broker did not take a message")
 CONNECTIONS = Gauge("ecm_database_connections", "Database connections of the pools in use", multiprocess_mode="livesum")
-MOST_CONNECTIONS = Gauge(
+MAX_CONNECTIONS = Gauge(
     "ecm_database_connections_limit", "Database connections that the pools may open", multiprocess_mode="livesum"
 )
 
@@ -45,17 +45,17 @@ for _state in _SETTLED_STATES:
     SETTLED.labels(_state)  # there from the start: a rate of something that was never seen is no number
 
 
-def note_task(name: str, state: str, outcome: Any, seconds: float) -> None:
+def observe_task(name: str, state: str, outcome: Any, seconds: float) -> None:
     """Count a task that ended in Celery's `state` after `seconds`; `outcome` is what it returned."""
     TASK_SECONDS.labels(name, state).observe(seconds)
     if state != "SUCCESS":
         return
     if name == "tasks.results.apply_result" and outcome in _SETTLED_STATES:
         SETTLED.labels(outcome).inc()
-    elif name == "tasks.upkeep.expire_work":
+    elif name == "tasks.housekeeping.expire_leases":
         LEASES_EXPIRED.inc(outcome or 0)
-    elif name == "tasks.upkeep.ring_again":
-        RUNG_AGAIN.inc(outcome or 0)
+    elif name == "tasks.housekeeping.republish_stale":
+        REPUBLISHED.inc(outcome or 0)
 
 
 # The database pool --------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def watch_pool(engine: Engine) -> None:
     event.listen(engine, "checkout", _on_checkout)
     for end in ("checkin", "detach"):
         event.listen(engine, end, _on_checkin)
-    MOST_CONNECTIONS.inc(engine.pool.size())  # type: ignore[attr-defined]
+    MAX_CONNECTIONS.inc(engine.pool.size())  # type: ignore[attr-defined]
 
 
 def _on_checkout(_: Any, record: Any, __: Any) -> None:

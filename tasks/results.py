@@ -3,10 +3,10 @@
 from celery import Task
 
 from config.settings import settings
-from coordinator.rounds import apply_result as apply_submission
-from coordinator.unit_of_work import is_transient
+from coordinator.base.unit_of_work import is_transient
+from coordinator.results.batches import apply_result as apply_submission
 from tasks.app import app, engine
-from tasks.doorbell import ring_jobs
+from tasks.publishing import publish_jobs
 from tasks.retries import backoff
 
 
@@ -21,5 +21,5 @@ def apply_result(self: Task, submission_id: int, client: str = "", composite: st
         raise
     if applied is None:
         return "unknown"
-    ring_jobs(applied.rings)
+    publish_jobs(applied.to_publish)
     return applied.state

@@ -1,7 +1,7 @@
 """One id from a request to its task and to their transactions: each line of a task's log says for which request it is.
 
 The id travels in the message's headers, so that Flower shows the same arguments as ever; upkeep takes it from the row
-that it rings for. What applies many results at once names all their requests (coordinator/rounds.py).
+that it rings for. What applies many results at once names all their requests (coordinator/results/batches.py).
 """
 
 from time import perf_counter
@@ -41,5 +41,5 @@ def _begin(task_id: str, task: Task, **_: Any) -> None:
 
 def _end(task_id: str, task: Task, state: str, retval: Any = None, **_: Any) -> None:
     seconds = perf_counter() - _began.pop(task_id, perf_counter())
-    metrics.note_task(task.name, state, retval, seconds)
+    metrics.observe_task(task.name, state, retval, seconds)
     log.info("Task ended", name=task.name, state=state, ms=round(seconds * 1000, 2))

@@ -6,7 +6,7 @@ import orjson
 from flask import Response, request
 from flask_openapi import APIBlueprint, Tag
 
-from coordinator.audit import ADMIN, By
+from coordinator.base.audit import ADMIN, Actor
 from ingest import openapi
 from ingest.admin.access import require_key
 
@@ -20,9 +20,9 @@ def make(name: str, tag: Tag) -> APIBlueprint:
     return blueprint
 
 
-def by() -> By:
+def request_actor() -> Actor:
     """Who asks, as the audit trail names it."""
-    return By(ADMIN, request.environ.get("ecm.request_id"))
+    return Actor(ADMIN, request.environ.get("ecm.request_id"))
 
 
 def answer(body: dict[str, Any], status: int = 200) -> Response:

@@ -3,10 +3,11 @@
 from flask import Response, request
 from sqlalchemy import Row
 
-from coordinator import administration, deletions, maintenance, overview
-from coordinator.administration import Provenance
+from coordinator.administration import deletions, edits, recalculation
+from coordinator.administration.edits import Provenance
+from coordinator.reading import admin_queries
 from ingest import openapi
-from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
 from ingest.problems import Problem
@@ -27,7 +28,7 @@ from models.wire_admin import (
     RecalculateQuery,
     RecalculationState,
 )
-from tasks.doorbell import ring_jobs
+from tasks.publishing import publish_jobs
 
 admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 
@@ -35,7 +36,7 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
     """How many numbers there are of each kind; large tables are estimated, never counted."""
-    return answer(overview.composites_status(engine()))
+    return answer(admin_queries.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
@@ -45,7 +46,7 @@ def find(query: FindQuery) -> Response:
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
         raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
-    rows = overview.find(engine(), word, settings().max_digits)
+    rows = admin_queries.find_composites(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 
@@ -62,7 +63,7 @@ def short(row: Row) -> dict[str, object]:
 )
 def show(path: CompositePath) -> Response:
     """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
-    found = overview.composite(engine(), path.composite_id)
+    found = admin_queries.read_admin_detail(engine(), path.composite_id)
     if found is None:
         raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
     return answer({"composite_id": found.pop("id"), **found})
@@ -77,7 +78,7 @@ def show(path: CompositePath) -> Response:
 def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
     """Set a number's priority, in the query or in the body: higher ones are leased first."""
     priority = query.priority if query.priority is not None else read_body(NewPriority).priority
-    before = administration.set_priority(engine(), by(), path.composite_id, priority)
+    before = edits.set_priority(engine(), request_actor(), path.composite_id, priority)
     message = f"The priority was {before}"
     return answer({"composite_id": path.composite_id, "priority": priority, "message": message})
 
@@ -96,20 +97,20 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
 def complete(path: CompositePath) -> Response:
     """Finish a number with the factors given and those known: all must multiply to it, and be prime. Idempotent."""
     wish = read_body(Completion) if request.get_data() else Completion()
-    done = administration.complete(
+    done = edits.complete_composite(
         engine(),
-        by(),
+        request_actor(),
         path.composite_id,
         wish.factors,
         Provenance(wish.source, wish.found_at),
         cofactor_is_prime=wish.cofactor_is_prime,
         max_digits=settings().max_digits,
     )
-    ring_jobs(done.rings)
+    publish_jobs(done.to_publish)
     return answer(factored(done, "The number is finished"))
 
 
-def factored(done: administration.Factored, message: str) -> dict[str, object]:
+def factored(done: edits.AddedFactors, message: str) -> dict[str, object]:
     """What came of factors known from elsewhere."""
     return {
         "composite_id": done.row.id,
@@ -131,8 +132,8 @@ def delete(path: CompositePath) -> Response:
 
     What clients sent stays: its submissions are refused now (`composite_deleted`), and can be retried.
     """
-    gone, rings = deletions.delete_composite(engine(), by(), path.composite_id, settings().max_digits)
-    ring_jobs(rings)
+    gone, to_publish = deletions.delete_composite(engine(), request_actor(), path.composite_id, settings().max_digits)
+    publish_jobs(to_publish)
     went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
     return answer({"deleted": gone, "message": f"Gone or changed: {went}"})
 
@@ -150,9 +151,11 @@ def calculate_t_levels(query: RecalculateQuery) -> Response:
 
     In chunks without locks; then all that differed is written at once, or nothing. See recalculate-status.
     """
-    row, rings = maintenance.start(engine(), by(), only_missing=not query.recalculate_all)
-    ring_jobs(rings)
-    return answer(recalculation(row), 202)
+    row, to_publish = recalculation.start_recalculation(
+        engine(), request_actor(), only_missing=not query.recalculate_all
+    )
+    publish_jobs(to_publish)
+    return answer(recalculation_answer(row), 202)
 
 
 @admin_composites.get(
@@ -160,16 +163,16 @@ def calculate_t_levels(query: RecalculateQuery) -> Response:
 )
 def recalculate_status() -> Response:
     """How far the latest recalculation is."""
-    row = maintenance.status(engine())
+    row = recalculation.recalculation_status(engine())
     if row is None:
         return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
-    return answer(recalculation(row))
+    return answer(recalculation_answer(row))
 
 
-def recalculation(row: Row) -> dict[str, object]:
+def recalculation_answer(row: Row) -> dict[str, object]:
     """How a recalculation stands."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
-    state = maintenance.FAILED if given_up else row.state
+    state = recalculation.FAILED if given_up else row.state
     said = f"{row.done:,} of {row.total:,} numbers computed"
     if row.changed is not None:
         said += f", {row.changed:,} were corrected"
@@ -194,7 +197,7 @@ def recalculation(row: Row) -> dict[str, object]:
 )
 def recalculate(path: CompositePath) -> Response:
     """Compute one number's effort and t-level anew from its attempts and prior work, now."""
-    before, after = administration.recalculate(engine(), by(), path.composite_id)
+    before, after = edits.recalculate(engine(), request_actor(), path.composite_id)
     message = "It was right" if before == after else "It has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}
     return answer({"composite_id": path.composite_id, **levels, "message": message})

@@ -6,17 +6,16 @@ from typing import IO, Any
 from flask import Response, request
 from pydantic import ValidationError
 
-from coordinator.audit import ADMIN
-from coordinator.composites import Busy, InvalidNumbers, Report, load
-from coordinator.list_formats import Fault, Given, ListError, read_list
-from coordinator.screening import JsonFields
+from coordinator.loading.list_formats import InputRow, ListError, RowError, read_list
+from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, LoadSummary, load_numbers
+from coordinator.loading.validation import JsonFields
 from ingest import openapi
-from ingest.admin.blueprints import answer, make
+from ingest.admin.blueprints import answer, make, request_actor
 from ingest.answers import engine, settings
 from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
 from ingest.problems import Problem, invalid
 from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
-from tasks import doorbell
+from tasks import publishing
 
 # A line of a table has several numbers, and more.
 CELLS, BESIDES = 8, 100_000
@@ -111,18 +110,18 @@ def _merged(defaults: LoadDefaults, query: LoadDefaults) -> LoadDefaults:
     return LoadDefaults(**{name: getattr(query, name) for name in LoadDefaults.model_fields} | given)
 
 
-def _given_number(place: int, item: Any) -> Given:
+def _given_number(place: int, item: Any) -> InputRow:
     if isinstance(item, dict | list) or item is None:
-        return Given(place, "", fault=Fault("invalid", "should be a number in a text, such as 2^1277-1"))
-    return Given(place, item.strip() if isinstance(item, str) else item)
+        return InputRow(place, "", fault=RowError("invalid", "should be a number in a text, such as 2^1277-1"))
+    return InputRow(place, item.strip() if isinstance(item, str) else item)
 
 
-def _given_composite(place: int, item: Any) -> Given:
+def _given_composite(place: int, item: Any) -> InputRow:
     if not isinstance(item, dict):
         return _given_number(place, item)
     if "number" not in item:
-        return Given(place, "", fault=Fault("invalid", "number is required"))
-    return Given(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
+        return InputRow(place, "", fault=RowError("invalid", "number is required"))
+    return InputRow(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
 
 
 # What comes of it ----------------------------------------------------------------------------------------------------
@@ -138,39 +137,38 @@ def load_file(stream: IO[bytes], name: str, defaults: LoadDefaults, query: LoadQ
 
 
 def _load(
-    numbers: Iterable[Given],
+    numbers: Iterable[InputRow],
     defaults: LoadDefaults,
     query: LoadQuery,
     source: str,
     ignored_columns: list[str] | None = None,
 ) -> dict[str, Any]:
     try:
-        report = load(
+        report = load_numbers(
             engine(),
             numbers,
             max_digits=settings().max_digits,
-            actor=ADMIN,
+            actor=request_actor(),
             source=source,
             project=defaults.project_name,
             priority=defaults.default_priority,
             skip_bad=query.on_error == "skip",
             dry_run=query.dry_run,
             processes=PROCESSES,
-            request_id=request.environ.get("ecm.request_id"),
         )
     except ListError as error:
         raise _unreadable(error) from error
-    except Busy as error:
+    except LoadInProgressError as error:
         raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
-    except InvalidNumbers as error:
+    except InvalidNumbersError as error:
         said = _said(error.report, ignored_columns)
         said["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in said["errors"]]
         raise Problem(422, "invalid_numbers", f"{error}.", **said) from error
-    doorbell.ring_jobs(report.rings)
+    publishing.publish_jobs(report.to_publish)
     return _said(report, ignored_columns)
 
 
-def _said(report: Report, ignored_columns: list[str] | None) -> dict[str, Any]:
+def _said(report: LoadSummary, ignored_columns: list[str] | None) -> dict[str, Any]:
     said = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
     return said.model_dump()
 

@@ -11,12 +11,14 @@ from flask import Blueprint, Response, flash, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, ValidationError
 
-from coordinator import administration, audit, dead_letters, maintenance, reservations
-from coordinator.refusals import Refusal, no_composite
+from coordinator.administration import dead_letters, edits, recalculation
+from coordinator.base import audit
+from coordinator.base.errors import DomainError, composite_not_found
+from coordinator.leases import reservations
 from ingest import login
 from ingest.admin.access import require_administration
-from ingest.admin.blueprints import by
-from ingest.admin.composites import recalculation
+from ingest.admin.blueprints import request_actor
+from ingest.admin.composites import recalculation_answer
 from ingest.admin.composites_upload import load_file
 from ingest.answers import engine, settings
 from ingest.bodies import printable_name
@@ -25,7 +27,7 @@ from ingest.work import with_lease
 from models.wire_admin import NewPriority, RecalculateQuery
 from models.wire_composites import LoadQuery, UploadForm
 from models.wire_work import ReasonQuery, Reservation
-from tasks.doorbell import ring_jobs, ring_submission
+from tasks.publishing import publish_jobs, publish_submission
 
 FEW, SOME = 20, 60  # three lists of so many rows, each with its form, stay below 200 KB
 # A cookie holds four thousand characters, and what was done is said in one.
@@ -90,7 +92,7 @@ def _done(back: str, do: Callable[[], str]) -> ResponseReturnValue:
     """`do` it, and go back to where what came of it is said."""
     try:
         said, kind = do(), "done"
-    except Refusal as error:
+    except DomainError as error:
         said, kind = of_refusal(error).detail, "refused"
     except Problem as problem:
         said, kind = problem.detail, "refused"
@@ -113,17 +115,17 @@ def _is_id(text: str) -> bool:
 
 def _number(composite_id: int) -> str:
     if composite_id >= 2**63:
-        raise no_composite(composite_id)
+        raise composite_not_found(composite_id)
     return url_for("pages.number", composite_id=composite_id)
 
 
 @admin_pages.get("")
 def start() -> ResponseReturnValue:
     """Where administration begins: what was done last, and effort computed anew."""
-    latest = maintenance.status(engine())
+    latest = recalculation.recalculation_status(engine())
     return render_template(
         "admin/start.html",
-        recalculation=recalculation(latest) if latest is not None else None,
+        recalculation=recalculation_answer(latest) if latest is not None else None,
         events=audit.latest(engine(), FEW),
     )
 
@@ -134,7 +136,7 @@ def find() -> ResponseReturnValue:
     word = request.args.get("q", "").strip()
     try:
         return redirect(_number(reservations.identify(engine(), word, settings().max_digits)), 303)
-    except Refusal as error:
+    except DomainError as error:
         flash(of_refusal(error).detail, "refused")
         return redirect(url_for("admin_pages.start"), 303)
 
@@ -145,8 +147,8 @@ def recalculate_all() -> ResponseReturnValue:
 
     def do() -> str:
         only_missing = not _form(RecalculateQuery).recalculate_all
-        row, rings = maintenance.start(engine(), by(), only_missing=only_missing)
-        ring_jobs(rings)
+        row, to_publish = recalculation.start_recalculation(engine(), request_actor(), only_missing=only_missing)
+        publish_jobs(to_publish)
         return f"Effort of {row.total:,} numbers is being computed anew."
 
     return _done(url_for("admin_pages.start"), do)
@@ -185,7 +187,7 @@ def set_priority(composite_id: int) -> ResponseReturnValue:
 
     def do() -> str:
         priority = _form(NewPriority).priority
-        before = administration.set_priority(engine(), by(), composite_id, priority)
+        before = edits.set_priority(engine(), request_actor(), composite_id, priority)
         return f"The priority is {priority}; it was {before}."
 
     return _done(back, do)
@@ -206,7 +208,7 @@ def reserve(composite_id: int) -> ResponseReturnValue:
             wish.duration_hours,
             details=None,
             max_digits=settings().max_digits,
-            by=by(),
+            actor=request_actor(),
         )
         return f"It is reserved for {row.client_id} until {row.expires_at:%Y-%m-%d %H:%M} UTC."
 
@@ -219,7 +221,7 @@ def pause(composite_id: int) -> ResponseReturnValue:
     back = _number(composite_id)
 
     def do() -> str:
-        reservations.pause(engine(), composite_id, _form(ReasonQuery).reason, by())
+        reservations.pause(engine(), composite_id, _form(ReasonQuery).reason, request_actor())
         return "It gets no work until it is resumed."
 
     return _done(back, do)
@@ -231,7 +233,7 @@ def resume(composite_id: int) -> ResponseReturnValue:
     back = url_for("admin_pages.work") if request.form.get("from") == "work" else _number(composite_id)
 
     def do() -> str:
-        reservations.resume(engine(), composite_id, by())
+        reservations.resume(engine(), composite_id, request_actor())
         return f"Number {composite_id} gets work again."
 
     return _done(back, do)
@@ -243,7 +245,7 @@ def recalculate(composite_id: int) -> ResponseReturnValue:
     back = _number(composite_id)
 
     def do() -> str:
-        before, after = administration.recalculate(engine(), by(), composite_id)
+        before, after = edits.recalculate(engine(), request_actor(), composite_id)
         if before == after:
             return f"It was right: t{after:.2f}."
         return f"It was t{before:.2f} and is t{after:.2f} now."
@@ -259,9 +261,9 @@ def work() -> ResponseReturnValue:
     """Reservations, numbers kept from work, and leases."""
     return render_template(
         "admin/work.html",
-        reserved=reservations.open_work(engine(), reserving=True, limit=SOME),
-        held=reservations.held(engine(), SOME),
-        leases=reservations.open_work(engine(), reserving=False, limit=SOME),
+        reserved=reservations.list_open_leases(engine(), reserving=True, limit=SOME),
+        held=reservations.held_composites(engine(), SOME),
+        leases=reservations.list_open_leases(engine(), reserving=False, limit=SOME),
         most=SOME,
     )
 
@@ -272,7 +274,7 @@ def end_work(work_id: str) -> ResponseReturnValue:
 
     def do() -> str:
         reason = _form(ReasonQuery).reason
-        row = with_lease(lambda id_: reservations.cancel(engine(), id_, reason, by()), work_id)
+        row = with_lease(lambda id_: reservations.cancel(engine(), id_, reason, request_actor()), work_id)
         return f"The {row.method} work of {row.client_id} is {row.status}."
 
     return _done(url_for("admin_pages.work"), do)
@@ -288,7 +290,7 @@ def letters() -> ResponseReturnValue:
     kind, _, place = request.args.get("cursor", "").partition("-")
     if _is_id(place):
         after = (kind == "1", int(place))
-    rows = dead_letters.listed(engine(), limit=SOME, after=after, most_bytes=dead_letters.LISTED_BYTES)
+    rows = dead_letters.list_dead_letters(engine(), limit=SOME, after=after, most_bytes=dead_letters.LISTED_BYTES)
     onward = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == SOME else None
     return render_template("admin/letters.html", letters=rows, next=onward)
 
@@ -306,7 +308,7 @@ def retry() -> ResponseReturnValue:
         for submission_id in chosen[:CHOSEN_AT_ONCE]:
             try:
                 found += _accept(submission_id) if accepting else _send_again(submission_id)
-            except Refusal as error:
+            except DomainError as error:
                 refusals.append(f"{submission_id}: {error}")
         done = f"{found} factors were used." if accepting else f"{found} queued again."
         return " ".join([done, *(f"{words}." for words in refusals)])
@@ -315,12 +317,12 @@ def retry() -> ResponseReturnValue:
 
 
 def _accept(submission_id: int) -> int:
-    done = dead_letters.accept_factors(engine(), by(), submission_id, settings().max_digits)
-    ring_jobs(done.rings)
+    done = dead_letters.accept_factors(engine(), request_actor(), submission_id, settings().max_digits)
+    publish_jobs(done.to_publish)
     return len(done.accepted)
 
 
 def _send_again(submission_id: int) -> int:
-    done = dead_letters.send_again(engine(), by(), submission_id)
-    ring_submission(submission_id, done.client_id, done.composite)
+    done = dead_letters.retry(engine(), request_actor(), submission_id)
+    publish_submission(submission_id, done.client_id, done.composite)
     return 1

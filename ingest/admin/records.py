@@ -5,10 +5,11 @@ from typing import Any
 
 from flask import Response
 
-from coordinator import administration, deletions, overview, projects
-from coordinator.administration import Provenance
+from coordinator.administration import deletions, edits, project_edits
+from coordinator.administration.edits import Provenance
+from coordinator.reading import admin_queries
 from ingest import openapi
-from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.admin.composites import factored
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
@@ -28,7 +29,7 @@ from models.wire_admin import (
     Voiding,
     WhyQuery,
 )
-from tasks.doorbell import ring_jobs
+from tasks.publishing import publish_jobs
 
 admin_records = make("admin_records", openapi.ADMIN_RECORDS)
 
@@ -44,8 +45,10 @@ def add_factors() -> Response:
     wish = read_body(KnownFactors)
     said = Provenance(wish.source, wish.found_at)
     most = settings().max_digits
-    done = administration.add_known_factors(engine(), by(), wish.composite.strip(), wish.factors, said, max_digits=most)
-    ring_jobs(done.rings)
+    done = edits.add_known_factors(
+        engine(), request_actor(), wish.composite.strip(), wish.factors, said, max_digits=most
+    )
+    publish_jobs(done.to_publish)
     return answer(factored(done, f"{len(done.new)} new factors, {len(done.known)} known before"))
 
 
@@ -63,8 +66,10 @@ def delete_factor(path: FactorPath) -> Response:
 
     What follows from the other factors, or is small, is found again at once.
     """
-    composite_id, left, rings = deletions.delete_factor(engine(), by(), path.factor_id, settings().max_digits)
-    ring_jobs(rings)
+    composite_id, left, to_publish = deletions.delete_factor(
+        engine(), request_actor(), path.factor_id, settings().max_digits
+    )
+    publish_jobs(to_publish)
     said = {"factor_id": path.factor_id, "composite_id": composite_id, "current_composite": left}
     return answer({**said, "message": "The factor was taken back"})
 
@@ -76,7 +81,7 @@ def delete_factor(path: FactorPath) -> Response:
 )
 def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
     """Delete an attempt with its effort; factors stay. Its submission is refused now (`attempt_deleted`)."""
-    composite_id, t_level = deletions.delete_attempt(engine(), by(), path.attempt_id, query.reason)
+    composite_id, t_level = deletions.delete_attempt(engine(), request_actor(), path.attempt_id, query.reason)
     said = {"attempt_id": path.attempt_id, "composite_id": composite_id, "current_t_level": t_level}
     return answer({**said, "message": "The attempt was deleted"})
 
@@ -92,7 +97,7 @@ def void_attempts() -> Response:
     wish = read_body(Voiding)
     done = deletions.void_attempts(
         engine(),
-        by(),
+        request_actor(),
         wish.client_id,
         since=wish.since,
         until=wish.until or datetime.now(UTC),
@@ -113,7 +118,7 @@ def void_attempts() -> Response:
 )
 def create_project() -> Response:
     """Make a project."""
-    row = projects.create(engine(), by(), read_body(NewProject).name)
+    row = project_edits.create_project(engine(), request_actor(), read_body(NewProject).name)
     return answer({"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was made"}, 201)
 
 
@@ -127,7 +132,7 @@ UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 )
 def delete_project(path: ProjectPath) -> Response:
     """Delete a project; its numbers stay."""
-    gone = projects.remove(engine(), by(), project_id=path.project_id)
+    gone = project_edits.delete_project(engine(), request_actor(), project_id=path.project_id)
     return answer({**gone, "message": "The project was deleted; its numbers stay"})
 
 
@@ -138,11 +143,11 @@ def delete_project(path: ProjectPath) -> Response:
 )
 def delete_project_by_name(path: ProjectNamePath) -> Response:
     """Delete a project by its name; its numbers stay."""
-    gone = projects.remove(engine(), by(), name=path.name)
+    gone = project_edits.delete_project(engine(), request_actor(), name=path.name)
     return answer({**gone, "message": "The project was deleted; its numbers stay"})
 
 
 @admin_records.get("/stats/summary", operation_id="admin_summary", responses={200: Summary})
 def summary() -> Response:
     """How much there is of everything; large tables are estimated, never counted."""
-    return answer(overview.summary(engine()))
+    return answer(admin_queries.summarize_database(engine()))

@@ -3,12 +3,12 @@
 from flask import Response
 from sqlalchemy import Row
 
-from coordinator import dead_letters
+from coordinator.administration import dead_letters
 from ingest import openapi
-from ingest.admin.blueprints import answer, by, make
+from ingest.admin.blueprints import answer, make, request_actor
 from ingest.answers import engine, settings
 from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
-from tasks.doorbell import ring_jobs, ring_submission
+from tasks.publishing import publish_jobs, publish_submission
 
 admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
@@ -20,8 +20,8 @@ def submissions(query: SubmissionsQuery) -> Response:
     if query.cursor:
         kind, _, submission_id = query.cursor.partition("-")
         after = (kind == "1", int(submission_id))
-    states = (query.state,) if query.state else dead_letters.DEAD
-    rows = dead_letters.listed(engine(), states, limit=query.limit, after=after)
+    states = (query.state,) if query.state else dead_letters.DEAD_STATES
+    rows = dead_letters.list_dead_letters(engine(), states, limit=query.limit, after=after)
     more = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == query.limit else None
     return answer({"submissions": [letter(row) for row in rows], "next": more})
 
@@ -56,12 +56,12 @@ def retry(path: SubmissionPath, query: RetryQuery) -> Response:
     """Queue a rejected or failed submission again; with `accept_factors` use its true factors instead."""
     number = path.submission_id
     if query.accept_factors:
-        done = dead_letters.accept_factors(engine(), by(), number, settings().max_digits)
-        ring_jobs(done.rings)
+        done = dead_letters.accept_factors(engine(), request_actor(), number, settings().max_digits)
+        publish_jobs(done.to_publish)
         message = f"{len(done.accepted)} factors accepted, {len(done.new)} of them new"
     else:
-        done = dead_letters.send_again(engine(), by(), number)
-        ring_submission(number, done.client_id, done.composite)
+        done = dead_letters.retry(engine(), request_actor(), number)
+        publish_submission(number, done.client_id, done.composite)
         message = "It is queued again"
     return answer(
         {

@@ -6,9 +6,10 @@ from typing import Any
 from flask import Response
 from sqlalchemy import Row
 
-from coordinator import reservations, upkeep
+from coordinator.housekeeping import lease_expiry
+from coordinator.leases import reservations
 from ingest import openapi
-from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
+from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
 from ingest.work import WorkPath, assignment, lease_state, with_lease
@@ -23,7 +24,7 @@ UNKNOWN_WORK: dict[Any, Any] = {404: openapi.problem("`unknown_work`")}
 @admin_work.get("/work/assignments", operation_id="admin_assignments", responses={200: OpenWork})
 def assignments() -> Response:
     """Open leases, those that run out first first (at most 1,000)."""
-    rows = reservations.open_work(engine())
+    rows = reservations.list_open_leases(engine())
     return answer({"assignments": [assignment(row) for row in rows]})
 
 
@@ -33,14 +34,16 @@ def assignments() -> Response:
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
     """Cancel anybody's lease; idempotent. Its client learns of it by its next heartbeat."""
     return answer(
-        lease_state(with_lease(lambda id_: reservations.cancel(engine(), id_, query.reason, by()), path.work_id))
+        lease_state(
+            with_lease(lambda id_: reservations.cancel(engine(), id_, query.reason, request_actor()), path.work_id)
+        )
     )
 
 
 @admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
 def cleanup() -> Response:
     """Time out overdue leases now, as beat does every few seconds."""
-    expired = upkeep.expire_work(engine(), datetime.now(UTC))
+    expired = lease_expiry.expire_leases(engine(), datetime.now(UTC))
     return answer({"expired": expired, "message": f"{expired} overdue leases timed out"})
 
 
@@ -61,7 +64,7 @@ def reserve() -> Response:
         wish.duration_hours,
         details=wish.metadata,
         max_digits=settings().max_digits,
-        by=by(),
+        actor=request_actor(),
     )
     others = row.open_leases - 1
     return answer(
@@ -80,7 +83,7 @@ def reserve() -> Response:
 @admin_work.post("/work/release/<work_id>", operation_id="admin_release", responses={200: LeaseState, **UNKNOWN_WORK})
 def release(path: WorkPath, query: ReasonQuery) -> Response:
     """Release a reservation; idempotent."""
-    row = with_lease(lambda id_: reservations.release(engine(), id_, query.reason, by()), path.work_id)
+    row = with_lease(lambda id_: reservations.release(engine(), id_, query.reason, request_actor()), path.work_id)
     return answer(lease_state(row))
 
 
@@ -91,7 +94,7 @@ def release(path: WorkPath, query: ReasonQuery) -> Response:
 )
 def pause(path: CompositePath, query: ReasonQuery) -> Response:
     """No work on a number until it is resumed; open leases go on."""
-    row = reservations.pause(engine(), path.composite_id, query.reason, by())
+    row = reservations.pause(engine(), path.composite_id, query.reason, request_actor())
     return _hold(row, "It gets no work until it is resumed")
 
 
@@ -102,7 +105,7 @@ def pause(path: CompositePath, query: ReasonQuery) -> Response:
 )
 def resume(path: CompositePath) -> Response:
     """Let a paused or parked number be worked on again; idempotent."""
-    return _hold(reservations.resume(engine(), path.composite_id, by()), "It gets work again")
+    return _hold(reservations.resume(engine(), path.composite_id, request_actor()), "It gets work again")
 
 
 def _hold(row: Row, message: str) -> Response:

@@ -18,12 +18,12 @@ YES_OPTION = click.option("--yes", is_flag=True, help="Do not ask.")
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """What is refused ends the command with exit code 1 and the reason."""
-    from coordinator.expressions import ExpressionError
-    from coordinator.refusals import Refusal
+    from coordinator.base.errors import DomainError
+    from coordinator.numbers.expressions import ExpressionError
 
     try:
         yield
-    except Refusal as error:
+    except DomainError as error:
         raise click.ClickException(f"{error}") from error
     except ExpressionError as error:
         raise click.ClickException(error.detail) from error
@@ -31,6 +31,6 @@ def sentences() -> Iterator[None]:
 
 def identify(engine: "Engine", number: str) -> int:
     """The id of the number with this value or id; to be called within `sentences`."""
-    from coordinator import reservations
+    from coordinator.leases import reservations
 
     return reservations.identify(engine, number.strip(), settings().max_digits)

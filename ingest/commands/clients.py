@@ -32,12 +32,12 @@ def add(name: str, home: Path | None) -> None:
 
     Exits with 1 if the client has a key already.
     """
-    from coordinator import client_keys
+    from coordinator.administration import client_keys
 
     with database(home) as engine:
         try:
-            key = client_keys.add(engine, name, operator())
-        except client_keys.KeyRefused as error:
+            key = client_keys.add_key(engine, name, operator())
+        except client_keys.InvalidKeyError as error:
             raise click.ClickException(str(error)) from None
     click.echo(key)
     click.echo(f"This is {name}'s key; it is not shown again. The agent takes it as ECM_KEY.", err=True)
@@ -51,12 +51,12 @@ def revoke(name: str, home: Path | None) -> None:
 
     Exits with 1 if it has none in use.
     """
-    from coordinator import client_keys
+    from coordinator.administration import client_keys
 
     with database(home) as engine:
         try:
-            client_keys.revoke(engine, name, operator())
-        except client_keys.KeyRefused as error:
+            client_keys.revoke_key(engine, name, operator())
+        except client_keys.InvalidKeyError as error:
             raise click.ClickException(str(error)) from None
     click.echo(f"the key of {name} is revoked")
 
@@ -66,7 +66,7 @@ def revoke(name: str, home: Path | None) -> None:
 @HOME_OPTION
 def ls(*, as_json: bool, home: Path | None) -> None:
     """Show who has a key, and whose is revoked."""
-    from coordinator import client_keys
+    from coordinator.administration import client_keys
 
     with database(home) as engine:
         rows = client_keys.all_keys(engine)

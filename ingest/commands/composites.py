@@ -1,7 +1,6 @@
 """`ecm-coordinator composites import`: numbers from a file into the registry, on the database itself."""
 
 import contextlib
-import getpass
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import click
 
 from config.settings import settings
 from ingest.commands import composites_admin
-from ingest.commands.database import HOME_OPTION, database, one_line
+from ingest.commands.database import HOME_OPTION, database, one_line, operator
 
 # What is not a number or belongs to one: a line of a table has several cells of that length.
 CELLS, BESIDES = 8, 100_000
@@ -63,18 +62,18 @@ def import_(
     """
     from concurrent.futures.process import BrokenProcessPool
 
-    from coordinator.composites import Busy, InvalidNumbers, load
-    from coordinator.list_formats import ListError, read_list
+    from coordinator.loading.list_formats import ListError, read_list
+    from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, load_numbers
 
     most = settings().max_digits
     with database(home) as engine, _opened(file) as stream, _progress(stream, quiet=as_json) as progress:
         try:
             listing = read_list(stream, Path(file).name, CELLS * most + BESIDES)
-            report = load(
+            report = load_numbers(
                 engine,
                 listing.numbers,
                 max_digits=most,
-                actor=getpass.getuser(),
+                actor=operator(),
                 source=_printable(Path(file).name),
                 project=project and project.strip(),
                 priority=priority,
@@ -88,9 +87,9 @@ def import_(
             raise click.ClickException(
                 "a process that checks numbers was killed; is there too little memory?"
             ) from error
-        except (ListError, Busy) as error:
+        except (ListError, LoadInProgressError) as error:
             raise click.ClickException(f"{error}") from error
-        except InvalidNumbers as error:
+        except InvalidNumbersError as error:
             _tell(error.report, [], as_json)
             raise click.ClickException(str(error)) from error
     _tell(report, listing.ignored_columns, as_json)
@@ -131,7 +130,7 @@ def _progress(stream: BinaryIO, quiet: bool) -> Iterator[Callable[[str, int], No
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from coordinator.composites import CHECKED
+    from coordinator.loading.load import CHECKED
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:

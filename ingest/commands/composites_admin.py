@@ -39,14 +39,14 @@ def ls(
     home: Path | None,
 ) -> None:
     """Show numbers, by id; with WORD those that it may mean: a value, an expression, an old cofactor or an id."""
-    from coordinator import overview
+    from coordinator.reading import admin_queries
 
     with database(home) as engine:
         if word is not None:
-            rows = overview.find(engine, word.strip(), settings().max_digits)
+            rows = admin_queries.find_composites(engine, word.strip(), settings().max_digits)
         else:
             chosen: dict[str, Any] = {"project": project and project.strip(), "unfinished": unfinished, "after": after}
-            rows = overview.listed(engine, **chosen, limit=limit + 1)
+            rows = admin_queries.list_by_id(engine, **chosen, limit=limit + 1)
     shown = rows[:limit]
     if as_json:
         print_json([{**row._asdict()} for row in shown])
@@ -59,7 +59,7 @@ def ls(
 
 
 def _print_numbers(rows: "list[Row[Any]]") -> None:
-    from coordinator.expressions import shorten
+    from coordinator.numbers.expressions import shorten
 
     table = table_of("id", "number", ">digits", "state", ">t-level", ">target", ">attempts", ">priority")
     for row in rows:
@@ -86,10 +86,10 @@ def show(number: str, as_json: bool, home: Path | None) -> None:
 
     Exits with 1 if there is no such number.
     """
-    from coordinator import overview
+    from coordinator.reading import admin_queries
 
     with database(home) as engine, sentences():
-        found = overview.composite(engine, identify(engine, number))
+        found = admin_queries.read_admin_detail(engine, identify(engine, number))
     if found is None:
         raise click.ClickException(f"{number[:60]} has just been deleted")
     if as_json:
@@ -137,15 +137,15 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
 
     Exits with 1, and changes nothing, if a factor does not divide or a composite part is left.
     """
-    from coordinator import administration
+    from coordinator.administration import edits
 
     with database(home) as engine, sentences():
-        done = administration.complete(
+        done = edits.complete_composite(
             engine,
             operator(),
             identify(engine, number),
             factors,
-            administration.Provenance(source, None),
+            edits.Provenance(source, None),
             cofactor_is_prime=prime,
             max_digits=settings().max_digits,
         )
@@ -161,11 +161,11 @@ def priority(number: str, value: int, home: Path | None) -> None:
 
     Exits with 1 if there is no such number.
     """
-    from coordinator import administration
+    from coordinator.administration import edits
 
     with database(home) as engine, sentences():
         composite_id = identify(engine, number)
-        before = administration.set_priority(engine, operator(), composite_id, value)
+        before = edits.set_priority(engine, operator(), composite_id, value)
     click.echo(f"composite {composite_id} has priority {value}; it was {before}")
 
 
@@ -178,12 +178,13 @@ def rm(number: str, yes: bool, home: Path | None) -> None:
 
     What clients sent stays, as refused. Exits with 1 if there is no such number, or another one's factor needs it.
     """
-    from coordinator import deletions, overview
-    from coordinator.expressions import shorten
+    from coordinator.administration import deletions
+    from coordinator.numbers.expressions import shorten
+    from coordinator.reading import admin_queries
 
     with database(home) as engine, sentences():
         composite_id = identify(engine, number)
-        found = None if yes else overview.composite(engine, composite_id)
+        found = None if yes else admin_queries.read_admin_detail(engine, composite_id)
         if found is not None:
             what = f"{shorten(found['number'])} with its {found['attempt_count']:,} attempts"
             click.confirm(f"Delete {what} for good?", abort=True)

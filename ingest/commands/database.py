@@ -16,7 +16,7 @@ from models.wire import printable
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from coordinator.audit import By
+    from coordinator.base.audit import Actor
 
 HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
 
@@ -31,14 +31,14 @@ def one_line(_context: click.Context, _parameter: click.Parameter, value: str | 
         raise click.BadParameter(str(error)) from error
 
 
-def operator() -> "By":
+def operator() -> "Actor":
     """Who runs this command, for the audit trail."""
-    from coordinator.audit import By
+    from coordinator.base.audit import Actor
 
     try:
-        return By(getpass.getuser())
+        return Actor(getpass.getuser())
     except (OSError, KeyError):  # a container's account without a name
-        return By(f"uid {os.getuid()}")
+        return Actor(f"uid {os.getuid()}")
 
 
 @contextlib.contextmanager

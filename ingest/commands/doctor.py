@@ -24,7 +24,7 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
     Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs. Exits with
     1 and a list if one is broken: `recompute-effort` mends effort, the rest needs a person.
     """
-    from coordinator import invariants
+    from coordinator.reading import invariants
 
     current = settings()
     with database(home) as engine, _progress(quiet=as_json) as progress:

@@ -52,16 +52,16 @@ def ls(
     home: Path | None,
 ) -> None:
     """Show factors, the newest first; with NUMBER those of this number (any value it has had)."""
-    from coordinator import factors as registry
+    from coordinator.reading import factors as registry
     from models.wire_reading import FactorListed
 
-    filters = registry.Filters(number and number.strip(), project, client, min_digits, max_digits)
+    filters = registry.FactorFilters(number and number.strip(), project, client, min_digits, max_digits)
     order = registry.LARGEST if largest else registry.NEWEST
     rows: list[Row] = []
     cursor = None
     with database(home) as engine, sentences():
         while len(rows) < limit:
-            page = registry.page(
+            page = registry.list_factors(
                 engine,
                 filters,
                 order=order,
@@ -85,7 +85,7 @@ def ls(
 
 
 def _print_factors(listed: "list[FactorListed]") -> None:
-    from coordinator.expressions import shorten
+    from coordinator.numbers.expressions import shorten
 
     table = table_of("id", ">digits", "factor", "of", "prime", "client", "method", ">B1", "sigma", "recorded")
     for one in listed:
@@ -114,10 +114,10 @@ def export(
     home: Path | None,
 ) -> None:
     """Write factors into FILE (- for standard output), the oldest first."""
-    from coordinator import factors as registry
+    from coordinator.reading import factors as registry
     from ingest.factor_files import lines
 
     from_then = since and since.replace(tzinfo=UTC)
     with database(home) as engine, sentences():
-        for text in lines(registry.export(engine, project=project, client_id=client, since=from_then), form):
+        for text in lines(registry.export_factors(engine, project=project, client_id=client, since=from_then), form):
             file.write(text)

@@ -26,10 +26,10 @@ def projects() -> None:
 @HOME_OPTION
 def ls(as_json: bool, home: Path | None) -> None:
     """Show projects by name, and how many numbers are in each."""
-    from coordinator import projects as registry
+    from coordinator.reading import projects as registry
 
     with database(home) as engine:
-        rows = registry.page(engine, limit=MANY).rows
+        rows = registry.list_projects(engine, limit=MANY).rows
     if as_json:
         print_json([{**row._asdict()} for row in rows])
     elif not rows:
@@ -46,12 +46,12 @@ def ls(as_json: bool, home: Path | None) -> None:
 @HOME_OPTION
 def add(name: str, home: Path | None) -> None:
     """Make the project NAME. Exits with 1 if there is one of that name."""
-    from coordinator import projects as registry
+    from coordinator.administration import project_edits as registry
 
     if not 0 < len(name.strip()) <= LONGEST_NAME:
         raise click.ClickException(f"a project's name has 1 to {LONGEST_NAME} characters; this has {len(name.strip())}")
     with database(home) as engine, sentences():
-        row = registry.create(engine, operator(), name.strip())
+        row = registry.create_project(engine, operator(), name.strip())
     click.echo(f"project {row.id} is {row.name}")
 
 
@@ -61,10 +61,10 @@ def add(name: str, home: Path | None) -> None:
 @HOME_OPTION
 def rm(name: str, yes: bool, home: Path | None) -> None:
     """Delete the project NAME; its numbers stay. Exits with 1 if there is none of that name."""
-    from coordinator import projects as registry
+    from coordinator.administration import project_edits as registry
 
     if not yes:
         click.confirm(f"Delete the project {name.strip()}? Its numbers stay.", abort=True)
     with database(home) as engine, sentences():
-        gone = registry.remove(engine, operator(), name=name.strip())
+        gone = registry.delete_project(engine, operator(), name=name.strip())
     click.echo(f"project {gone['name']} is deleted; its {gone['composites']:,} numbers stay")

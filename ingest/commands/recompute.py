@@ -18,10 +18,10 @@ def recompute_effort(as_json: bool, after: int, home: Path | None) -> None:
     Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs; results
     that arrive meanwhile are not lost. Exits with 1 if anything differed.
     """
-    from coordinator import ledger
+    from coordinator.composites import ledger
 
     with database(home) as engine:
-        differences = ledger.recompute_all(engine, after)
+        differences = ledger.recalculate_all(engine, after)
     if as_json:
         click.echo(json.dumps([difference._asdict() for difference in differences]))
     else:

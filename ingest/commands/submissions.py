@@ -29,11 +29,11 @@ def submissions() -> None:
 @HOME_OPTION
 def ls(state: str | None, limit: int, as_json: bool, home: Path | None) -> None:
     """Show submissions by state: refused ones that hold true factors first, then the newest first."""
-    from coordinator import dead_letters
+    from coordinator.administration import dead_letters
     from ingest.admin.submissions import letter
 
     with database(home) as engine:
-        rows = dead_letters.listed(engine, (state,) if state else dead_letters.DEAD, limit=limit + 1)
+        rows = dead_letters.list_dead_letters(engine, (state,) if state else dead_letters.DEAD_STATES, limit=limit + 1)
     shown = [letter(row) for row in rows[:limit]]
     if as_json:
         print_json(shown)
@@ -46,7 +46,7 @@ def ls(state: str | None, limit: int, as_json: bool, home: Path | None) -> None:
 
 
 def _print_letters(letters: list[dict[str, Any]]) -> None:
-    from coordinator.expressions import shorten
+    from coordinator.numbers.expressions import shorten
 
     table = table_of("id", "client", "composite", "state", "reason", "true factors", "received", "detail")
     for one in letters:
@@ -62,10 +62,10 @@ def _print_letters(letters: list[dict[str, Any]]) -> None:
 @HOME_OPTION
 def show(submission_id: int, home: Path | None) -> None:
     """Show all of a submission, its payload and raw output too, as JSON. Exits with 1 if there is none."""
-    from coordinator import dead_letters
+    from coordinator.administration import dead_letters
 
     with database(home) as engine, sentences():
-        row = dead_letters.find(engine, submission_id)
+        row = dead_letters.read_submission(engine, submission_id)
     print_json({**row._asdict()})
 
 
@@ -78,7 +78,7 @@ def retry(submission_id: int, accept_factors: bool, home: Path | None) -> None:
 
     Exits with 1 if there is none, or it is neither.
     """
-    from coordinator import dead_letters
+    from coordinator.administration import dead_letters
 
     with database(home) as engine, sentences():
         if accept_factors:
@@ -87,5 +87,5 @@ def retry(submission_id: int, accept_factors: bool, home: Path | None) -> None:
             accepted = ", ".join(done.accepted)
             click.echo(f"accepted of submission {submission_id}: {accepted}; {len(done.new)} of them new")
         else:
-            dead_letters.send_again(engine, operator(), submission_id)
+            dead_letters.retry(engine, operator(), submission_id)
             click.echo(f"submission {submission_id} is queued again")

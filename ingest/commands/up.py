@@ -28,7 +28,7 @@ SILENCE = 30.0
 GRACE = 60.0
 WATCH_EVERY = 5.0
 # An external database that is away when we start; an embedded one may recover for as long as it takes.
-DATABASE_PATIENCE = 30.0
+DATABASE_TIMEOUT = 30.0
 
 
 @click.command()
@@ -131,7 +131,7 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
     from alembic.util import CommandError
     from sqlalchemy.exc import ArgumentError, OperationalError
 
-    from coordinator import upkeep
+    from coordinator.housekeeping import eligibility_refresh
     from models import migrate
 
     supervisor.start()
@@ -139,7 +139,7 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
     while True:
         try:
             if migrate.upgrade(supervisor.environment["DATABASE_URL"]):
-                upkeep.restate_work(supervisor.environment["DATABASE_URL"])
+                eligibility_refresh.refresh_database(supervisor.environment["DATABASE_URL"])
             break
         except ArgumentError as error:
             raise homes.HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error
@@ -150,7 +150,7 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
             ) from error
         except OperationalError as error:
             now = time.monotonic()
-            if "postgres" not in supervisor.servers and now - began > DATABASE_PATIENCE:
+            if "postgres" not in supervisor.servers and now - began > DATABASE_TIMEOUT:
                 raise homes.HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error
             if now - said > 10:
                 said = now

@@ -39,13 +39,13 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
     """Show open leases, those that run out first first."""
     if held and client is not None:
         raise click.UsageError("--held shows numbers, which are no client's; leave --client out")
-    from coordinator import reservations
+    from coordinator.leases import reservations
 
     with database(home) as engine:
         rows = (
-            reservations.held(engine, limit + 1)
+            reservations.held_composites(engine, limit + 1)
             if held
-            else reservations.open_work(engine, client_id=client, limit=limit + 1)
+            else reservations.list_open_leases(engine, client_id=client, limit=limit + 1)
         )
     shown = rows[:limit]
     if as_json:
@@ -67,8 +67,8 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
 
     Its client learns of it by its next heartbeat. Exits with 1 if there is no such lease.
     """
-    from coordinator import reservations
-    from coordinator.work import UnknownLease
+    from coordinator.composites.lease_lifecycle import LeaseNotFoundError
+    from coordinator.leases import reservations
 
     try:
         lease_id = uuid.UUID(work_id)
@@ -77,7 +77,7 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
     try:
         with database(home) as engine:
             lease = reservations.cancel(engine, lease_id, reason, operator())
-    except UnknownLease:
+    except LeaseNotFoundError:
         raise click.ClickException(f"there is no work {lease_id}; see `work ls`") from None
     click.echo(f"{lease.id} of {lease.client_id} is {lease.status}" + (f": {lease.message}" if lease.message else ""))
 
@@ -86,10 +86,10 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
 @HOME_OPTION
 def cleanup(home: Path | None) -> None:
     """Time out now the leases that are overdue, as beat does every few seconds."""
-    from coordinator import upkeep
+    from coordinator.housekeeping import lease_expiry
 
     with database(home) as engine:
-        expired = upkeep.expire_work(engine, datetime.now(UTC))
+        expired = lease_expiry.expire_leases(engine, datetime.now(UTC))
     click.echo(f"{expired} overdue leases timed out.")
 
 
@@ -102,7 +102,7 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
 
     Exits with 1 if there is no such number.
     """
-    from coordinator import reservations
+    from coordinator.leases import reservations
 
     with database(home) as engine, sentences():
         row = reservations.pause(engine, identify(engine, number), reason, operator())
@@ -117,11 +117,13 @@ def resume(number: str, home: Path | None) -> None:
 
     Exits with 1 if there is no such number.
     """
-    from coordinator import reservations
+    from coordinator.leases import reservations
 
     with database(home) as engine, sentences():
         row = reservations.resume(engine, identify(engine, number), operator())
-    click.echo(f"composite {row.id} is neither paused nor parked" + ("" if row.wants_ecm else "; it wants no ECM now"))
+    click.echo(
+        f"composite {row.id} is neither paused nor parked" + ("" if row.ecm_eligible else "; it wants no ECM now")
+    )
 
 
 # What is shown -------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def _lease_table(rows: list["Row[Any]"]) -> "Table":
 
 
 def _held_table(rows: list["Row[Any]"]) -> "Table":
-    from coordinator.expressions import shorten
+    from coordinator.numbers.expressions import shorten
 
     table = table_of("composite", "number", ">digits", "held", "since", "why")
     for row in rows:

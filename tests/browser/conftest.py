@@ -64,8 +64,8 @@ def fill(stack: Stack, spool: Path) -> None:
     # What clients did is added up a while after it came in: as if it had come in an hour ago.
     stack.run_sql("UPDATE ecm_attempts SET created_at = created_at - interval '1 hour'")
     stack.run_sql("UPDATE factors SET created_at = created_at - interval '1 hour'")
-    stack.run_sql("DELETE FROM noted")
-    until(lambda: stack.scalar("SELECT sum(results) FROM activity") is not None, 30)
+    stack.run_sql("DELETE FROM watermarks")
+    until(lambda: stack.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
 
 
 @pytest.fixture(params=WIDTHS)

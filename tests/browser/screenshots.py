@@ -47,8 +47,8 @@ def shown(tmp_path_factory):
         subprocess.run([*agent, *options, "--project", "demonstration"], check=True, stdout=subprocess.DEVNULL)
         running.run_sql("UPDATE ecm_attempts SET created_at = now() - (0.1 + 47 * random()) * interval '1 hour'")
         running.run_sql("UPDATE factors SET created_at = now() - (0.1 + 47 * random()) * interval '1 hour'")
-        running.run_sql("DELETE FROM noted")
-        until(lambda: running.scalar("SELECT sum(results) FROM activity") is not None, 30)
+        running.run_sql("DELETE FROM watermarks")
+        until(lambda: running.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
         yield running
     finally:
         running.stop()

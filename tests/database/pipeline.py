@@ -6,9 +6,12 @@ from typing import Any
 from sqlalchemy import Engine, func, select, text
 
 from config.settings import Settings
-from coordinator import analysis, inbox, invariants, results, work
-from coordinator.inbox import Receipt
-from coordinator.results import Applied
+from coordinator.composites import lease_lifecycle
+from coordinator.housekeeping import job_runner
+from coordinator.reading import invariants
+from coordinator.results import applying, inbox
+from coordinator.results.applying import Applied
+from coordinator.results.inbox import Receipt
 from models.tables import Base, Job
 from models.wire import SubmitResult
 
@@ -56,11 +59,11 @@ def receive(
     )
 
 
-def submit(engine: Engine, body: dict[str, Any], key: str | None = None, apply: Apply = results.apply_result) -> Any:
+def submit(engine: Engine, body: dict[str, Any], key: str | None = None, apply: Apply = applying.apply_result) -> Any:
     """Receive and apply; the submission's row afterwards."""
     receipt = receive(engine, body, key)
     apply(engine, receipt.submission_id, SETTINGS)
-    return inbox.state(engine, receipt.submission_id)
+    return inbox.submission_row(engine, receipt.submission_id)
 
 
 def run_jobs(engine: Engine) -> int:
@@ -68,7 +71,7 @@ def run_jobs(engine: Engine) -> int:
     done = 0
     while waiting := rows(engine, select(Job.id).where(Job.state == "waiting").order_by(Job.id)):
         for job in waiting:
-            analysis.run(engine, job.id, max_tries=SETTINGS.max_tries, max_digits=SETTINGS.max_digits)
+            job_runner.run_job(engine, job.id, max_deliveries=SETTINGS.max_deliveries, max_digits=SETTINGS.max_digits)
             done += 1
     return done
 
@@ -138,7 +141,7 @@ def lease(
     with engine.begin() as connection:
         values = {"composite": composite_id, "client": client, "curves": curves}
         lease_id = connection.execute(text(insert), values).scalar_one()
-        work.refresh(connection, [composite_id])
+        lease_lifecycle.refresh_eligibility(connection, [composite_id])
         return lease_id
 
 

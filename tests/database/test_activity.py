@@ -8,8 +8,10 @@ import pytest
 from pipeline import SETTINGS, composite, result, rows, run_sql, submit
 from primes import prime, product
 
-from coordinator import activity, deletions, upkeep
-from coordinator.audit import OPERATOR
+from coordinator.administration import deletions
+from coordinator.base.audit import OPERATOR
+from coordinator.composites import statistics
+from coordinator.housekeeping import retention
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 LATE = timedelta(seconds=90)
@@ -36,21 +38,21 @@ def test_results_curves_and_factors_are_added_once(engine, now):
     send(engine, str(prime(15)), curves=7)
     send(engine, curves=3)
     send(engine, client="bob", method="pm1", curves=1)
-    upkeep.note_clients(engine)
+    retention.update_clients(engine)
     for _ in range(3):
-        activity.note(engine, now, LATE)
+        statistics.aggregate_attempts(engine, now, LATE)
     assert known(engine) == {"alice": (2, 10, 1), "bob": (1, 0, 0)}
     send(engine, curves=5, ago=timedelta(minutes=-5))
-    activity.note(engine, now + timedelta(minutes=10), LATE)
+    statistics.aggregate_attempts(engine, now + timedelta(minutes=10), LATE)
     assert known(engine)["alice"] == (3, 15, 1)
-    assert sum(hour.curves for hour in activity.by_hour(engine, 3, now + timedelta(minutes=10))) == 15
+    assert sum(hour.curves for hour in statistics.hourly_statistics(engine, 3, now + timedelta(minutes=10))) == 15
 
 
 def test_what_may_still_be_committed_is_left_for_the_next_time(engine, now):
     send(engine, curves=7, ago=timedelta(seconds=30))
-    activity.note(engine, now, LATE)
+    statistics.aggregate_attempts(engine, now, LATE)
     assert known(engine) == {}
-    activity.note(engine, now + timedelta(minutes=3), LATE)
+    statistics.aggregate_attempts(engine, now + timedelta(minutes=3), LATE)
     assert known(engine)["alice"] == (1, 7, 0)
 
 
@@ -58,7 +60,7 @@ def test_at_once_and_after_years_it_is_added_once(engine, now):
     for days in (1000, 400, 1):
         send(engine, curves=days, ago=timedelta(days=days))
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: activity.note(engine, now, LATE), range(4)))
+        list(pool.map(lambda _: statistics.aggregate_attempts(engine, now, LATE), range(4)))
     assert known(engine)["alice"] == (3, 1401, 0)
 
 
@@ -68,30 +70,33 @@ def test_what_is_taken_back_goes_from_what_was_added_and_is_not_added_later(engi
     deleted = submit(engine, result(NUMBER, client="bob", curves=7), key="deleted")
     moved = "UPDATE ecm_attempts SET created_at = now() - interval '3 hours' WHERE id = :attempt"
     run_sql(engine, moved, attempt=deleted.attempt_id)
-    upkeep.note_clients(engine)
-    activity.note(engine, now - timedelta(hours=1), LATE)
+    retention.update_clients(engine)
+    statistics.aggregate_attempts(engine, now - timedelta(hours=1), LATE)
     assert known(engine) == {"alice": (1, 1000, 0), "bob": (1, 7, 0)}
     alices = {"client_id": "alice", "since": now - timedelta(days=1), "until": now + timedelta(days=1)}
     for _ in range(2):
         deletions.void_attempts(engine, OPERATOR, program=None, reason="a broken build", **alices)
     assert known(engine)["alice"] == (0, 0, 0)
     deletions.delete_attempt(engine, OPERATOR, deleted.attempt_id, None)
-    assert not any(hour.curves or hour.results for hour in activity.by_hour(engine, 48, now))
-    activity.note(engine, now, LATE)
+    assert not any(hour.curves or hour.results for hour in statistics.hourly_statistics(engine, 48, now))
+    statistics.aggregate_attempts(engine, now, LATE)
     assert known(engine) == {"alice": (0, 0, 0), "bob": (1, 50, 0)}
     deletions.delete_composite(engine, OPERATOR, composite(engine, NUMBER).id, SETTINGS.max_digits)
     assert known(engine) == {"alice": (0, 0, 0), "bob": (0, 0, 0)}
 
 
 def test_hours_clients_and_the_ranking(engine, now):
-    assert [hour.curves for hour in activity.by_hour(engine, 2, now)] == [0, 0]
+    assert [hour.curves for hour in statistics.hourly_statistics(engine, 2, now)] == [0, 0]
     for client, curves, hours in (("alice", 5, 1), ("bob", 50, 1), ("carol", 9, 30)):
         send(engine, client=client, curves=curves, ago=timedelta(hours=hours))
-    activity.note(engine, now, LATE)
-    shown = activity.by_hour(engine, 48, now)
+    statistics.aggregate_attempts(engine, now, LATE)
+    shown = statistics.hourly_statistics(engine, 48, now)
     assert len(shown) == 48
     assert [(hour.curves, hour.clients) for hour in shown if hour.curves] == [(9, 1), (55, 2)]
-    assert [row.client_id for row in activity.busiest(engine, now - timedelta(hours=24), 10)] == ["bob", "alice"]
-    assert [row.name for row in activity.ranking(engine, 2)] == ["bob", "carol"]
+    assert [row.client_id for row in statistics.busiest_clients(engine, now - timedelta(hours=24), 10)] == [
+        "bob",
+        "alice",
+    ]
+    assert [row.name for row in statistics.rank_clients(engine, 2)] == ["bob", "carol"]
     day = now - timedelta(hours=24)
-    assert activity.curves_since(engine, day, ["alice", "carol", "dave"]) == {"alice": 5}
+    assert statistics.curves_since(engine, day, ["alice", "carol", "dave"]) == {"alice": 5}

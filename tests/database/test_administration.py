@@ -22,25 +22,19 @@ from pipeline import (
 from primes import prime, product
 from sqlalchemy import select
 
-from coordinator import (
-    administration,
-    dead_letters,
-    deletions,
-    effort,
-    ledger,
-    overview,
-    projects,
-    reservations,
-    results,
-    rounds,
-)
-from coordinator.administration import Provenance
-from coordinator.audit import By
-from coordinator.refusals import Conflict, Refusal, Unknown, Wrong
-from coordinator.unit_of_work import is_transient
+from coordinator import effort
+from coordinator.administration import dead_letters, deletions, edits, project_edits
+from coordinator.administration.edits import Provenance
+from coordinator.base.audit import Actor
+from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
+from coordinator.base.unit_of_work import is_transient
+from coordinator.composites import ledger
+from coordinator.leases import reservations
+from coordinator.reading import admin_queries, projects
+from coordinator.results import applying, batches
 from models.tables import Base, Composite, EcmAttempt, Factor
 
-BY = By("alice", "request-1")
+ACTOR = Actor("alice", "request-1")
 MOST = SETTINGS.max_digits
 NOBODY = Provenance(None, None)
 P9, P20, P40, P80 = prime(9), prime(20), prime(40), prime(80)
@@ -57,7 +51,7 @@ def events(engine):
 
 def void(engine, client, **options):
     asked = {"since": LONG_AGO, "until": datetime.now(UTC) + SOON, "program": None, "reason": "broken"} | options
-    return deletions.void_attempts(engine, BY, client, **asked)
+    return deletions.void_attempts(engine, ACTOR, client, **asked)
 
 
 def assert_no_orphans(engine):
@@ -82,30 +76,30 @@ def assert_no_orphans(engine):
 
 def test_a_priority_is_set_and_audited(engine):
     number = submit(engine, result(NUMBER)).composite_id
-    assert administration.set_priority(engine, BY, number, 7) == 0
+    assert edits.set_priority(engine, ACTOR, number, 7) == 0
     assert composite(engine, NUMBER).priority == 7
     assert events(engine) == [
         ("alice", "set priority", f"composite {number}", {"priority": 0}, {"priority": 7}, "request-1")
     ]
-    with pytest.raises(Unknown, match="12345"):
-        administration.set_priority(engine, BY, 12345, 1)
+    with pytest.raises(NotFoundError, match="12345"):
+        edits.set_priority(engine, ACTOR, 12345, 1)
 
 
 def complete(engine, number, *factors, cofactor_is_prime=False):
     said = [str(factor) for factor in factors]
-    return administration.complete(
-        engine, BY, number, said, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
+    return edits.complete_composite(
+        engine, ACTOR, number, said, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
     )
 
 
 def test_a_number_is_completed_by_its_factors_alone(engine):
     number = submit(engine, result(NUMBER)).composite_id
     lease(engine, number, curves=5)
-    with pytest.raises(Conflict, match=r"is composite.*pause"):
+    with pytest.raises(ConflictError, match=r"is composite.*pause"):
         complete(engine, number)
-    with pytest.raises(Conflict, match="a part of 119 digits, is composite"):
+    with pytest.raises(ConflictError, match="a part of 119 digits, is composite"):
         complete(engine, number, P9, P20)
-    with pytest.raises(Wrong, match="no proper factor"):
+    with pytest.raises(InvalidClaimError, match="no proper factor"):
         complete(engine, number, P9, P20 + 2)
     assert (leaves(engine, NUMBER), events(engine)) == ([], [])
     done = complete(engine, number, P9, P20, P40)
@@ -121,7 +115,7 @@ def test_the_operators_word_makes_an_untested_cofactor_prime(engine):
     large = 2**9689 - 1  # a Mersenne prime of 2917 digits, too large to be tested at once
     number = submit(engine, result(str(P40 * large), str(P40))).composite_id
     assert composite(engine, str(P40 * large)).is_prime is None
-    with pytest.raises(Conflict, match="not been tested"):
+    with pytest.raises(ConflictError, match="not been tested"):
         complete(engine, number)
     assert complete(engine, number, cofactor_is_prime=True).row.is_fully_factored
     assert_sound(engine)
@@ -134,9 +128,9 @@ def test_factors_known_from_elsewhere_bring_their_provenance_and_no_curves(engin
     number = submit(engine, result(NUMBER)).composite_id
     before = composite(engine, NUMBER)
     said = Provenance("the Cunningham tables", datetime(1999, 5, 1, tzinfo=UTC))
-    done = administration.add_known_factors(engine, BY, NUMBER, [str(P20), str(P9)], said, max_digits=MOST)
+    done = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20), str(P9)], said, max_digits=MOST)
     assert (done.new, done.known) == ([str(P20), str(P9)], [])
-    again = administration.add_known_factors(engine, BY, NUMBER, [str(P20)], NOBODY, max_digits=MOST)
+    again = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20)], NOBODY, max_digits=MOST)
     assert (again.new, again.known) == ([], [str(P20)])
     (row,) = rows(engine, select(Factor).where(Factor.factor == str(P20)))
     assert (row.origin, row.source, row.found_at, row.attempt_id) == ("known", said.source, said.found_at, None)
@@ -145,10 +139,10 @@ def test_factors_known_from_elsewhere_bring_their_provenance_and_no_curves(engin
     assert events(engine)[0][4]["factors"] == [str(P20), str(P9)]
     assert_sound(engine)
     for wrong in ("7", "1", NUMBER, str(P9 * P9)):
-        with pytest.raises(Wrong, match="no proper factor"):
-            administration.add_known_factors(engine, BY, NUMBER, [str(P40), wrong], NOBODY, max_digits=MOST)
-    with pytest.raises(Unknown, match="not a number of this server"):
-        administration.add_known_factors(engine, BY, "2^1277-1", ["3"], NOBODY, max_digits=MOST)
+        with pytest.raises(InvalidClaimError, match="no proper factor"):
+            edits.add_known_factors(engine, ACTOR, NUMBER, [str(P40), wrong], NOBODY, max_digits=MOST)
+    with pytest.raises(NotFoundError, match="not a number of this server"):
+        edits.add_known_factors(engine, ACTOR, "2^1277-1", ["3"], NOBODY, max_digits=MOST)
     assert composite(engine, NUMBER).current_composite == str(P40 * P80)
     assert number == composite(engine, NUMBER).id
 
@@ -166,9 +160,9 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     on_child = submit(engine, result(part, sigma="1:2", client="carol"))
     lease(engine, first.composite_id, curves=3)
     lease(engine, child, curves=3)
-    with pytest.raises(Conflict, match=f"works on a factor of composite {first.composite_id}"):
-        deletions.delete_composite(engine, BY, child, MOST)
-    gone, _ = deletions.delete_composite(engine, BY, first.composite_id, MOST)
+    with pytest.raises(ConflictError, match=f"works on a factor of composite {first.composite_id}"):
+        deletions.delete_composite(engine, ACTOR, child, MOST)
+    gone, _ = deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
     assert gone["composites"] == 2
     assert (gone["ecm_attempts"], gone["work_assignments"], gone["submissions_refused"]) == (2, 2, 3)
     assert [row.id for row in rows(engine, "SELECT id FROM composites")] == [kept]
@@ -179,11 +173,11 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     assert {event[2] for event in events(engine)} == {f"composite {first.composite_id}", f"composite {child}"}
     assert_no_orphans(engine)
     # Sent again by hand it is a number like any other.
-    dead_letters.send_again(engine, BY, first.id)
-    assert results.apply_result(engine, first.id, SETTINGS).state == "applied"
+    dead_letters.retry(engine, ACTOR, first.id)
+    assert applying.apply_result(engine, first.id, SETTINGS).state == "applied"
     assert_no_orphans(engine)
-    with pytest.raises(Unknown):
-        deletions.delete_composite(engine, BY, first.composite_id, MOST)
+    with pytest.raises(NotFoundError):
+        deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
 
 
 def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
@@ -196,9 +190,9 @@ def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_ha
             to = part if turn % 3 == 0 and not factors else number
             body = result(to, *factors, client=name, curves=1 + turn, sigma=f"1:{turn}")
             receipt = receive(engine, body)
-            for _ in range(SETTINGS.max_tries):
+            for _ in range(SETTINGS.max_deliveries):
                 try:
-                    rounds.apply_result(engine, receipt.submission_id, SETTINGS)
+                    batches.apply_result(engine, receipt.submission_id, SETTINGS)
                     break
                 except Exception as error:
                     if not is_transient(error):
@@ -208,8 +202,8 @@ def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_ha
         for _ in range(10):
             for row in rows(engine, "SELECT id FROM composites"):
                 try:
-                    deletions.delete_composite(engine, BY, row.id, MOST)
-                except Refusal:
+                    deletions.delete_composite(engine, ACTOR, row.id, MOST)
+                except DomainError:
                     pass
                 except Exception as error:
                     if not is_transient(error):
@@ -223,7 +217,7 @@ def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_ha
         thread.join()
     assert wrong == []
     for row in rows(engine, "SELECT id FROM submissions WHERE state = 'received'"):
-        rounds.apply_result(engine, row.id, SETTINGS)
+        batches.apply_result(engine, row.id, SETTINGS)
     run_jobs(engine)
     assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'received'") == 0
     assert_no_orphans(engine)
@@ -245,7 +239,7 @@ def test_a_part_that_another_number_needs_stands_by_itself(engine):
         )
         == child
     )
-    deletions.delete_composite(engine, BY, one.composite_id, MOST)
+    deletions.delete_composite(engine, ACTOR, one.composite_id, MOST)
     assert scalar(engine, "SELECT parent_id FROM composites WHERE id = :id", id=child) is None
     run_jobs(engine)
     assert_no_orphans(engine)
@@ -262,15 +256,15 @@ def test_a_part_that_another_number_needs_stands_by_itself(engine):
 def test_an_attempt_is_deleted_with_its_effort(engine):
     first = submit(engine, result(NUMBER, str(P9), curves=10, sigma="1:1"))
     kept = submit(engine, result(NUMBER, curves=20))
-    of, _ = deletions.delete_attempt(engine, BY, first.attempt_id, "it was a test")
+    of, _ = deletions.delete_attempt(engine, ACTOR, first.attempt_id, "it was a test")
     row = composite(engine, NUMBER)
     assert (of, row.attempt_count) == (row.id, 1)
     assert row.current_composite == str(product(P20, P40, P80))
     assert [one.id for one in rows(engine, select(EcmAttempt.id))] == [kept.attempt_id]
     assert "it was a test" in scalar(engine, "SELECT detail FROM submissions WHERE id = :id", id=first.id)
     assert events(engine)[0][3]["curves"] == 10
-    with pytest.raises(Unknown):
-        deletions.delete_attempt(engine, BY, first.attempt_id, None)
+    with pytest.raises(NotFoundError):
+        deletions.delete_attempt(engine, ACTOR, first.attempt_id, None)
     assert_no_orphans(engine)
 
 
@@ -282,7 +276,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     submit(engine, result("2^1061-1", client="broken", curves=7))
     assert void(engine, "broken", program="yafu")[:3] == (1, 5, 1)
     done = void(engine, "broken")
-    assert done == ledger.Voided(3, 58, 2, 0)
+    assert done == ledger.VoidReport(3, 58, 2, 0)
     row = rows(engine, select(Composite).where(Composite.id == bad.composite_id))[0]
     assert np.array_equal(row.effort, effort.effort_of([(50_000, -1, 1, 20)]))
     assert (row.attempt_count, row.pm1_b1) == (1, 0)
@@ -290,13 +284,13 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert (
         scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE void_reason = 'broken' AND curves_sha256 IS NULL") == 4
     )
-    assert ledger.recompute_all(engine) == []
+    assert ledger.recalculate_all(engine) == []
     assert_no_orphans(engine)
     assert void(engine, "broken").attempts == 0
     # The same curves, from a client in order this time, count.
     assert submit(engine, result(NUMBER, client="good", curves=50, sigma="1:1")).state == "applied"
     # What was voided can be deleted as well.
-    deletions.delete_attempt(engine, BY, bad.attempt_id, None)
+    deletions.delete_attempt(engine, ACTOR, bad.attempt_id, None)
     assert composite(engine, NUMBER).attempt_count == 2
     assert_no_orphans(engine)
 
@@ -321,9 +315,9 @@ def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engin
     prior = "SELECT sum(prior_curves) FROM composite_effort e JOIN composites c ON c.id = e.composite_id"
     prior += " WHERE c.number = :part"
     assert (scalar(engine, prior, part=part), composite(engine, part).pm1_b1) == (47, 10**6)
-    assert ledger.recompute_all(engine) == []
+    assert ledger.recalculate_all(engine) == []
     assert composite(engine, part).pm1_b1 == 10**6
-    deletions.delete_attempt(engine, BY, found.attempt_id, None)
+    deletions.delete_attempt(engine, ACTOR, found.attempt_id, None)
     assert scalar(engine, prior, part=part) == 17
     assert_no_orphans(engine)
     void(engine, "broken")
@@ -343,7 +337,7 @@ def factor_id(engine, value, number=None):
 
 
 def delete_factor(engine, value):
-    return deletions.delete_factor(engine, BY, factor_id(engine, value), MOST)
+    return deletions.delete_factor(engine, ACTOR, factor_id(engine, value), MOST)
 
 
 def test_a_factor_goes_back_into_the_cofactor(engine):
@@ -351,7 +345,7 @@ def test_a_factor_goes_back_into_the_cofactor(engine):
     _, left, _ = delete_factor(engine, P9)
     assert left == str(product(P9, P40, P80))
     row = composite(engine, NUMBER)
-    assert (row.current_composite, row.is_prime, row.wants_ecm) == (left, False, True)
+    assert (row.current_composite, row.is_prime, row.ecm_eligible) == (left, False, True)
     assert leaves(engine, NUMBER) == [(str(P20), True)]
     assert events(engine)[0][3]["factor"] == str(P9)
     assert_no_orphans(engine)
@@ -396,15 +390,15 @@ def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that
     assert_no_orphans(engine)
     submit(engine, result(number, part, curves=3))
     submit(engine, result(part, curves=3))
-    with pytest.raises(Conflict, match="1 attempts"):
+    with pytest.raises(ConflictError, match="1 attempts"):
         delete_factor(engine, part)
     child = scalar(engine, "SELECT id FROM composites WHERE number = :part", part=part)
     submit(engine, result(part, str(P40), curves=4))
     of_child = scalar(engine, "SELECT min(id) FROM factors WHERE composite_id = :child", child=child)
-    with pytest.raises(Conflict, match="delete the factor there"):
-        deletions.delete_factor(engine, BY, of_child, MOST)
-    with pytest.raises(Unknown):
-        deletions.delete_factor(engine, BY, 99999, MOST)
+    with pytest.raises(ConflictError, match="delete the factor there"):
+        deletions.delete_factor(engine, ACTOR, of_child, MOST)
+    with pytest.raises(NotFoundError):
+        deletions.delete_factor(engine, ACTOR, 99999, MOST)
     assert_no_orphans(engine)
 
 
@@ -412,16 +406,16 @@ def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that
 
 
 def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
-    made = projects.create(engine, BY, "Cunningham")
-    with pytest.raises(Conflict, match="'Cunningham'"):
-        projects.create(engine, BY, "Cunningham")
+    made = project_edits.create_project(engine, ACTOR, "Cunningham")
+    with pytest.raises(ConflictError, match="'Cunningham'"):
+        project_edits.create_project(engine, ACTOR, "Cunningham")
     submit(engine, result(NUMBER, project="Cunningham"))
-    assert [(row.name, row.composites) for row in projects.page(engine, limit=10).rows] == [("Cunningham", 1)]
-    gone = projects.remove(engine, BY, name="Cunningham")
+    assert [(row.name, row.composites) for row in projects.list_projects(engine, limit=10).rows] == [("Cunningham", 1)]
+    gone = project_edits.delete_project(engine, ACTOR, name="Cunningham")
     assert gone == {"project_id": made.id, "name": "Cunningham", "composites": 1}
     for which in ({"name": "Cunningham"}, {"project_id": made.id}):
-        with pytest.raises(Unknown):
-            projects.remove(engine, BY, **which)
+        with pytest.raises(NotFoundError):
+            project_edits.delete_project(engine, ACTOR, **which)
     assert composite(engine, NUMBER).id
     assert [event[1] for event in events(engine)] == ["create", "delete"]
 
@@ -435,37 +429,40 @@ def test_refused_results_with_true_factors_come_first_and_their_factors_are_acce
     plain = [submit(engine, result(NUMBER, str(997 + 2 * n), client="carol")).id for n in range(3)]
     run_sql(engine, "UPDATE submissions SET state = 'failed', reason = 'x', detail = 'x' WHERE id = :id", id=plain[1])
     order = [true.id, *reversed(plain)]
-    assert [row.id for row in dead_letters.listed(engine)] == order
+    assert [row.id for row in dead_letters.list_dead_letters(engine)] == order
     paged, after = [], None
-    while page := dead_letters.listed(engine, limit=1, after=after):
+    while page := dead_letters.list_dead_letters(engine, limit=1, after=after):
         paged += [row.id for row in page]
         after = (page[-1].holds_factors, page[-1].id)
     assert paged == order
-    whole, brief = dead_letters.listed(engine, limit=1), dead_letters.listed(engine, limit=1, most_bytes=10)
+    whole, brief = (
+        dead_letters.list_dead_letters(engine, limit=1),
+        dead_letters.list_dead_letters(engine, limit=1, most_bytes=10),
+    )
     assert [(row.composite, row.true_factors) for row in whole + brief] == [(NUMBER, [str(P9)]), (None, None)]
-    assert [row.id for row in dead_letters.listed(engine, ["failed"])] == [plain[1]]
+    assert [row.id for row in dead_letters.list_dead_letters(engine, ["failed"])] == [plain[1]]
 
-    done = dead_letters.accept_factors(engine, BY, true.id, MOST)
+    done = dead_letters.accept_factors(engine, ACTOR, true.id, MOST)
     assert (done.accepted, done.new) == ([str(P9)], [str(P9)])
     (factor,) = rows(engine, "SELECT client_id, method, sigma, parametrization, attempt_id FROM factors")
     assert factor == ("bob", "ecm", "77", 3, None)
-    row = dead_letters.find(engine, true.id)
+    row = dead_letters.read_submission(engine, true.id)
     assert (row.state, row.outcome) == ("rejected", None)
     assert "an operator accepted" in row.detail
     for _ in range(2):
-        with pytest.raises(Conflict, match="no true factor"):
-            dead_letters.accept_factors(engine, BY, true.id, MOST)
+        with pytest.raises(ConflictError, match="no true factor"):
+            dead_letters.accept_factors(engine, ACTOR, true.id, MOST)
     assert_sound(engine)
 
 
 def test_only_dead_letters_are_sent_again(engine):
     sent = submit(engine, result(NUMBER))
-    with pytest.raises(Conflict, match="is applied"):
-        dead_letters.send_again(engine, BY, sent.id)
-    with pytest.raises(Unknown):
-        dead_letters.send_again(engine, BY, 777)
+    with pytest.raises(ConflictError, match="is applied"):
+        dead_letters.retry(engine, ACTOR, sent.id)
+    with pytest.raises(NotFoundError):
+        dead_letters.retry(engine, ACTOR, 777)
     refused = submit(engine, result(NUMBER, "999"))
-    assert dead_letters.send_again(engine, BY, refused.id).state == "received"
+    assert dead_letters.retry(engine, ACTOR, refused.id).state == "received"
     assert scalar(engine, "SELECT tries FROM submissions WHERE id = :id", id=refused.id) == 0
     assert events(engine)[0][1:3] == ("retry", f"submission {refused.id}")
 
@@ -477,13 +474,13 @@ def test_what_operators_do_to_work_is_audited_once(engine):
     number = submit(engine, result(NUMBER)).composite_id
     leased = lease(engine, number, curves=3)
     for _ in range(2):
-        reservations.cancel(engine, leased, "not now", BY)
-    reservations.pause(engine, number, "a look", BY)
-    reservations.resume(engine, number, BY)
-    taken = reservations.reserve(engine, NUMBER, "bob", "nfs", 1, details=None, max_digits=MOST, by=BY)
-    with pytest.raises(Conflict, match="reserved by"):
-        reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=MOST, by=BY)
-    reservations.release(engine, taken.id, None, BY)
+        reservations.cancel(engine, leased, "not now", ACTOR)
+    reservations.pause(engine, number, "a look", ACTOR)
+    reservations.resume(engine, number, ACTOR)
+    taken = reservations.reserve(engine, NUMBER, "bob", "nfs", 1, details=None, max_digits=MOST, actor=ACTOR)
+    with pytest.raises(ConflictError, match="reserved by"):
+        reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=MOST, actor=ACTOR)
+    reservations.release(engine, taken.id, None, ACTOR)
     done = [(actor, action, target) for actor, action, target, *_ in events(engine)]
     assert done == [
         ("alice", "end work", f"work {leased}"),
@@ -503,35 +500,38 @@ def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
     other = submit(engine, result(NUMBER, str(P9))).composite_id
 
     def found(word):
-        return [row.id for row in overview.find(engine, word, MOST)]
+        return [row.id for row in admin_queries.find_composites(engine, word, MOST)]
 
     assert found("2^67-1") == found(str(2**67 - 1)) == found("(2^68-2)/2") == [number]
     assert found(str(product(P20, P40, P80))) == found(NUMBER) == [other]
     assert found(str(other)) == [other]
     assert found("nonsense!!") == found("12345") == []
-    shown = overview.composite(engine, other)
+    shown = admin_queries.read_admin_detail(engine, other)
     assert [factor["factor"] for factor in shown["factors"]] == [str(P9)]
-    assert overview.composite(engine, 12345) is None
+    assert admin_queries.read_admin_detail(engine, 12345) is None
 
 
 def test_how_much_there_is_is_counted_or_estimated(engine, monkeypatch):
     submit(engine, result(NUMBER, str(P9)))
     submit(engine, result(str(product(P9, P20))))
-    counted = overview.composites_status(engine)
+    counted = admin_queries.composites_status(engine)
     assert (counted["total"], counted["finished"], counted["estimated"]) == (2, 1, False)
-    assert (overview.summary(engine)["factors"], overview.summary(engine)["estimated"]) == (3, [])
+    assert (
+        admin_queries.summarize_database(engine)["factors"],
+        admin_queries.summarize_database(engine)["estimated"],
+    ) == (3, [])
     run_sql(engine, "ANALYZE")
-    monkeypatch.setattr(overview, "COUNTED_BYTES", 0)
-    estimates = overview.composites_status(engine)
+    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
+    estimates = admin_queries.composites_status(engine)
     # The planner never says that there is nothing.
     assert all(abs(estimates[name] - count) <= 1 for name, count in counted.items())
     assert estimates["estimated"]
-    assert overview.summary(engine)["factors"] == 3
-    assert "factors" in overview.summary(engine)["estimated"]
+    assert admin_queries.summarize_database(engine)["factors"] == 3
+    assert "factors" in admin_queries.summarize_database(engine)["estimated"]
 
 
 def test_every_table_that_refers_to_a_number_is_emptied_with_it():
     """A new table with a composite_id must be thought of here, in deletions.py."""
     referring = {name for name, table in Base.metadata.tables.items() if "composite_id" in table.columns}
-    deleted = {table.__tablename__ for table in deletions.HANGING}
+    deleted = {table.__tablename__ for table in deletions.DEPENDENT_TABLES}
     assert referring - deleted == {"submissions"}

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from pipeline import SETTINGS, assert_sound, empty, result, rows, run_jobs, submit
 from primes import prime, product
 
-from coordinator import deletions
-from coordinator.audit import By
-from coordinator.refusals import Refusal
+from coordinator.administration import deletions
+from coordinator.base.audit import Actor
+from coordinator.base.errors import DomainError
 
-BY = By("alice")
+ACTOR = Actor("alice")
 PRIMES = [prime(9), prime(12), prime(25), prime(40), prime(42), prime(60)]
 NUMBERS = [
     product(*PRIMES),
@@ -48,7 +48,9 @@ def take(engine, step, number):
     if kind == "void":
         until = datetime.now(UTC) + timedelta(hours=1)
         since = datetime(2020, 1, 1, tzinfo=UTC)
-        deletions.void_attempts(engine, BY, f"client-{which}", since=since, until=until, program=None, reason="broken")
+        deletions.void_attempts(
+            engine, ACTOR, f"client-{which}", since=since, until=until, program=None, reason="broken"
+        )
         return
     table = {"delete factor": "factors", "delete attempt": "ecm_attempts", "send to part": "composites"}.get(kind)
     table = table or "composites"
@@ -62,11 +64,11 @@ def take(engine, step, number):
         factors = [str(claimed)] if part % claimed == 0 and claimed != part else []
         submit(engine, result(str(part), *factors, client=client, curves=2)) if part > 1 else None
     elif kind == "delete factor":
-        deletions.delete_factor(engine, BY, row.id, SETTINGS.max_digits)
+        deletions.delete_factor(engine, ACTOR, row.id, SETTINGS.max_digits)
     elif kind == "delete attempt":
-        deletions.delete_attempt(engine, BY, row.id, None)
+        deletions.delete_attempt(engine, ACTOR, row.id, None)
     else:
-        deletions.delete_composite(engine, BY, row.id, SETTINGS.max_digits)
+        deletions.delete_composite(engine, ACTOR, row.id, SETTINGS.max_digits)
 
 
 @settings(
@@ -76,7 +78,7 @@ def take(engine, step, number):
 def test_invariants_hold_after_each_step(engine, sequence):
     empty(engine)
     for number, step in enumerate(sequence):
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(DomainError):
             take(engine, step, number)
         assert_sound(engine)
     run_jobs(engine)

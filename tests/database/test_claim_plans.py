@@ -7,10 +7,11 @@ from primes import prime, product
 from sqlalchemy import text
 
 from bench import claims as bench
-from coordinator import candidates, claims, registry, reservations
-from coordinator.claims import Claim, Wanted
-from coordinator.demand import ECM
-from coordinator.unit_of_work import unit_of_work
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import registry
+from coordinator.composites.eligibility import ECM
+from coordinator.leases import candidates, claims, reservations
+from coordinator.leases.claims import Claim, WorkRequest
 from models.engine import make_engine
 
 NUMBERS = 20_000
@@ -45,7 +46,7 @@ def many(make_database):
 
 
 def statements_of_a_claim(engine, **wanted):
-    return executed(engine, lambda: claims.claim(engine, Wanted("alice", **wanted), SETTINGS))
+    return executed(engine, lambda: claims.claim(engine, WorkRequest("alice", **wanted), SETTINGS))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -78,7 +79,7 @@ def test_what_a_filter_passes_over_is_not_read(many, index):
 
 
 def test_only_one_number_is_kept_from_other_claims(many):
-    statement = candidates.first_free("wants_ecm", "best", ())
+    statement = candidates.lock_first_free("ecm_eligible", "best", ())
     locks = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
     with many.connect() as connection, many.connect() as another:
         first = connection.execute(statement).scalar_one()
@@ -101,9 +102,9 @@ def test_the_indexes_hold_what_can_be_leased_and_nothing_else(many):
     )
     saturated = f"current_t_level >= target_t_level OR EXISTS ({leased} AND method = 'ecm' AND curves IS NULL)"
     for wants, indexes, never in (
-        ("wants_ecm", candidates.ORDERS, f"{closed} OR {saturated}"),
-        ("wants_pm1", ("pm1",), closed),
-        ("wants_pp1", ("pp1",), closed),
+        ("ecm_eligible", candidates.ORDERS, f"{closed} OR {saturated}"),
+        ("pm1_eligible", ("pm1",), closed),
+        ("pp1_eligible", ("pp1",), closed),
     ):
         wanting = scalar(many, f"SELECT count(*) FROM composites WHERE {wants}")
         assert 0 < wanting < 0.7 * NUMBERS
@@ -123,16 +124,16 @@ def test_what_cannot_be_leased_any_more_leaves_every_index(engine):
     submit(engine, result(numbers[0], str(prime(45, 0)), curves=1))
     reservations.pause(engine, paused, "for a test")
     reservations.reserve(engine, numbers[2], "bob", "nfs", 24, details=None, max_digits=1000)
-    assert isinstance(claims.claim(engine, Wanted("bob", composite=numbers[3]), SETTINGS), Claim)
+    assert isinstance(claims.claim(engine, WorkRequest("bob", composite=numbers[3]), SETTINGS), Claim)
     submit(engine, result(numbers[4], b1=3_000_000, curves=10_000))
     with engine.connect() as connection:
         by_curves = [
-            list(connection.execute(candidates.first(f"wants_{ECM}", order, ())).scalars())
+            list(connection.execute(candidates.candidate_ids(f"{ECM}_eligible", order, ())).scalars())
             for order in candidates.ORDERS
         ]
         by_p1 = [
-            set(connection.execute(candidates.first(wants, "standard", ())).scalars())
-            for wants in ("wants_pm1", "wants_pp1")
+            set(connection.execute(candidates.candidate_ids(wants, "standard", ())).scalars())
+            for wants in ("pm1_eligible", "pp1_eligible")
         ]
     assert by_curves == [[wanting]] * len(candidates.ORDERS)
     # P-1 and P+1 go on beside somebody's curves.

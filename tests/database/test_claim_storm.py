@@ -10,9 +10,12 @@ from primes import prime, product
 from sqlalchemy import text
 
 from bench import storm
-from coordinator import claims, inbox, invariants, registry, rounds, work
-from coordinator.claims import Claim, NoWork, Wanted
-from coordinator.unit_of_work import is_transient, unit_of_work
+from coordinator.base.unit_of_work import is_transient, unit_of_work
+from coordinator.composites import lease_lifecycle, registry
+from coordinator.leases import claims
+from coordinator.leases.claims import Claim, NoWork, WorkRequest
+from coordinator.reading import invariants
+from coordinator.results import batches, inbox
 from models.engine import make_engine
 from models.wire import SubmitResult
 
@@ -60,7 +63,7 @@ def test_who_asks_gets_work_while_results_rain_on_the_only_number(engine, databa
                 receipt = inbox.receive(
                     crowd, SubmitResult.model_validate(body), key=None, max_raw_output=100, implicit_key_window=0
                 )
-                rounds.apply_result(crowd, receipt.submission_id, settings)
+                batches.apply_result(crowd, receipt.submission_id, settings)
                 applied[name] += 1
             except Exception as error:
                 if not is_transient(error):
@@ -69,8 +72,8 @@ def test_who_asks_gets_work_while_results_rain_on_the_only_number(engine, databa
     def ask(name):
         try:
             for _ in range(15):
-                answers.append(claims.claim(crowd, Wanted(name, shared=True), settings))
-                work.complete(crowd, answers[-1].work_id, name)
+                answers.append(claims.claim(crowd, WorkRequest(name, shared=True), settings))
+                lease_lifecycle.complete(crowd, answers[-1].work_id, name)
         except Exception as error:
             raised.append(error)
 
@@ -99,7 +102,7 @@ def test_one_clients_claims_at_once_stop_at_its_limit(engine, database_url):
 
     def ask():
         for _ in range(2):
-            answers.append(claims.claim(crowd, Wanted("greedy"), settings))
+            answers.append(claims.claim(crowd, WorkRequest("greedy"), settings))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -114,7 +117,7 @@ def test_one_clients_claims_at_once_stop_at_its_limit(engine, database_url):
 
 
 def test_numbers_that_something_long_holds_are_passed_over(engine, database_url, monkeypatch):
-    monkeypatch.setattr(claims, "CLAIM_PATIENCE", 0.5)
+    monkeypatch.setattr(claims, "CLAIM_TIMEOUT", 0.5)
     factors = storm.load_numbers(engine, 8, seed=5)
     standard = [row.id for row in rows(engine, "SELECT id FROM composites ORDER BY digit_length, id")]
     held, free = standard[:5], standard[5]
@@ -122,10 +125,10 @@ def test_numbers_that_something_long_holds_are_passed_over(engine, database_url,
     with engine.begin() as connection:
         connection.execute(text("SELECT FROM composites WHERE id = ANY(:ids) FOR NO KEY UPDATE"), {"ids": held})
         crowd = make_engine(database_url, pool_size=1)
-        made = claims.claim(crowd, Wanted("alice", shared=True), SETTINGS)
+        made = claims.claim(crowd, WorkRequest("alice", shared=True), SETTINGS)
         named = rows(engine, "SELECT number FROM composites WHERE id = :id", id=held[0])[0].number
-        with pytest.raises(claims.Busy):
-            claims.claim(crowd, Wanted("alice", composite=named), SETTINGS)
+        with pytest.raises(claims.ContendedError):
+            claims.claim(crowd, WorkRequest("alice", composite=named), SETTINGS)
         crowd.dispose()
     assert made.composite.id == free
     # One wait for the first, none for the others; two and more for the one that was asked for by name.
@@ -141,7 +144,7 @@ def test_many_claims_of_one_client_at_once_all_get_work(engine, database_url):
 
     def ask():
         try:
-            answers.append(claims.claim(crowd, Wanted("farm", shared=True), settings))
+            answers.append(claims.claim(crowd, WorkRequest("farm", shared=True), settings))
         except Exception as error:
             raised.append(error)
 

@@ -6,9 +6,12 @@ import pytest
 from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, submit
 from primes import prime, product
 
-from coordinator import claims, effort, planning, registry, work
-from coordinator.claims import Claim, NoWork, Wanted
-from coordinator.unit_of_work import unit_of_work
+from coordinator import effort
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import lease_lifecycle, registry
+from coordinator.effort import planning
+from coordinator.leases import claims
+from coordinator.leases.claims import Claim, NoWork, WorkRequest
 
 MINUTE = SETTINGS.model_copy(update={"lease_target_minutes": 1})
 
@@ -26,7 +29,7 @@ def load(engine, *digits, **columns):
 
 
 def claim(engine, client="alice", settings=MINUTE, **wanted):
-    return claims.claim(engine, Wanted(client, **wanted), settings)
+    return claims.claim(engine, WorkRequest(client, **wanted), settings)
 
 
 def shared(engine, client="alice", settings=MINUTE, **wanted):
@@ -98,8 +101,8 @@ def test_what_wants_no_work_is_never_leased(engine):
         # At its target a number wants no more curves, but P-1 all the same.
         assert isinstance(made, NoWork) or (method, made.composite.id) == ("pm1", ids[0])
     with unit_of_work(engine, "refresh") as connection:
-        work.refresh(connection, ids)
-    assert [state(engine, one).wants_ecm for one in ids] == [False] * 4
+        lease_lifecycle.refresh_eligibility(connection, ids)
+    assert [state(engine, one).ecm_eligible for one in ids] == [False] * 4
     assert_sound(engine)
 
 
@@ -115,7 +118,7 @@ def test_a_client_of_today_gets_the_whole_number_for_days(engine):
     assert (made.plan.b1, made.shared) == (25_000, False)
     for again in (claim(engine, "bob"), shared(engine, "bob")):
         assert isinstance(again, NoWork)
-    work.abandon(engine, made.work_id, None, None)
+    lease_lifecycle.abandon(engine, made.work_id, None, None)
     assert isinstance(claim(engine, "bob", days=0.5), Claim)
     assert_sound(engine)
 
@@ -125,7 +128,7 @@ def test_shared_leases_follow_one_another_up_to_the_target_and_no_further(engine
     made, vector = [], effort.no_effort()
     while isinstance(one := shared(engine, f"client-{len(made)}"), Claim):
         made.append(one)
-        expected = planning.plan_curves(vector, 90, effort.target_t_level(90), planning.Wish(1, 60))
+        expected = planning.plan_curves(vector, 90, effort.target_t_level(90), planning.PlanRequest(1, 60))
         assert one.plan == expected
         vector = effort.add_curves(vector, one.plan.curves, one.plan.b1, one.plan.b2, one.plan.parametrization)
     assert len(made) > 1
@@ -133,14 +136,15 @@ def test_shared_leases_follow_one_another_up_to_the_target_and_no_further(engine
     assert effort.t_level(vector) >= 90 * 4 / 13
     assert_sound(engine)
     # What one gives back is leased again.
-    work.abandon(engine, made[0].work_id, "client-0", "going home")
+    lease_lifecycle.abandon(engine, made[0].work_id, "client-0", "going home")
     assert isinstance(shared(engine, "late"), Claim)
     assert_sound(engine)
 
 
 def test_only_so_many_share_a_number(engine, monkeypatch):
     monkeypatch.setattr(
-        "coordinator.demand.settings", lambda: SETTINGS.model_copy(update={"max_active_per_composite": 2})
+        "coordinator.composites.eligibility.settings",
+        lambda: SETTINGS.model_copy(update={"max_active_per_composite": 2}),
     )
     load(engine, 200)
     kinds = [type(shared(engine, name)) for name in "abc"]
@@ -203,7 +207,7 @@ def test_p1_work_is_for_numbers_that_lack_it_at_one_step_above_their_target(engi
     number = state(engine, only).number
     submit(engine, result(number, method="pm1", b1=11_000_000, curves=1, work_id=str(both.work_id)))
     submit(engine, result(number, method="pp1", b1=3_000_000, curves=1, work_id=str(both.work_id)))
-    work.complete(engine, both.work_id, "alice")
+    lease_lifecycle.complete(engine, both.work_id, "alice")
     assert isinstance(claim(engine, "bob", method="pm1"), NoWork)
     rest = claim(engine, "bob", method="p1")
     assert (rest.pm1_b1, rest.pp1_b1) == (None, 11_000_000)
@@ -227,7 +231,7 @@ def test_a_heartbeat_extends_only_what_advances_and_no_further_than_its_curves(e
 
     def beat(curves):
         before = lease(engine, made).expires_at
-        return work.heartbeat(engine, made.work_id, "alice", curves, "on it").expires_at - before
+        return lease_lifecycle.heartbeat(engine, made.work_id, "alice", curves, "on it").expires_at - before
 
     assert beat(0).total_seconds() == 0
     assert beat(3).total_seconds() > 1000
@@ -244,7 +248,7 @@ def test_results_complete_a_lease_whatever_its_heartbeats_said(engine):
     load(engine, 120)
     made = shared(engine)
     number, curves = made.composite.number, made.plan.curves
-    work.heartbeat(engine, made.work_id, "alice", curves)
+    lease_lifecycle.heartbeat(engine, made.work_id, "alice", curves)
     submit(engine, result(number, b1=made.plan.b1, curves=curves - 1, work_id=str(made.work_id), sigma="1:7"))
     assert lease(engine, made).status == "running"
     submit(engine, result(number, b1=made.plan.b1, curves=1, work_id=str(made.work_id), sigma="1:8"))
@@ -257,10 +261,10 @@ def test_a_number_that_is_finished_ends_its_leases_and_says_so(engine):
     load(engine, 120)
     made, other = shared(engine), shared(engine, "bob")
     submit(engine, result(made.composite.number, str(prime(60)), curves=1, work_id=str(made.work_id)))
-    told = work.heartbeat(engine, other.work_id, "bob", 5)
-    assert (told.status, told.message) == ("completed", work.NOTHING_LEFT)
+    told = lease_lifecycle.heartbeat(engine, other.work_id, "bob", 5)
+    assert (told.status, told.message) == ("completed", lease_lifecycle.NOTHING_LEFT)
     assert (told.curves_completed, told.expires_at) == (0, lease(engine, other).expires_at)
-    assert work.complete(engine, other.work_id, "bob").status == "completed"
+    assert lease_lifecycle.complete(engine, other.work_id, "bob").status == "completed"
     assert_sound(engine)
 
 
@@ -268,9 +272,9 @@ def test_leases_that_the_target_does_without_are_ended(engine):
     load(engine, 120)
     made = [shared(engine, name) for name in "ab"]
     submit(engine, result(made[0].composite.number, b1=11_000_000, curves=10_000, client="c"))
-    assert [work.heartbeat(engine, one.work_id, name, 1).message for one, name in zip(made, "ab", strict=True)] == [
-        work.TARGET_REACHED
-    ] * 2
+    assert [
+        lease_lifecycle.heartbeat(engine, one.work_id, name, 1).message for one, name in zip(made, "ab", strict=True)
+    ] == [lease_lifecycle.TARGET_REACHED] * 2
     assert_sound(engine)
 
 
@@ -278,14 +282,14 @@ def test_a_lease_is_somebodys(engine):
     load(engine, 120)
     made = shared(engine)
     for call in (
-        lambda: work.advance(engine, made.work_id, "bob", "claimed"),
-        lambda: work.heartbeat(engine, made.work_id, "bob", 1),
-        lambda: work.complete(engine, made.work_id, "bob"),
-        lambda: work.abandon(engine, made.work_id, "bob", None),
-        lambda: work.heartbeat(engine, uuid.uuid4(), "alice", 1),
+        lambda: lease_lifecycle.advance(engine, made.work_id, "bob", "claimed"),
+        lambda: lease_lifecycle.heartbeat(engine, made.work_id, "bob", 1),
+        lambda: lease_lifecycle.complete(engine, made.work_id, "bob"),
+        lambda: lease_lifecycle.abandon(engine, made.work_id, "bob", None),
+        lambda: lease_lifecycle.heartbeat(engine, uuid.uuid4(), "alice", 1),
     ):
         before = lease(engine, made)
-        with pytest.raises(work.UnknownLease):
+        with pytest.raises(lease_lifecycle.LeaseNotFoundError):
             call()
         assert lease(engine, made) == before
 
@@ -296,7 +300,7 @@ def test_a_lease_is_somebodys(engine):
 def give_up(engine, *clients, reason="it crashes"):
     for client in clients:
         made = shared(engine, client)
-        work.abandon(engine, made.work_id, client, reason)
+        lease_lifecycle.abandon(engine, made.work_id, client, reason)
 
 
 def test_a_number_that_several_clients_give_up_in_a_row_is_parked(engine):
@@ -305,7 +309,7 @@ def test_a_number_that_several_clients_give_up_in_a_row_is_parked(engine):
     assert state(engine, only).hold is None
     give_up(engine, "c", reason="no memory")
     row = state(engine, only)
-    assert (row.hold, row.wants_ecm, row.wants_pm1) == ("parked", False, False)
+    assert (row.hold, row.ecm_eligible, row.pm1_eligible) == ("parked", False, False)
     assert row.hold_reason == "c: no memory; b: it crashes; a: it crashes"
     assert isinstance(shared(engine, "d"), NoWork)
     assert_sound(engine)
@@ -316,7 +320,7 @@ def test_curves_or_a_completed_lease_in_between_speak_for_a_number(engine):
     give_up(engine, "a", "b")
     made = shared(engine, "c")
     submit(engine, result(made.composite.number, client="c", curves=1, work_id=str(made.work_id)))
-    work.abandon(engine, made.work_id, "c", "going home")
+    lease_lifecycle.abandon(engine, made.work_id, "c", "going home")
     give_up(engine, "d", "e")
     assert state(engine, only).hold is None
     give_up(engine, "f")
@@ -328,13 +332,13 @@ def test_the_work_columns_are_what_a_recompute_says(engine):
     shared(engine, max_digits=90)
     claim(engine, min_digits=150)
     submit(engine, result(state(engine, ids[1]).number, curves=50))
-    names = "open_leases, wants_ecm, wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value"
+    names = "open_leases, ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value"
     before = rows(engine, f"SELECT {names} FROM composites ORDER BY id")
-    run_sql(engine, "UPDATE composites SET wants_ecm = NOT wants_ecm, planned_t_level = 99, open_leases = 7")
+    run_sql(engine, "UPDATE composites SET ecm_eligible = NOT ecm_eligible, planned_t_level = 99, open_leases = 7")
     with unit_of_work(engine, "refresh") as connection:
-        work.refresh(connection, ids)
+        lease_lifecycle.refresh_eligibility(connection, ids)
     assert rows(engine, f"SELECT {names} FROM composites ORDER BY id") == before
-    assert scalar(engine, "SELECT count(*) FROM composites WHERE wants_ecm") == 2
+    assert scalar(engine, "SELECT count(*) FROM composites WHERE ecm_eligible") == 2
     assert composite(engine, state(engine, ids[2]).number).open_leases == 1
 
 

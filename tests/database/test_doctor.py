@@ -55,7 +55,7 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
         ("one attempt", "submissions", "UPDATE submissions SET attempt_id = 77"),
         ("no trace", "ecm_attempts", "UPDATE submissions SET state = 'rejected', reason = 'x', detail = 'x'"),
         ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
-        ("work", "composites", "UPDATE composites SET wants_ecm = NOT wants_ecm"),
+        ("work", "composites", "UPDATE composites SET ecm_eligible = NOT ecm_eligible"),
         ("work", "composites", "UPDATE composites SET open_residues = 1"),
         ("finished", "ecm_residues", f"{RESIDUE}; UPDATE composites SET is_fully_factored = true"),
         ("effort", "ecm_attempts", f"{RESIDUE}; UPDATE ecm_attempts SET superseded_curves = 1"),

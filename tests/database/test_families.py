@@ -21,10 +21,13 @@ from pipeline import (
 )
 from primes import prime, product
 
-from coordinator import analysis, effort, families, registry, results
-from coordinator.factor_tree import SUBMITTED
-from coordinator.families import Divisor
-from coordinator.unit_of_work import unit_of_work
+from coordinator import effort
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import families, registry
+from coordinator.composites.families import Divisor
+from coordinator.housekeeping import job_runner
+from coordinator.numbers.factor_tree import SUBMITTED
+from coordinator.results import applying
 
 P40, Q40, R42, S41 = prime(40), prime(40, 1), prime(42), prime(41)
 P80, Q80 = prime(80), prime(80, 1)
@@ -126,7 +129,7 @@ def test_a_child_born_while_a_result_waits_for_its_family_hears_of_the_factor(en
     root_id = composite(engine, number).id
     second = receive(engine, result(number, str(small)))
     third = receive(engine, result(number, str(part), client="third"))
-    applied = threading.Thread(target=results.apply_result, args=(engine, second.submission_id, SETTINGS))
+    applied = threading.Thread(target=applying.apply_result, args=(engine, second.submission_id, SETTINGS))
     with unit_of_work(engine, "hold") as connection:
         registry.lock_family(connection, root_id)
         applied.start()
@@ -136,10 +139,10 @@ def test_a_child_born_while_a_result_waits_for_its_family_hears_of_the_factor(en
         while not scalar(engine, waiting):
             pass
         # What applying `third` will do to the family, in the transaction that `second` waits for.
-        members = families.load(connection, [root_id], SETTINGS.max_digits)
+        members = families.load_family(connection, [root_id], SETTINGS.max_digits)
         families.use_divisors(connection, members, [Divisor(mpz(part), SUBMITTED)])
     applied.join()
-    results.apply_result(engine, third.submission_id, SETTINGS)
+    applying.apply_result(engine, third.submission_id, SETTINGS)
     run_jobs(engine)
     (child,) = rows(engine, CHILDREN)
     assert child.current_composite == str(P40 * R42)
@@ -284,7 +287,7 @@ def test_a_large_prime_factor_of_a_child_is_learned_by_the_whole_family(engine):
     submit(engine, result(str(mersenne * small), str(small), client="bob"))
     # One test settles it on either row.
     job = rows(engine, "SELECT id FROM jobs WHERE state = 'waiting' ORDER BY id")[0]
-    analysis.run(engine, job.id, max_tries=5, max_digits=SETTINGS.max_digits)
+    job_runner.run_job(engine, job.id, max_deliveries=5, max_digits=SETTINGS.max_digits)
     (child,) = rows(engine, CHILDREN)
     assert child.is_fully_factored
     assert scalar(engine, "SELECT status FROM work_assignments") == "completed"
@@ -339,7 +342,7 @@ def test_a_factor_found_by_two_clients_at_once(engine):
 
     def apply(receipt):
         start.wait()
-        results.apply_result(engine, receipt.submission_id, SETTINGS)
+        applying.apply_result(engine, receipt.submission_id, SETTINGS)
 
     threads = [threading.Thread(target=apply, args=(receipt,)) for receipt in receipts]
     for thread in threads:

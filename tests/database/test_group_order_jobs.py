@@ -3,8 +3,9 @@
 from gmpy2 import mpz
 from pipeline import result, rows, run_jobs, submit
 
-from coordinator import analysis, group_orders
-from coordinator.group_orders import Finding
+from coordinator.composites import group_orders
+from coordinator.composites.group_orders import Finding
+from coordinator.housekeeping import job_runner
 
 P, Q, LARGE = 1000000000100011, 1000000000000037, mpz(2) ** 521 - 1
 
@@ -62,7 +63,7 @@ def test_a_crash_of_the_job_leaves_the_factor_as_it_is(engine, monkeypatch):
     monkeypatch.setattr(group_orders, "examine", broken)
     for _ in range(6):
         try:
-            analysis.run(engine, job.id, max_tries=5, max_digits=1000)
+            job_runner.run_job(engine, job.id, max_deliveries=5, max_digits=1000)
         except ArithmeticError:
             continue
     ((state, error),) = rows(engine, "SELECT state, error FROM jobs WHERE kind = 'group_order'")

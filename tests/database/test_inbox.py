@@ -6,9 +6,10 @@ import pytest
 from pipeline import SETTINGS, assert_sound, counts, receive, result, rows, run_sql, scalar, submit
 from primes import prime, product
 
-from coordinator import inbox, registry, results
-from coordinator.inbox import KeyReused
-from coordinator.unit_of_work import unit_of_work
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import registry
+from coordinator.results import applying, inbox
+from coordinator.results.inbox import IdempotencyKeyReusedError
 from models.wire import SubmitResult
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
@@ -77,7 +78,7 @@ def test_the_end_of_the_window_is_passed_once_by_eight_at_once(engine):
 
 def test_a_key_reused_for_something_else_is_refused_and_stores_nothing(engine):
     submit(engine, result(NUMBER, curves=1), "mine")
-    with pytest.raises(KeyReused):
+    with pytest.raises(IdempotencyKeyReusedError):
         receive(engine, result(NUMBER, curves=2), "mine")
     # Another client's keys are its own.
     assert not receive(engine, result(NUMBER, curves=2, client="bob"), "mine").replay
@@ -94,15 +95,15 @@ def test_a_rejected_result_stays_rejected_when_sent_again(engine):
 def test_an_unknown_composite_is_refused_then_taken_once_it_is_loaded(engine):
     closed = SETTINGS.model_copy(update={"accept_unknown_composites": False})
     receipt = receive(engine, result(NUMBER))
-    assert results.apply_result(engine, receipt.submission_id, closed).state == "rejected"
-    row = inbox.state(engine, receipt.submission_id)
+    assert applying.apply_result(engine, receipt.submission_id, closed).state == "rejected"
+    row = inbox.submission_row(engine, receipt.submission_id)
     assert row.reason == "unknown_composite"
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
     with unit_of_work(engine, "load") as connection:
         registry.register(connection, NUMBER, int(NUMBER), is_prime=False)
     again = receive(engine, result(NUMBER))
     assert (again.submission_id, again.replay) == (receipt.submission_id, False)
-    assert results.apply_result(engine, receipt.submission_id, closed).state == "applied"
+    assert applying.apply_result(engine, receipt.submission_id, closed).state == "applied"
     assert_sound(engine)
 
 
@@ -113,14 +114,14 @@ def test_a_batch_gives_each_its_verdict(engine):
         for curves, key in [(2, None), (2, None), (1, "taken"), (3, "taken"), (4, "new")]
     ]
     verdicts = inbox.receive_many(engine, batch, max_raw_output=100, implicit_key_window=60)
-    assert [isinstance(verdict, KeyReused) or verdict.replay for verdict in verdicts] == [
+    assert [isinstance(verdict, IdempotencyKeyReusedError) or verdict.replay for verdict in verdicts] == [
         False,
         True,
         True,
         True,
         False,
     ]
-    assert isinstance(verdicts[3], KeyReused)
+    assert isinstance(verdicts[3], IdempotencyKeyReusedError)
     assert verdicts[0].submission_id == verdicts[1].submission_id
     assert counts(engine, ("submissions",)) == {"submissions": 3}
 

@@ -4,7 +4,7 @@ import pytest
 from pipeline import SETTINGS, composite, lease, result, run_sql, submit
 from primes import prime, product
 
-from coordinator import invariants
+from coordinator.reading import invariants
 
 NUMBER = str(product(prime(9), prime(20), prime(40), prime(80)))
 DONE = str(product(prime(20), prime(22)))

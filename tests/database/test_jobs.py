@@ -8,15 +8,16 @@ import threading
 import pytest
 from pipeline import rows
 
-from coordinator import analysis, jobs
-from coordinator.unit_of_work import unit_of_work
+from coordinator.base import jobs
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.housekeeping import job_runner
 from models.engine import make_engine
 
 
 @pytest.fixture
 def job(engine):
     with unit_of_work(engine, "ask") as connection:
-        return jobs.ask(connection, jobs.SPLIT_FACTOR, 1)[0].job_id
+        return jobs.request(connection, jobs.SPLIT_FACTOR, 1)[0].job_id
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def worker(database_url):
 
 
 def run(engine, job):
-    return analysis.run(engine, job, max_tries=5, max_digits=1000)
+    return job_runner.run_job(engine, job, max_deliveries=5, max_digits=1000)
 
 
 def standing(engine):
@@ -43,16 +44,16 @@ def test_a_job_that_runs_is_not_run_beside_itself_and_counts_no_try(engine, work
         begun.set()
         assert go_on.wait(20)
         with unit_of_work(engine, "finish") as connection:
-            jobs.finish(connection, row.id, row.asked)
+            jobs.finish(connection, row.id, row.request_count)
         ended.append(row.tries)
         return []
 
-    monkeypatch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, long_run)
+    monkeypatch.setitem(job_runner.RUNNERS, jobs.SPLIT_FACTOR, long_run)
     thread = threading.Thread(target=run, args=(worker, job))
     thread.start()
     try:
         assert begun.wait(20)
-        monkeypatch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, lambda *_: pytest.fail("ran beside itself"))
+        monkeypatch.setitem(job_runner.RUNNERS, jobs.SPLIT_FACTOR, lambda *_: pytest.fail("ran beside itself"))
         for _ in range(7):
             assert run(engine, job) == []
         assert standing(engine) == ("waiting", 1)
@@ -68,7 +69,7 @@ def test_a_job_that_failed_can_run_again_elsewhere(engine, worker, job, monkeypa
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setitem(analysis.RUNNERS, jobs.SPLIT_FACTOR, broken)
+        patch.setitem(job_runner.RUNNERS, jobs.SPLIT_FACTOR, broken)
         with pytest.raises(ZeroDivisionError):
             run(worker, job)
     run(engine, job)
@@ -77,10 +78,11 @@ def test_a_job_that_failed_can_run_again_elsewhere(engine, worker, job, monkeypa
 
 DYING = """
 import os, sys
-from coordinator import analysis, jobs
+from coordinator.base import jobs
+from coordinator.housekeeping import job_runner
 from models.engine import make_engine
-analysis.RUNNERS[jobs.SPLIT_FACTOR] = lambda *_: os._exit(7)
-analysis.run(make_engine(os.environ["TEST_URL"], pool_size=2), int(sys.argv[1]), max_tries=5, max_digits=1000)
+job_runner.RUNNERS[jobs.SPLIT_FACTOR] = lambda *_: os._exit(7)
+job_runner.run_job(make_engine(os.environ["TEST_URL"], pool_size=2), int(sys.argv[1]), max_deliveries=5, max_digits=1000)
 """
 
 

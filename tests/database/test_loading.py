@@ -22,43 +22,47 @@ from pipeline import (
 from primes import prime, product
 
 from config.settings import Settings
-from coordinator import claims, composites, effort, families, registry
-from coordinator.claims import Claim, Wanted
-from coordinator.composites import Busy, InvalidNumbers
-from coordinator.factor_tree import KNOWN, SPLIT
-from coordinator.families import Divisor
-from coordinator.list_formats import Given, ListError, read_list
-from coordinator.screening import JsonFields
-from coordinator.unit_of_work import unit_of_work
+from coordinator import effort
+from coordinator.base.audit import Actor
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import families, registry
+from coordinator.composites.families import Divisor
+from coordinator.leases import claims
+from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.loading import load as loading
+from coordinator.loading.list_formats import InputRow, ListError, read_list
+from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, load_numbers
+from coordinator.loading.validation import JsonFields
+from coordinator.numbers.factor_tree import KNOWN, SPLIT
 
 P20, P40, Q40, P80, Q80 = prime(20), prime(40), prime(40, 1), prime(80), prime(80, 1)
 TABLES = ("composites", "composite_aliases", "composite_effort", "factors", "projects", "project_composites", "jobs")
 EVERYTHING = {
     "composites": "SELECT number, current_composite, digit_length, is_prime, is_fully_factored, priority,"
-    " has_snfs_form, snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, wants_ecm,"
-    " wants_pm1, wants_pp1, wanted_p1_b1, planned_t_level, work_value, open_leases, xmin::text"
+    " has_snfs_form, snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, ecm_eligible,"
+    " pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value, open_leases, xmin::text"
     " FROM composites ORDER BY id",
     "factors": "SELECT composite_id, factor, multiplicity, is_prime, split_from_id, origin FROM factors ORDER BY id",
     "aliases": "SELECT value_sha256, composite_id, kind FROM composite_aliases ORDER BY 1, 2",
     "effort": "SELECT * FROM composite_effort ORDER BY 1, 2, 3, 4",
     "members": "SELECT project_id, composite_id FROM project_composites ORDER BY 1, 2",
-    "jobs": "SELECT kind, target_id, asked FROM jobs ORDER BY 1, 2",
+    "jobs": "SELECT kind, target_id, request_count FROM jobs ORDER BY 1, 2",
 }
 
 
 def load(engine, content, name="list.txt", **options):
     listing = read_list(io.BytesIO(content.encode()), name, 200_000)
-    options = {"max_digits": SETTINGS.max_digits, "actor": "tester", "source": name, "processes": 0} | options
-    return composites.load(engine, listing.numbers, **options)
+    options = {"max_digits": SETTINGS.max_digits, "actor": Actor("tester"), "source": name, "processes": 0} | options
+    return load_numbers(engine, listing.numbers, **options)
 
 
 def load_json(engine, *items, **options):
     numbers = [
-        Given(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
+        InputRow(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
         for place, item in enumerate(items, 1)
     ]
-    return composites.load(
-        engine, numbers, max_digits=SETTINGS.max_digits, actor="tester", source="json", processes=0, **options
+    return load_numbers(
+        engine, numbers, max_digits=SETTINGS.max_digits, actor=Actor("tester"), source="json", processes=0, **options
     )
 
 
@@ -93,11 +97,11 @@ def test_what_is_loaded_can_be_claimed(engine):
     number = product(P80, Q80)
     load(engine, f"{number}\n{prime(90)}\n360\n{prime(20) * prime(20, 1)}\n")
     settings = Settings()
-    wanted = Wanted("alice", shared=True)
+    wanted = WorkRequest("alice", shared=True)
     claim = claims.claim(engine, wanted, settings)
     assert isinstance(claim, Claim)
     assert claim.composite.current_composite == str(number)
-    assert rows(engine, "SELECT number FROM composites WHERE wants_ecm") == [(str(number),)]
+    assert rows(engine, "SELECT number FROM composites WHERE ecm_eligible") == [(str(number),)]
     assert_sound(engine)
 
 
@@ -118,7 +122,7 @@ def test_small_factors_leave_the_rows_that_using_them_leaves(engine):
     with unit_of_work(engine, "register") as connection:
         new_id = registry.register(connection, str(number), mpz(number), is_prime=False)
         registry.lock_family(connection, new_id)
-        members = families.load(connection, [new_id], SETTINGS.max_digits)
+        members = families.load_family(connection, [new_id], SETTINGS.max_digits)
         families.use_divisors(connection, members, [Divisor(mpz(p), SPLIT) for p in (2, 7, 999_983)])
     stepwise = everything(engine)
     for name in ("factors", "aliases", "effort", "jobs"):
@@ -145,14 +149,14 @@ def test_large_composite_parts_get_work_of_their_own_and_inherit_prior_work(engi
     (child,) = rows(engine, "SELECT * FROM composites WHERE parent_id IS NOT NULL")
     assert child.number == str(part)
     assert child.current_t_level == pytest.approx(30, abs=0.01)
-    assert child.wants_ecm
+    assert child.ecm_eligible
     assert_sound(engine)
 
 
 def test_parts_that_take_long_become_jobs(engine):
     number = product(prime(25), prime(26), P80, Q80)
     report = load_json(engine, {"number": str(number), "factors": [str(prime(25) * prime(26))]}, {"number": "2^7001+1"})
-    assert {ring.kind for ring in report.rings} == {"split_factor", "test_cofactor"}
+    assert {job.kind for job in report.to_publish} == {"split_factor", "test_cofactor"}
     assert composite(engine, "2^7001+1").is_prime is None
     run_sql(engine, "UPDATE jobs SET state = 'done' WHERE kind = 'test_cofactor'")  # half a minute
     run_jobs(engine)
@@ -161,7 +165,7 @@ def test_parts_that_take_long_become_jobs(engine):
 
 
 def test_one_bad_line_and_nothing_is_stored(engine):
-    with pytest.raises(InvalidNumbers) as refused:
+    with pytest.raises(InvalidNumbersError) as refused:
         load(engine, "15\n2^^3\n21\n7x\n2^67-1\n")
     report = refused.value.report
     assert numbers_of(report) == (5, 0, 0, 0, 2)
@@ -171,7 +175,7 @@ def test_one_bad_line_and_nothing_is_stored(engine):
 
 
 def test_the_first_hundred_bad_lines_are_named_and_all_counted(engine):
-    with pytest.raises(InvalidNumbers) as refused:
+    with pytest.raises(InvalidNumbersError) as refused:
         load(engine, "x\n" * 2500, processes=2)
     assert refused.value.report.invalid == 2500
     assert [bad.line for bad in refused.value.report.errors] == list(range(1, 101))
@@ -230,7 +234,7 @@ def test_a_number_and_what_is_left_of_it_in_one_list_are_one(engine):
 def test_numbers_that_share_what_is_left_tell_each_other(engine):
     number = product(P80, Q80)
     report = load(engine, f"{number * 6}\n{number * 10}\n")
-    assert {ring.kind for ring in report.rings} == {"share_factors"}
+    assert {job.kind for job in report.to_publish} == {"share_factors"}
     run_jobs(engine)
     assert_sound(engine)
 
@@ -245,7 +249,7 @@ def test_metadata_of_known_numbers_is_updated_and_what_is_not_given_stays(engine
     assert (after.priority, after.snfs_difficulty, after.has_snfs_form) == (5, 90, True)
     assert (after.target_t_level, after.explicit_target_t_level) == (55, 55)
     assert after.target_set_at > before.target_set_at
-    assert after.wanted_p1_b1 > before.wanted_p1_b1
+    assert after.p1_target_b1 > before.p1_target_b1
     # Of new numbers only, unless it is said of known ones as well.
     assert numbers_of(load(engine, "2^1277-1\n", priority=9)) == (1, 0, 1, 0, 0)
     assert numbers_of(load(engine, "2^1277-1\n15\n", priority=9, known_priority=9)) == (2, 1, 1, 1, 0)
@@ -258,7 +262,7 @@ def test_a_target_that_is_reached_ends_leases(engine):
     lease(engine, composite(engine, "2^1277-1").id, curves=10)
     load(engine, "number,target_t_level\n2^1277-1,35\n")
     assert rows(engine, "SELECT status FROM work_assignments") == [("completed",)]
-    assert not composite(engine, "2^1277-1").wants_ecm
+    assert not composite(engine, "2^1277-1").ecm_eligible
     assert_sound(engine)
 
 
@@ -305,7 +309,7 @@ def test_projects_are_made_and_joined(engine):
 
 
 def test_what_is_loaded_is_recorded(engine):
-    load(engine, "15\n", name="first.txt", request_id="r1")
+    load(engine, "15\n", name="first.txt", actor=Actor("tester", "r1"))
     (event,) = rows(engine, "SELECT * FROM admin_events")
     assert (event.actor, event.action, event.target, event.request_id) == ("tester", "load", "list first.txt", "r1")
     assert event.after["new_composites"] == 1
@@ -313,8 +317,8 @@ def test_what_is_loaded_is_recorded(engine):
 
 def test_one_list_is_stored_at_a_time(engine):
     with unit_of_work(engine, "turn") as connection:
-        composites._take_turn(connection)
-        with pytest.raises(Busy, match="Another list"):
+        loading._lock_loading(connection)
+        with pytest.raises(LoadInProgressError, match="Another list"):
             load(engine, "15\n")
     assert load(engine, "15\n").new == 1
 
@@ -343,12 +347,12 @@ def test_a_number_that_a_result_registers_meanwhile_is_loaded_once(engine):
 
 
 def test_processes_and_chunks_change_nothing(engine, monkeypatch):
-    monkeypatch.setattr("coordinator.staging.CHUNK", 700)
+    monkeypatch.setattr("coordinator.loading.staging.CHUNK", 700)
     text = "".join(f"{n}\n" for n in range(10**60 + 1, 10**60 + 2501))
     seen = []
     report = load(engine, text, processes=2, progress=lambda stage, count: seen.append((stage, count)))
     assert (report.total, report.new + report.existing) == (2500, 2500)
-    for stage in (composites.CHECKED, composites.STORED):
+    for stage in (loading.CHECKED, loading.STORED):
         assert sum(count for said, count in seen if said == stage) == 2500
     assert numbers_of(load(engine, text, processes=2))[1:4] == (0, 2500, 0)
     assert_sound(engine)

@@ -11,8 +11,8 @@ from pipeline import assert_sound, empty, scalar
 from primes import prime
 from test_loading import everything, load, load_json, numbers_of
 
-from coordinator.composites import InvalidNumbers
-from coordinator.expressions import decimal, evaluate_number
+from coordinator.loading.load import InvalidNumbersError
+from coordinator.numbers.expressions import decimal, evaluate_number
 
 PRIMES = [2, 3, 7, 1009, int(prime(8)), int(prime(20)), int(prime(60)), int(prime(61))]
 BAD = ["x", "2^^3", "0", "1", "-7", "=1+1", "@A1", "1/2", "9^9^9", "007", "15\x00", "1e9", "2^67-1;--", "९"]
@@ -75,7 +75,7 @@ def test_all_of_a_list_or_nothing_and_a_second_time_nothing(engine, form, data):
     mixed = data.draw(st.permutations(items + wrong))
     held = everything(engine)
     if wrong:
-        with pytest.raises(InvalidNumbers) as refused:
+        with pytest.raises(InvalidNumbersError) as refused:
             store(engine, form, mixed)
         assert refused.value.report.invalid == len(refused.value.report.errors) == len(wrong)
         assert everything(engine) == held

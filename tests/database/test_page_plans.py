@@ -7,7 +7,9 @@ from pipeline import composite, result, run_sql, submit
 from plans import executed, plan
 from primes import prime, product
 
-from coordinator import dead_letters, overview, reservations, standing
+from coordinator.administration import dead_letters
+from coordinator.leases import reservations
+from coordinator.reading import admin_queries, detail
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 
@@ -27,7 +29,7 @@ def plans_of(engine, call, table):
 
 
 def test_dead_letters(engine, known):
-    with_factors, others = plans_of(engine, lambda: dead_letters.listed(engine), "submissions")
+    with_factors, others = plans_of(engine, lambda: dead_letters.list_dead_letters(engine), "submissions")
     assert "submissions_true_factors" in with_factors
     # The failed ones and the refused ones, each from the end of its own.
     assert others.count("Scan Backward using submissions_unsettled") == 2
@@ -35,24 +37,24 @@ def test_dead_letters(engine, known):
 
 
 def test_numbers_kept_from_work(engine, known, monkeypatch):
-    monkeypatch.setattr(overview, "COUNTED_BYTES", 0)
-    *_, held = plans_of(engine, lambda: overview.composites_status(engine), "composites")
+    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
+    *_, held = plans_of(engine, lambda: admin_queries.composites_status(engine), "composites")
     assert "Index Only Scan Backward using composites_held" in held
 
 
 def test_the_first_of_a_large_tree(engine, known):
-    (tree,) = plans_of(engine, lambda: standing.whole(engine, known, most=10), "factors")
+    (tree,) = plans_of(engine, lambda: detail.read_detail(engine, known, most=10), "factors")
     # In the order of the index, up to the limit: not all of it, sorted.
     assert re.search(r"Limit[^\n]*\n\s*->  Index Scan using factors_once", tree)
 
 
 def test_the_last_attempts_of_a_number(engine, known):
-    (attempts,) = plans_of(engine, lambda: standing.whole(engine, known, most=10), "ecm_attempts")
+    (attempts,) = plans_of(engine, lambda: detail.read_detail(engine, known, most=10), "ecm_attempts")
     assert "Scan Backward using ecm_attempts_composite" in attempts
 
 
 @pytest.mark.parametrize("reserving", [True, False])
 def test_open_leases_come_in_their_order(engine, known, reserving):
-    (leases,) = plans_of(engine, lambda: reservations.open_work(engine, reserving=reserving), "work_assignments")
+    (leases,) = plans_of(engine, lambda: reservations.list_open_leases(engine, reserving=reserving), "work_assignments")
     assert "Index Scan using work_assignments_expiry" in leases
     assert "Sort" not in leases

@@ -11,12 +11,12 @@ from primes import prime, product
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from coordinator import inbox, results, rounds
-from coordinator.unit_of_work import unit_of_work
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.results import applying, batches, inbox
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
-THREE = SETTINGS.model_copy(update={"max_tries": 3})
-APPLIERS = [results.apply_result, rounds.apply_result]
+THREE = SETTINGS.model_copy(update={"max_deliveries": 3})
+APPLIERS = [applying.apply_result, batches.apply_result]
 
 
 def at_once(times, call):
@@ -44,7 +44,7 @@ def test_delivered_twice(engine, apply):
     first = apply(engine, receipt.submission_id, SETTINGS)
     before = rows(engine, "SELECT * FROM submissions")
     second = apply(engine, receipt.submission_id, SETTINGS)
-    assert (first.state, second.state, second.rings) == ("applied", "applied", [])
+    assert (first.state, second.state, second.to_publish) == ("applied", "applied", [])
     assert rows(engine, "SELECT * FROM submissions") == before
     assert counts(engine, ("ecm_attempts", "factors")) == {"ecm_attempts": 1, "factors": 1}
     assert_sound(engine)
@@ -52,20 +52,20 @@ def test_delivered_twice(engine, apply):
 
 @pytest.mark.parametrize("apply", APPLIERS)
 def test_delivered_eight_times_at_once(engine, apply):
-    """More than MAX_TRIES at once, and yet it is no fault of the submission."""
+    """More than MAX_DELIVERIES at once, and yet it is no fault of the submission."""
     submit(engine, result(NUMBER, client="first"))
     for n in range(3):
         receipt = receive(engine, result(NUMBER, curves=10 + n))
         raised = at_once(8, lambda receipt=receipt: apply(engine, receipt.submission_id, THREE))
         assert raised == []
-        assert inbox.state(engine, receipt.submission_id).state == "applied", f"round {n}"
+        assert inbox.submission_row(engine, receipt.submission_id).state == "applied", f"round {n}"
     assert counts(engine, ("ecm_attempts",)) == {"ecm_attempts": 4}
     assert_sound(engine)
 
 
 def test_a_submission_that_does_not_exist(engine):
-    assert results.apply_result(engine, 17, SETTINGS) is None
-    assert rounds.apply_result(engine, 17, SETTINGS) is None
+    assert applying.apply_result(engine, 17, SETTINGS) is None
+    assert batches.apply_result(engine, 17, SETTINGS) is None
 
 
 @pytest.mark.parametrize("apply", APPLIERS)
@@ -75,13 +75,13 @@ def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(eng
     def broken(*_):
         raise ZeroDivisionError("a bug in arithmetic")
 
-    monkeypatch.setattr(results, "_record_attempt", broken)
+    monkeypatch.setattr(applying, "_record_attempt", broken)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             apply(engine, receipt.submission_id, THREE)
-        assert inbox.state(engine, receipt.submission_id).state == "received"
+        assert inbox.submission_row(engine, receipt.submission_id).state == "received"
     assert apply(engine, receipt.submission_id, THREE).state == "failed"
-    row = inbox.state(engine, receipt.submission_id)
+    row = inbox.submission_row(engine, receipt.submission_id)
     assert (row.state, row.tries) == ("failed", 3)
     assert "a bug in arithmetic" in row.detail
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
@@ -91,7 +91,7 @@ def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(eng
     again = receive(engine, result(NUMBER, str(prime(20))))
     assert (again.submission_id, again.replay) == (receipt.submission_id, False)
     assert apply(engine, receipt.submission_id, THREE).state == "applied"
-    row = inbox.state(engine, receipt.submission_id)
+    row = inbox.submission_row(engine, receipt.submission_id)
     assert (row.detail, row.reason, row.tries) == (None, None, 1)
     assert_sound(engine)
 
@@ -102,16 +102,19 @@ def test_a_transient_fault_does_not_count(engine, monkeypatch):
     def away(*_):
         raise OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
-    monkeypatch.setattr(results, "_record_attempt", away)
+    monkeypatch.setattr(applying, "_record_attempt", away)
     for _ in range(5):
         with pytest.raises(OperationalError):
-            results.apply_result(engine, receipt.submission_id, THREE)
-    assert (inbox.state(engine, receipt.submission_id).state, inbox.state(engine, receipt.submission_id).tries) == (
+            applying.apply_result(engine, receipt.submission_id, THREE)
+    assert (
+        inbox.submission_row(engine, receipt.submission_id).state,
+        inbox.submission_row(engine, receipt.submission_id).tries,
+    ) == (
         "received",
         0,
     )
     monkeypatch.undo()
-    assert results.apply_result(engine, receipt.submission_id, THREE).state == "applied"
+    assert applying.apply_result(engine, receipt.submission_id, THREE).state == "applied"
 
 
 def test_what_is_said_of_a_fault_in_public_has_neither_sql_nor_parameters(engine, monkeypatch):
@@ -121,10 +124,10 @@ def test_what_is_said_of_a_fault_in_public_has_neither_sql_nor_parameters(engine
         values = {"name": "a-secret-name"}
         connection.execute(text("INSERT INTO composite_effort (b1, b2) VALUES (1, length(:name))"), values)
 
-    monkeypatch.setattr(results, "_record_attempt", unfit)
+    monkeypatch.setattr(applying, "_record_attempt", unfit)
     with pytest.raises(IntegrityError) as raised:
-        results.apply_result(engine, receipt.submission_id, THREE)
-    detail = inbox.state(engine, receipt.submission_id).detail
+        applying.apply_result(engine, receipt.submission_id, THREE)
+    detail = inbox.submission_row(engine, receipt.submission_id).detail
     unfit_value = 'null value in column "composite_id" of relation "composite_effort" violates not-null constraint'
     assert detail == f"IntegrityError: {unfit_value}"
     # Nor do the parameters reach the log.
@@ -138,21 +141,21 @@ def test_a_unique_value_that_is_taken_every_time_is_no_race(engine, monkeypatch)
     def taken(connection, *_):
         connection.exec_driver_sql("INSERT INTO projects (name) VALUES ('x'), ('x')")
 
-    monkeypatch.setattr(results, "_record_attempt", taken)
+    monkeypatch.setattr(applying, "_record_attempt", taken)
     for _ in range(3):
         with pytest.raises(IntegrityError):
-            results.apply_result(engine, receipt.submission_id, THREE)
-    assert results.apply_result(engine, receipt.submission_id, THREE).state == "failed"
+            applying.apply_result(engine, receipt.submission_id, THREE)
+    assert applying.apply_result(engine, receipt.submission_id, THREE).state == "failed"
     assert_sound(engine)
 
 
 DYING = """
 import os, sys
-from coordinator import results
+from coordinator.results import applying
 from config.settings import Settings
 from models.engine import make_engine
-results._record_attempt = lambda *_: os._exit(7)
-results.apply_result(make_engine(os.environ["TEST_URL"]), int(sys.argv[1]), Settings(max_tries=2))
+applying._record_attempt = lambda *_: os._exit(7)
+applying.apply_result(make_engine(os.environ["TEST_URL"]), int(sys.argv[1]), Settings(max_deliveries=2))
 """
 
 
@@ -165,23 +168,23 @@ def test_a_result_that_kills_its_process_every_time_ends_as_failed(engine, datab
         return subprocess.run(program, env=os.environ | {"TEST_URL": database_url}, check=False).returncode
 
     assert [apply(), apply(), apply()] == [7, 7, 0]
-    row = inbox.state(engine, receipt.submission_id)
+    row = inbox.submission_row(engine, receipt.submission_id)
     assert (row.state, row.reason, row.tries) == ("failed", "worker_died", 2)
     assert "died" in row.detail
-    assert results.apply_result(engine, unharmed.submission_id, SETTINGS).state == "applied"
+    assert applying.apply_result(engine, unharmed.submission_id, SETTINGS).state == "applied"
     assert_sound(engine)
     # By hand, as an operator would.
     with unit_of_work(engine, "retry") as connection:
-        inbox.send_again(connection, receipt.submission_id)
-    assert results.apply_result(engine, receipt.submission_id, SETTINGS).state == "applied"
+        inbox.requeue(connection, receipt.submission_id)
+    assert applying.apply_result(engine, receipt.submission_id, SETTINGS).state == "applied"
     assert_sound(engine)
 
 
 def test_a_settled_submission_is_not_sent_again(engine):
     row = submit(engine, result(NUMBER))
     with unit_of_work(engine, "retry") as connection:
-        inbox.send_again(connection, row.id)
-    assert inbox.state(engine, row.id) == row
+        inbox.requeue(connection, row.id)
+    assert inbox.submission_row(engine, row.id) == row
 
 
 def test_a_base_exception_leaves_nothing_and_counts(engine, monkeypatch):
@@ -190,11 +193,11 @@ def test_a_base_exception_leaves_nothing_and_counts(engine, monkeypatch):
     def stop(*_):
         raise SystemExit
 
-    monkeypatch.setattr(results, "_add_effort", stop)
+    monkeypatch.setattr(applying, "_add_effort", stop)
     with pytest.raises(SystemExit):
-        results.apply_result(engine, receipt.submission_id, THREE)
+        applying.apply_result(engine, receipt.submission_id, THREE)
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
-    assert inbox.state(engine, receipt.submission_id).tries == 1
+    assert inbox.submission_row(engine, receipt.submission_id).tries == 1
 
 
 def test_a_submission_with_tries_left_over_is_taken_alone(engine):
@@ -203,8 +206,8 @@ def test_a_submission_with_tries_left_over_is_taken_alone(engine):
     dead = receive(engine, result(NUMBER, curves=1))
     run_sql(engine, "UPDATE submissions SET tries = 1 WHERE id = :id", id=dead.submission_id)
     other = receive(engine, result(NUMBER, curves=2))
-    assert rounds.apply_result(engine, other.submission_id, SETTINGS).state == "applied"
-    assert inbox.state(engine, dead.submission_id).state == "received"
-    assert rounds.apply_result(engine, dead.submission_id, SETTINGS).state == "applied"
+    assert batches.apply_result(engine, other.submission_id, SETTINGS).state == "applied"
+    assert inbox.submission_row(engine, dead.submission_id).state == "received"
+    assert batches.apply_result(engine, dead.submission_id, SETTINGS).state == "applied"
     assert scalar(engine, "SELECT attempt_count FROM composites") == 3
     assert_sound(engine)

@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, submit
 from primes import prime, product
 
-from coordinator import claims, deletions, effort, ledger, residue_storage, residue_upkeep, residue_uploads, residues
-from coordinator.audit import By
-from coordinator.claims import NoWork
-from coordinator.refusals import Conflict, Refusal, Unknown, Wrong
-from coordinator.residue_files import SaveFile
-from coordinator.residue_storage import Storage
-from coordinator.residues import Wanted
-from coordinator.unit_of_work import unit_of_work
+from coordinator import effort
+from coordinator.administration import deletions
+from coordinator.base.audit import Actor
+from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import ledger
+from coordinator.leases import claims
+from coordinator.leases.claims import NoWork
+from coordinator.residues import residue_claims, residue_expiry, residue_storage, uploads
+from coordinator.residues.residue_claims import ResidueRequest
+from coordinator.residues.residue_storage import Storage
+from coordinator.residues.save_files import SaveFile
 
-BY = By("alice")
+ACTOR = Actor("alice")
 P, Q = prime(40), prime(62)
 NUMBER = str(product(P, Q))
 B1, CURVES = 50_000, 100
@@ -44,7 +48,7 @@ def stage1(engine, number=NUMBER, curves=CURVES, client="gpu", **fields):
 
 
 def upload(engine, file=None, client="gpu", attempt=None, name=None):
-    made = residue_uploads.upload(
+    made = uploads.register_upload(
         engine,
         client,
         file or file_of(),
@@ -57,7 +61,7 @@ def upload(engine, file=None, client="gpu", attempt=None, name=None):
 
 
 def claim(engine, client="cpu", **wanted):
-    return residues.claim(engine, Wanted(client, **wanted), 500)
+    return residue_claims.claim_residue(engine, ResidueRequest(client, **wanted), 500)
 
 
 def stage2(engine, *factors, number=NUMBER, curves=CURVES, b2=None, client="cpu", **fields):
@@ -74,7 +78,7 @@ def t_level(*runs):
 
 
 def state(engine, residue_id):
-    return residues.find(engine, residue_id)
+    return residue_claims.read_residue(engine, residue_id)
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ def test_an_upload_links_itself_to_the_latest_stage_1_without_a_residue(engine):
     stage1(engine, client="other")
     assert upload(engine).stage1_attempt_id == second
     assert upload(engine).stage1_attempt_id == first
-    with pytest.raises(Refusal, match="has no stage-1 attempt") as refusal:
+    with pytest.raises(DomainError, match="has no stage-1 attempt") as refusal:
         upload(engine)
     assert refusal.value.reason == "unknown_attempt"
     assert scalar(engine, "SELECT open_residues FROM composites") == 2
@@ -102,10 +106,10 @@ def test_an_upload_links_itself_to_the_latest_stage_1_without_a_residue(engine):
 
 def test_the_same_file_twice_is_refused_in_the_words_that_clients_know(engine, waiting):
     again = SaveFile(int(NUMBER), B1, 3, CURVES, bytes(waiting.sha256), 12_345)
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(DomainError) as refusal:
         upload(engine, again)
     assert str(refusal.value) == f"Duplicate residue (checksum matches residue ID {waiting.id})"
-    residue_upkeep.close(engine, waiting.id, "not wanted")
+    residue_expiry.close_residue(engine, waiting.id, "not wanted")
     assert upload(engine, again).id > waiting.id, "one that was given up may be sent again"
 
 
@@ -117,7 +121,7 @@ def test_of_the_same_file_at_once_one_wins(engine):
     def upload_it(_):
         try:
             return upload(engine, file).id
-        except Refusal as refusal:
+        except DomainError as refusal:
             return refusal.reason
 
     with ThreadPoolExecutor(8) as pool:
@@ -137,22 +141,22 @@ def test_of_the_same_file_at_once_one_wins(engine):
 )
 def test_an_attempt_that_is_not_its_stage_1_is_refused(engine, sent, said):
     attempt = stage1(engine)
-    with pytest.raises(Wrong, match=said):
+    with pytest.raises(InvalidClaimError, match=said):
         upload(engine, **sent, attempt=attempt)
-    with pytest.raises(Refusal, match="There is no attempt"):
+    with pytest.raises(DomainError, match="There is no attempt"):
         upload(engine, attempt=attempt + 1000)
     full = submit(engine, result(NUMBER, curves=CURVES, b1=B1, parametrization=3, client="gpu")).attempt_id
-    with pytest.raises(Wrong, match="is no stage 1"):
+    with pytest.raises(InvalidClaimError, match="is no stage 1"):
         upload(engine, attempt=full)
     assert scalar(engine, "SELECT count(*) FROM ecm_residues") == 0
 
 
 def test_an_unknown_or_finished_number_is_refused(engine):
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFoundError):
         upload(engine, file_of(product(prime(30), prime(31))))
     attempt = stage1(engine)
     submit(engine, result(NUMBER, str(P)))
-    with pytest.raises(Refusal, match="is finished"):
+    with pytest.raises(DomainError, match="is finished"):
         upload(engine, attempt=attempt)
 
 
@@ -162,14 +166,14 @@ def test_what_is_not_applied_yet_is_to_be_sent_again(engine):
     receipt = receive(engine, result(NUMBER, curves=CURVES, b1=B1, b2=0, parametrization=3, client="gpu"))
     submit(engine, result(NUMBER))
     for attempt in (None, receipt.attempt_id):
-        with pytest.raises(residues.Busy):
+        with pytest.raises(residue_claims.RetryLaterError):
             upload(engine, attempt=attempt)
 
 
 def test_several_files_may_share_a_stage_1_up_to_its_curves(engine):
     attempt = stage1(engine)
     upload(engine, file_of(curves=60), attempt=attempt)
-    with pytest.raises(Wrong, match="has 40 curves without a residue"):
+    with pytest.raises(InvalidClaimError, match="has 40 curves without a residue"):
         upload(engine, file_of(curves=41), attempt=attempt)
     upload(engine, file_of(curves=40), attempt=attempt)
 
@@ -218,39 +222,39 @@ def test_the_highest_priority_first_then_the_oldest_and_filters(engine):
     assert claim(engine).id == third.id
     assert claim(engine, hours=1).id == second.id
     assert claim(engine) is None
-    with pytest.raises(Conflict, match="complete or release"):
-        residues.claim(engine, Wanted("cpu"), 3)
+    with pytest.raises(ConflictError, match="complete or release"):
+        residue_claims.claim_residue(engine, ResidueRequest("cpu"), 3)
 
 
 def test_only_its_claimer_may_download_or_release(engine, waiting):
-    with pytest.raises(Conflict):
-        residues.claimed_file(engine, waiting.id, "cpu")
+    with pytest.raises(ConflictError):
+        residue_claims.claimed_file(engine, waiting.id, "cpu")
     claim(engine)
-    assert residues.claimed_file(engine, waiting.id, "cpu").id == waiting.id
-    for do in (residues.claimed_file, residues.release):
-        with pytest.raises(Conflict):
+    assert residue_claims.claimed_file(engine, waiting.id, "cpu").id == waiting.id
+    for do in (residue_claims.claimed_file, residue_claims.release_claim):
+        with pytest.raises(ConflictError):
             do(engine, waiting.id, "other")
-    assert residues.release(engine, waiting.id, "cpu").status == "available"
-    assert residues.release(engine, waiting.id, "cpu").status == "available"
+    assert residue_claims.release_claim(engine, waiting.id, "cpu").status == "available"
+    assert residue_claims.release_claim(engine, waiting.id, "cpu").status == "available"
 
 
 def test_claims_lapse_and_residues_expire(engine, waiting):
     claim(engine, hours=1)
     now = datetime.now(UTC)
-    assert residue_upkeep.lapse(engine, now) == 0
-    assert residue_upkeep.lapse(engine, now + timedelta(hours=2)) == 1
+    assert residue_expiry.release_lapsed_claims(engine, now) == 0
+    assert residue_expiry.release_lapsed_claims(engine, now + timedelta(hours=2)) == 1
     assert state(engine, waiting.id).status == "available"
-    assert residue_upkeep.expire(engine, now)[0] == 0
-    assert residue_upkeep.expire(engine, now + LATER)[0] == 1
+    assert residue_expiry.expire_residues(engine, now)[0] == 0
+    assert residue_expiry.expire_residues(engine, now + LATER)[0] == 1
     assert state(engine, waiting.id).status == "expired"
     assert composite(engine, NUMBER).open_residues == 0
     assert_sound(engine)
 
 
 def test_a_number_with_a_residue_waiting_gets_no_new_curves(engine, waiting):
-    assert isinstance(claims.claim(engine, claims.Wanted("alice"), SETTINGS), NoWork)
-    residue_upkeep.close(engine, waiting.id, "not wanted", BY)
-    assert not isinstance(claims.claim(engine, claims.Wanted("alice"), SETTINGS), NoWork)
+    assert isinstance(claims.claim(engine, claims.WorkRequest("alice"), SETTINGS), NoWork)
+    residue_expiry.close_residue(engine, waiting.id, "not wanted", ACTOR)
+    assert not isinstance(claims.claim(engine, claims.WorkRequest("alice"), SETTINGS), NoWork)
 
 
 # Stage 2 --------------------------------------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ def test_a_result_that_names_its_residue_supersedes_its_stage_1(engine, waiting)
     assert level(engine) == t_level((B1, -1, 3, CURVES))
     row = state(engine, waiting.id)
     assert (row.status, row.stage2_attempt_id) == ("completed", done.attempt_id)
-    confirmed = residues.complete(engine, waiting.id, "cpu", done.attempt_id)
+    confirmed = residue_claims.complete_residue(engine, waiting.id, "cpu", done.attempt_id)
     assert confirmed.is_completed
     assert level(engine) == t_level((B1, -1, 3, CURVES))
     assert_sound(engine)
@@ -276,18 +280,20 @@ def test_complete_does_the_same_for_clients_that_do_not_name_it(engine, waiting)
     done = stage2(engine)
     assert level(engine) > t_level((B1, -1, 3, CURVES)).expected, "counted as curves of their own until then"
     for _ in range(2):
-        assert residues.complete(engine, waiting.id, "cpu", done.attempt_id).t_level == t_level((B1, -1, 3, CURVES))
+        assert residue_claims.complete_residue(engine, waiting.id, "cpu", done.attempt_id).t_level == t_level(
+            (B1, -1, 3, CURVES)
+        )
     assert_sound(engine)
 
 
 def test_upkeep_completes_what_a_dead_client_has_sent(engine, waiting):
     claim(engine)
     stage2(engine, curves=74)
-    assert residue_upkeep.complete_forgotten(engine) == []
+    assert residue_expiry.complete_unreported(engine) == []
     stage2(engine, curves=CURVES)
-    assert residue_upkeep.complete_forgotten(engine)
+    assert residue_expiry.complete_unreported(engine)
     assert state(engine, waiting.id).status == "completed"
-    assert residue_upkeep.complete_forgotten(engine) == []
+    assert residue_expiry.complete_unreported(engine) == []
     assert level(engine) == t_level((B1, -1, 3, CURVES + 74))
     assert_sound(engine)
 
@@ -305,13 +311,13 @@ def test_part_of_the_curves_supersedes_that_part(engine, waiting):
 
 def test_stage_2_done_twice_counts_once(engine, waiting):
     claim(engine, "slow", hours=1)
-    residue_upkeep.lapse(engine, datetime.now(UTC) + timedelta(hours=2))
+    residue_expiry.release_lapsed_claims(engine, datetime.now(UTC) + timedelta(hours=2))
     claim(engine, "quick")
     stage2(engine, client="quick", residue_id=waiting.id)
     late = stage2(engine, client="slow", residue_id=waiting.id)
     assert late.state == "applied"
     assert level(engine) == t_level((B1, -1, 3, CURVES))
-    assert residues.complete(engine, waiting.id, "slow", late.attempt_id).is_completed
+    assert residue_claims.complete_residue(engine, waiting.id, "slow", late.attempt_id).is_completed
     assert level(engine) == t_level((B1, -1, 3, CURVES))
     assert_sound(engine)
 
@@ -319,12 +325,12 @@ def test_stage_2_done_twice_counts_once(engine, waiting):
 def test_a_late_completion_of_a_lapsed_residue_counts_unless_another_has_it(engine, waiting):
     claim(engine, "slow", hours=1)
     done = stage2(engine, client="slow")
-    residue_upkeep.lapse(engine, datetime.now(UTC) + timedelta(hours=2))
+    residue_expiry.release_lapsed_claims(engine, datetime.now(UTC) + timedelta(hours=2))
     claim(engine, "quick")
-    with pytest.raises(Conflict):
-        residues.complete(engine, waiting.id, "slow", done.attempt_id)
-    residues.release(engine, waiting.id, "quick")
-    assert residues.complete(engine, waiting.id, "slow", done.attempt_id).is_completed
+    with pytest.raises(ConflictError):
+        residue_claims.complete_residue(engine, waiting.id, "slow", done.attempt_id)
+    residue_claims.release_claim(engine, waiting.id, "quick")
+    assert residue_claims.complete_residue(engine, waiting.id, "slow", done.attempt_id).is_completed
 
 
 @pytest.mark.parametrize(
@@ -340,8 +346,8 @@ def test_a_late_completion_of_a_lapsed_residue_counts_unless_another_has_it(engi
 def test_too_little_or_another_run_is_no_stage_2(engine, waiting, fields, said):
     claim(engine)
     done = stage2(engine, **fields)
-    with pytest.raises(Wrong, match=said):
-        residues.complete(engine, waiting.id, "cpu", done.attempt_id)
+    with pytest.raises(InvalidClaimError, match=said):
+        residue_claims.complete_residue(engine, waiting.id, "cpu", done.attempt_id)
     assert state(engine, waiting.id).status == "claimed"
     assert_sound(engine)
 
@@ -365,7 +371,7 @@ def test_a_factor_ends_the_residue_whatever_was_done(engine, named):
         engine, str(prime(25)), number=number, curves=7, b2=2 * B1, **{"residue_id": residue.id} if named else {}
     )
     if not named:
-        residues.complete(engine, residue.id, "cpu", done.attempt_id)
+        residue_claims.complete_residue(engine, residue.id, "cpu", done.attempt_id)
     assert state(engine, residue.id).status == "completed"
     assert level(engine) == t_level((B1, 2 * B1, 3, 7), (B1, 0, 3, 93))
     assert_sound(engine)
@@ -404,7 +410,7 @@ def test_a_stage_2_that_is_taken_back_gives_stage_1_its_curves(engine, waiting, 
     claim(engine)
     done = stage2(engine, residue_id=waiting.id)
     if way == "deleted":
-        deletions.delete_attempt(engine, BY, done.attempt_id, None)
+        deletions.delete_attempt(engine, ACTOR, done.attempt_id, None)
     else:
         void(engine, "cpu")
     assert level(engine) == t_level((B1, 0, 3, CURVES))
@@ -414,7 +420,7 @@ def test_a_stage_2_that_is_taken_back_gives_stage_1_its_curves(engine, waiting, 
 @pytest.mark.parametrize("way", ["deleted", "voided"])
 def test_a_stage_1_that_is_taken_back_closes_its_residue(engine, waiting, way):
     if way == "deleted":
-        deletions.delete_attempt(engine, BY, waiting.stage1_attempt_id, None)
+        deletions.delete_attempt(engine, ACTOR, waiting.stage1_attempt_id, None)
     else:
         void(engine, "gpu")
     assert (state(engine, waiting.id).status, composite(engine, NUMBER).open_residues) == ("closed", 0)
@@ -430,7 +436,7 @@ def test_both_stages_taken_back_leave_nothing(engine, waiting):
     claim(engine)
     done = stage2(engine, residue_id=waiting.id)
     void(engine, "gpu")
-    deletions.delete_attempt(engine, BY, done.attempt_id, None)
+    deletions.delete_attempt(engine, ACTOR, done.attempt_id, None)
     assert level(engine) == 0
     assert_sound(engine)
 
@@ -444,7 +450,7 @@ def void(engine, client):
 def test_a_deleted_number_takes_its_residues_with_it(engine, waiting):
     claim(engine)
     stage2(engine, residue_id=waiting.id)
-    deletions.delete_composite(engine, BY, waiting.composite_id, SETTINGS.max_digits)
+    deletions.delete_composite(engine, ACTOR, waiting.composite_id, SETTINGS.max_digits)
     assert scalar(engine, "SELECT count(*) FROM ecm_residues") == 0
     assert_sound(engine)
 
@@ -474,7 +480,7 @@ def test_effort_is_what_attempts_give_whatever_happens(make_database, steps):
             one = ids[which % len(ids)] if ids else 1
             try:
                 take(engine, what, curves, one)
-            except Refusal:
+            except DomainError:
                 continue
             finally:
                 run_jobs(engine)
@@ -491,18 +497,18 @@ def take(engine, what, curves, residue_id):
     elif what == "claim":
         claim(engine)
     elif what == "release":
-        residues.release(engine, residue_id, "cpu")
+        residue_claims.release_claim(engine, residue_id, "cpu")
     elif what == "stage2":
         stage2(engine, curves=curves, residue_id=residue_id)
     elif what == "other_stage2":
         stage2(engine, curves=curves, b2=B1 * 100)
     elif what == "complete":
         latest = scalar(engine, "SELECT coalesce(max(id), 0) FROM ecm_attempts WHERE client_id = 'cpu'")
-        residues.complete(engine, residue_id, "cpu", latest)
+        residue_claims.complete_residue(engine, residue_id, "cpu", latest)
     elif what == "void":
         void(engine, "cpu" if curves % 2 else "gpu")
     else:
-        residue_upkeep.close(engine, residue_id, "not wanted")
+        residue_expiry.close_residue(engine, residue_id, "not wanted")
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -547,9 +553,9 @@ def test_a_sweep_finds_files_without_rows_and_rows_without_files(engine, storage
     kept = upload(engine, attempt=stage1(engine), name=put(storage))
     lost = upload(engine, attempt=stage1(engine), name=put(storage))
     storage.delete(lost.file_name)
-    swept = residue_upkeep.sweep(engine, storage, now)
+    swept = residue_expiry.collect_garbage(engine, storage, now)
     assert (swept.files, swept.residues) == (0, 1), "a young file may still get its row"
-    assert residue_upkeep.sweep(engine, storage, now + timedelta(hours=2)).files == 1
+    assert residue_expiry.collect_garbage(engine, storage, now + timedelta(hours=2)).files == 1
     assert {file.name for file in storage.stored()} == {kept.file_name}
     assert not storage.exists(orphan)
     assert (state(engine, kept.id).status, state(engine, lost.id).status) == ("available", "closed")
@@ -558,11 +564,15 @@ def test_a_sweep_finds_files_without_rows_and_rows_without_files(engine, storage
 
 def test_no_death_between_stage_2_and_its_completion_counts_twice(engine, waiting, monkeypatch):
     """A process that dies anywhere within the unit of work leaves it as if it had never begun."""
-    from coordinator import stages
+    from coordinator.composites import superseding
 
     claim(engine)
     before = level(engine)
-    for name, where in (("close", stages), ("supersede", ledger), ("recount", stages)):
+    for name, where in (
+        ("close_residues", superseding),
+        ("supersede", ledger),
+        ("recount_open_residues", superseding),
+    ):
         with monkeypatch.context() as dying:
 
             def die(*_args, **_options):

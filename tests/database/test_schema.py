@@ -34,4 +34,4 @@ def test_only_the_unit_of_work_commits():
         if ends.search(path.read_text())
     }
     # A migration is its own transaction, before there is anything that a rule could break.
-    assert found == {"coordinator/unit_of_work.py", "models/migrate.py", "models/migrations/env.py"}
+    assert found == {"coordinator/base/unit_of_work.py", "models/migrate.py", "models/migrations/env.py"}

@@ -6,7 +6,7 @@ import pytest
 from pipeline import SETTINGS, assert_sound, composite, counts, leaves, receive, result, rows, run_jobs, scalar, submit
 from sqlalchemy import Connection
 
-from coordinator import inbox, results, rounds
+from coordinator.results import applying, batches, inbox
 
 RECORDS = ("composites", "composite_aliases", "composite_effort", "factors", "ecm_attempts", "jobs", "projects")
 NOTHING = dict.fromkeys(RECORDS, 0)
@@ -92,7 +92,7 @@ INTERRUPTED = {
 @pytest.mark.parametrize(
     ("apply", "lasting"),
     # A round that fails once is applied one by one at once, so its faults last.
-    [(results.apply_result, False), (results.apply_result, True), (rounds.apply_result, True)],
+    [(applying.apply_result, False), (applying.apply_result, True), (batches.apply_result, True)],
     ids=["passing", "lasting", "lasting, in rounds"],
 )
 @pytest.mark.parametrize("name", INTERRUPTED)
@@ -111,16 +111,16 @@ def test_an_exception_between_any_two_steps_leaves_nothing_but_the_submission(
         with monkeypatch.context() as patch:
             seen = fail_at(patch, n, lasting)
             with contextlib.suppress(Fault):
-                apply(engine, receipt.submission_id, SETTINGS.model_copy(update={"max_tries": 1000}))
+                apply(engine, receipt.submission_id, SETTINGS.model_copy(update={"max_deliveries": 1000}))
         if seen[0] < n:
             break
-        row = inbox.state(engine, receipt.submission_id)
+        row = inbox.submission_row(engine, receipt.submission_id)
         if row.state != "received":
             break  # the fault came after the commit
         assert counts(engine, RECORDS) == before, f"a fault at statement {n} left something"
     assert n > 4
-    results.apply_result(engine, receipt.submission_id, SETTINGS.model_copy(update={"max_tries": 1000}))
-    row = inbox.state(engine, receipt.submission_id)
+    applying.apply_result(engine, receipt.submission_id, SETTINGS.model_copy(update={"max_deliveries": 1000}))
+    row = inbox.submission_row(engine, receipt.submission_id)
     assert row.state == ("rejected" if name == "a bad factor" else "applied")
     assert scalar(engine, "SELECT count(*) FROM composites WHERE parent_id IS NOT NULL") == (name == "a child")
     run_jobs(engine)

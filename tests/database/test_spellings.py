@@ -4,8 +4,10 @@ import pytest
 from pipeline import SETTINGS, assert_sound, receive, result, rows, submit
 from primes import prime, product
 
-from coordinator import inbox, registry, results, rounds, standing
-from coordinator.expressions import ExpressionError
+from coordinator.composites import registry
+from coordinator.numbers.expressions import ExpressionError
+from coordinator.reading import detail
+from coordinator.results import applying, batches, inbox
 
 NUMBER = "2^1277-1"
 DECIMAL = str(2**1277 - 1)
@@ -28,10 +30,10 @@ def test_a_new_spelling_is_evaluated_once_and_then_taken_in_rounds(engine, monke
     assert submit(engine, result(second)).composite_id == first.composite_id
     assert spellings(engine) == hashes(NUMBER, DECIMAL, second)
     monkeypatch.setattr(registry, "evaluate_number", lambda *_: pytest.fail("evaluated again"))
-    monkeypatch.setattr(results, "apply_result", lambda *_: pytest.fail("not in a round"))
+    monkeypatch.setattr(applying, "apply_result", lambda *_: pytest.fail("not in a round"))
     third = receive(engine, result(second, curves=7))
-    assert rounds.apply_result(engine, third.submission_id, SETTINGS).state == "applied"
-    assert inbox.state(engine, third.submission_id).composite_id == first.composite_id
+    assert batches.apply_result(engine, third.submission_id, SETTINGS).state == "applied"
+    assert inbox.submission_row(engine, third.submission_id).composite_id == first.composite_id
     assert_sound(engine)
 
 
@@ -48,7 +50,7 @@ def test_a_composite_has_so_many_spellings_and_no_more(engine):
 def test_what_was_refused_or_only_asked_for_leaves_no_spelling(engine):
     submit(engine, result(NUMBER))
     assert submit(engine, result("2**1277-1", "999")).state == "rejected"
-    assert standing.composite_stats(engine, "2^1277 - 1", SETTINGS.max_digits) is not None
+    assert detail.composite_stats(engine, "2^1277 - 1", SETTINGS.max_digits) is not None
     assert spellings(engine) == hashes(NUMBER, DECIMAL)
 
 

@@ -16,8 +16,9 @@ from pipeline import SETTINGS, assert_sound, empty, lease, leaves, receive, resu
 from primes import prime, product
 from sqlalchemy import select
 
-from coordinator import effort, inbox, results, rounds
-from coordinator.unit_of_work import is_transient
+from coordinator import effort
+from coordinator.base.unit_of_work import is_transient
+from coordinator.results import applying, batches, inbox
 from models.tables import Composite
 
 # Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So what
@@ -106,7 +107,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("apply", [results.apply_result, rounds.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
 @settings(
     max_examples=20,
     deadline=None,
@@ -123,9 +124,9 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
             run_jobs(engine)
         elif step == "replay" and sent:
             receipt = receive(engine, *sent[what % len(sent)])
-            before = inbox.state(engine, receipt.submission_id)
+            before = inbox.submission_row(engine, receipt.submission_id)
             apply(engine, receipt.submission_id, SETTINGS)
-            assert inbox.state(engine, receipt.submission_id) == before
+            assert inbox.submission_row(engine, receipt.submission_id) == before
         elif step == "send":
             body, divides = what
             if lease_id is None:
@@ -134,14 +135,14 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
                 body = body | {"work_id": str(lease_id)}
             try:
                 receipt = receive(engine, body, key)
-            except inbox.KeyReused:
+            except inbox.IdempotencyKeyReusedError:
                 assert kept[body["client_id"], key] != body
                 continue
             if key:
                 kept[body["client_id"], key] = body
             apply(engine, receipt.submission_id, SETTINGS)
             sent.append((body, key))
-            row = inbox.state(engine, receipt.submission_id)
+            row = inbox.submission_row(engine, receipt.submission_id)
             assert (row.state == "rejected") == (not divides), (row.reason, row.detail)
             states[receipt.submission_id] = row.state
     check_end(engine, sent, states)
@@ -151,7 +152,7 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
 
 def lease_some(engine):
     """A lease of five curves, or of as many as its number still needs; None if none wants any."""
-    first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.wants_ecm)
+    first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.ecm_eligible)
     with engine.connect() as connection:
         row = connection.execute(first.order_by(Composite.id).limit(1)).one_or_none()
     if row is None:
@@ -269,18 +270,18 @@ def leaves_and_cofactor(engine, number):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("apply", [results.apply_result, rounds.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
 def test_eight_threads_end_where_one_does(engine, apply, seed):
     stream = mixed_stream(seed)
     for body in seeds() + stream:
-        results.apply_result(engine, receive(engine, body).submission_id, SETTINGS)
+        applying.apply_result(engine, receive(engine, body).submission_id, SETTINGS)
     run_jobs(engine)
     assert_sound(engine)
     expected = end_state(engine)
 
     empty(engine)
     for body in seeds():
-        results.apply_result(engine, receive(engine, body).submission_id, SETTINGS)
+        applying.apply_result(engine, receive(engine, body).submission_id, SETTINGS)
     raised, start = [], threading.Barrier(8)
 
     def client(own):

@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 import models.engine
 from config.settings import settings
-from coordinator.unit_of_work import counts_as_try, is_transient, unit_of_work
+from coordinator.base.unit_of_work import is_poison, is_transient, unit_of_work
 from models.engine import make_engine
 from tasks import analysis
 from tasks import app as worker
@@ -25,13 +25,13 @@ def fault(engine, *statements):
 def test_a_database_in_trouble_is_asked_again_and_nobody_is_to_blame(engine, state):
     error = fault(engine, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
     assert error.orig.pgcode == state
-    assert is_transient(error) and not counts_as_try(error)
+    assert is_transient(error) and not is_poison(error)
 
 
 @pytest.mark.parametrize("state", ["57000", "25000", "22012", "42601"])
 def test_other_faults_are_no_better_the_next_time(engine, state):
     error = fault(engine, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
-    assert not is_transient(error) and counts_as_try(error)
+    assert not is_transient(error) and is_poison(error)
 
 
 def test_writing_to_a_database_that_only_reads_is_transient(engine):

@@ -6,7 +6,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 
-from coordinator import unit_of_work
+from coordinator.base import unit_of_work
 
 
 @pytest.fixture

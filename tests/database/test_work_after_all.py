@@ -17,17 +17,21 @@ from pipeline import (
 from primes import prime, product
 from sqlalchemy import text
 
-from coordinator import claims, invariants, planning, reservations, speeds, upkeep, work
-from coordinator.claims import Claim, NoWork, Wanted
-from coordinator.expressions import evaluate_number
-from coordinator.registry import sha256
+from coordinator.composites import lease_lifecycle
+from coordinator.composites.registry import sha256
+from coordinator.effort import planning
+from coordinator.housekeeping import eligibility_refresh, lease_expiry
+from coordinator.leases import claims, reservations, speeds
+from coordinator.leases.claims import Claim, NoWork, WorkRequest
+from coordinator.numbers.expressions import evaluate_number
+from coordinator.reading import invariants
 from models.migrate import alembic_config, upgrade
 
 NUMBER = str(product(prime(55), prime(66)))
 
 
 def claim(engine, client="alice", **wanted):
-    return claims.claim(engine, Wanted(client, **wanted), SETTINGS)
+    return claims.claim(engine, WorkRequest(client, **wanted), SETTINGS)
 
 
 def test_a_large_number_becomes_work_when_it_is_known_to_be_composite(engine):
@@ -72,10 +76,10 @@ def test_a_database_from_before_leases_offers_what_is_open_and_nothing_else(engi
     assert {claim(engine, name).composite.number for name in "ab"} == {"2^499-1", "2^431-1"}
     assert isinstance(claim(engine, "c"), NoWork)
     # ... and then all of it is exact.
-    upkeep.restate_all(engine)
+    eligibility_refresh.refresh_all(engine)
     found = invariants.violations(engine, max_digits=1000)
     assert [one for one in found if one.invariant in ("work", "bounded leases")] == []
-    wants = rows(engine, "SELECT wants_pm1, wants_pp1 FROM composites ORDER BY id")
+    wants = rows(engine, "SELECT pm1_eligible, pp1_eligible FROM composites ORDER BY id")
     assert wants == [(False, True), (False, False), (True, True)]
     assert not upgrade(database_url)
 
@@ -104,19 +108,19 @@ def test_curves_without_a_lease_speak_for_a_number_that_is_given_up(engine):
     for client in "abc":
         made = claim(engine, client)
         submit(engine, result(NUMBER, client=client, curves=5))
-        work.abandon(engine, made.work_id, None, "done for today")
+        lease_lifecycle.abandon(engine, made.work_id, None, "done for today")
     assert composite(engine, NUMBER).hold is None
 
 
 def test_a_number_that_an_operator_paused_stays_paused(engine):
     submit(engine, result(NUMBER, curves=0))
     leases = [
-        claims.claim(engine, Wanted(name, shared=True), SETTINGS.model_copy(update={"lease_target_minutes": 0.1}))
+        claims.claim(engine, WorkRequest(name, shared=True), SETTINGS.model_copy(update={"lease_target_minutes": 0.1}))
         for name in "abc"
     ]
     reservations.pause(engine, composite(engine, NUMBER).id, "polynomial search")
     for made, name in zip(leases, "abc", strict=True):
-        work.abandon(engine, made.work_id, name, "it crashes")
+        lease_lifecycle.abandon(engine, made.work_id, name, "it crashes")
     row = composite(engine, NUMBER)
     assert (row.hold, row.hold_reason) == ("paused", "polynomial search")
 
@@ -134,15 +138,18 @@ def test_only_timed_ecm_runs_say_how_fast_a_client_is_the_last_of_them(engine):
         assert speeds.measured_speed(connection, "alice") == pytest.approx(4)
         assert speeds.measured_speed(connection, "bob") == 1
     submit(engine, result(NUMBER, client="carol", curves=7, results={"execution_time": 14 * usual}))
-    of_clients = speeds.of_clients(engine, ["carol", "bob", "alice"])
+    of_clients = speeds.client_speeds(engine, ["carol", "bob", "alice"])
     assert of_clients == {"carol": pytest.approx(0.5), "alice": pytest.approx(4)}
 
 
 def test_a_client_does_not_end_an_operators_reservation(engine):
     submit(engine, result(NUMBER, curves=0))
     row = reservations.reserve(engine, NUMBER, "carol", "nfs", 1, details=None, max_digits=1000)
-    for end in (lambda: work.abandon(engine, row.id, None, "x"), lambda: work.complete(engine, row.id, "carol")):
-        with pytest.raises(work.UnknownLease, match="reservation"):
+    for end in (
+        lambda: lease_lifecycle.abandon(engine, row.id, None, "x"),
+        lambda: lease_lifecycle.complete(engine, row.id, "carol"),
+    ):
+        with pytest.raises(lease_lifecycle.LeaseNotFoundError, match="reservation"):
             end()
     assert isinstance(claim(engine), NoWork)
     assert reservations.release(engine, row.id, None).status == "completed"
@@ -153,7 +160,7 @@ def test_a_part_has_had_what_p1_its_number_had(engine):
     number = product(prime(41), prime(42), prime(50), prime(80))
     submit(engine, result(str(number), method="pm1", b1=10**10, curves=1))
     submit(engine, result(str(number), str(product(prime(41), prime(42))), curves=1))
-    (child,) = rows(engine, "SELECT pm1_b1, wants_pm1, wants_pp1 FROM composites WHERE parent_id IS NOT NULL")
+    (child,) = rows(engine, "SELECT pm1_b1, pm1_eligible, pp1_eligible FROM composites WHERE parent_id IS NOT NULL")
     assert child == (10**10, False, True)
     assert_sound(engine)
 
@@ -166,8 +173,10 @@ def test_expiry_waits_for_a_busy_number_without_holding_up_another(engine):
     with engine.begin() as busy:
         busy.execute(text("SELECT FROM composites WHERE number = :n FOR NO KEY UPDATE"), {"n": NUMBER})
         with engine.begin() as connection:
-            overdue = work.overdue(connection, scalar(engine, "SELECT now()"))
-            expired, left = work.expire(connection, overdue, scalar(engine, "SELECT now()"), wait=False)
+            overdue = lease_lifecycle.overdue_leases(connection, scalar(engine, "SELECT now()"))
+            expired, left = lease_lifecycle.expire_leases(
+                connection, overdue, scalar(engine, "SELECT now()"), wait=False
+            )
         assert (expired, len(left)) == (1, 1)
-    assert upkeep.expire_work(engine, scalar(engine, "SELECT now()")) == 1
+    assert lease_expiry.expire_leases(engine, scalar(engine, "SELECT now()")) == 1
     assert_sound(engine)

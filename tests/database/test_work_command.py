@@ -14,8 +14,8 @@ from primes import prime, product
 from sqlalchemy import make_url
 
 from config.settings import settings
-from coordinator import claims, reservations
-from coordinator.claims import Wanted
+from coordinator.leases import claims, reservations
+from coordinator.leases.claims import WorkRequest
 from ingest.cli import main
 from ingest.commands.work import work
 from models.wire_work import Assignment
@@ -44,7 +44,7 @@ def numbers(engine):
 
 
 def claim(engine, number, client="alice", **more):
-    return claims.claim(engine, Wanted(client, composite=str(number), **more), settings())
+    return claims.claim(engine, WorkRequest(client, composite=str(number), **more), settings())
 
 
 # ls ------------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
         0,
         f"composite {numbers[0]} is paused: looked at; 0 open leases go on\n",
     )
-    assert not composite(engine, str(N)).wants_ecm
+    assert not composite(engine, str(N)).ecm_eligible
     assert isinstance(claim(engine, N), claims.NoWork)
     for _ in range(2):
         result = call("resume", named)

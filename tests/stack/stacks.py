@@ -20,10 +20,10 @@ from config.embedded.postgres import postgres_url
 from config.embedded.valkey import valkey_url
 from config.home import drop_outside_sockets
 from config.processes import free_port, remains
-from coordinator import invariants
+from coordinator.reading import invariants
 
 # Upkeep in seconds rather than minutes, so that what it repairs is repaired while a test looks on.
-QUICK = {"UPKEEP_EVERY": "1", "RING_AFTER": "2"}
+QUICK = {"HOUSEKEEPING_EVERY": "1", "REPUBLISH_AFTER": "2"}
 OUTSIDE = ("DATABASE_URL", "REDIS_URL", "ADMIN_API_KEY", "ECM_HOME", "HOST", "PORT", "FLOWER_PORT")
 START_PATIENCE = 120.0
 RECORDS = (

@@ -49,7 +49,7 @@ def answers(stack):
 
 def consumes(stack, traffic):
     """The worker takes what is rung for, and not only what upkeep rings for again."""
-    # Rung for again at the earliest after RING_AFTER, which is 2 s.
+    # Rung for again at the earliest after REPUBLISH_AFTER, which is 2 s.
     until(lambda: traffic.send(traffic.plain(), stack.http, "wait=1") == 200, 30)
     traffic.assert_settled_once()
 

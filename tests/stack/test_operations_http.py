@@ -6,8 +6,8 @@ import pytest
 from bodies import claiming, plain, problem
 from stacks import until
 
-from coordinator import registry
-from coordinator.expressions import evaluate_number
+from coordinator.composites import registry
+from coordinator.numbers.expressions import evaluate_number
 
 pytestmark = pytest.mark.stack
 

@@ -9,7 +9,7 @@ from bodies import FIELDS, claiming, plain, problem
 from stacks import until
 from traffic import number, prime
 
-from coordinator.expressions import evaluate_number
+from coordinator.numbers.expressions import evaluate_number
 
 pytestmark = pytest.mark.stack
 

@@ -69,7 +69,7 @@ def test_metrics_follow_a_result_from_intake_to_its_outcome(stack, leased):
     assert sum(value for name, value in after.items() if name.startswith("ecm_leases_open{")) >= 1
     assert 0 <= after["ecm_database_connections"] <= after["ecm_database_connections_limit"]
     assert (after["ecm_database_up"], after["ecm_broker_up"], after["ecm_leases_overdue"]) == (1, 1, 0)
-    assert all(after[f'ecm_queue_workers{{queue="{queue}"}}'] == 1 for queue in ("results", "analysis", "upkeep"))
+    assert all(after[f'ecm_queue_workers{{queue="{queue}"}}'] == 1 for queue in ("results", "analysis", "housekeeping"))
 
 
 def test_a_lease_that_runs_out_is_counted(stack, leased):

@@ -12,7 +12,7 @@ from leasing import admin_key, ask, named, registered, tell, told
 from stacks import until
 from traffic import prime
 
-from coordinator import work
+from coordinator.composites import lease_lifecycle
 
 pytestmark = pytest.mark.stack
 
@@ -30,8 +30,8 @@ def everything(stack):
     """What nothing in here may change: how many rows there are, all that leases say, and what numbers want."""
     leases = "SELECT md5(string_agg(w::text, '|' ORDER BY id)) FROM work_assignments w"
     numbers = (
-        "SELECT md5(string_agg(concat_ws(' ', id, hold, hold_reason, open_leases, wants_ecm, wants_pm1, wants_pp1), '|'"
-        " ORDER BY id)) FROM composites"
+        "SELECT md5(string_agg(concat_ws(' ', id, hold, hold_reason, open_leases, ecm_eligible,"
+        " pm1_eligible, pp1_eligible), '|' ORDER BY id)) FROM composites"
     )
     until(lambda: stack.unsettled() == 0)
     return stack.counts(), stack.scalar(leases), stack.scalar(numbers)
@@ -248,7 +248,7 @@ def test_every_state_and_what_can_be_said_in_it(stack, state):
     for what, (method, path) in TELLING.items():
         stack.run_sql(put, state=state, closed=state not in OPEN, id=lease["work_id"])
         with stack.database.begin() as connection:  # as whoever closes a lease does
-            work.refresh(connection, [lease["composite_id"]])
+            lease_lifecycle.refresh_eligibility(connection, [lease["composite_id"]])
         expected = (GOES[state] | {"abandon": "failed" if state in OPEN else state})[what]
         before = everything(stack)
         url, said = f"/work/{lease['work_id']}{path}", {"client_id": client, "curves_completed": 1}

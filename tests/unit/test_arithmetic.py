@@ -8,8 +8,8 @@ from gmpy2 import mpz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator import arithmetic
-from coordinator.arithmetic import (
+from coordinator.numbers import arithmetic
+from coordinator.numbers.arithmetic import (
     SPLIT_AS_JOB_DIGITS,
     digit_count,
     factorize,

@@ -8,7 +8,7 @@ from gmpy2 import mpz
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from coordinator.expressions import (
+from coordinator.numbers.expressions import (
     DEEPEST,
     MOST_OPERATIONS,
     ExpressionError,

@@ -8,8 +8,9 @@ import pytest
 from gmpy2 import mpz
 
 from agent.gmp_ecm import find_ecm, parse_output
-from coordinator import elliptic, group_orders
-from coordinator.arithmetic import factorize
+from coordinator.composites import group_orders
+from coordinator.numbers import elliptic
+from coordinator.numbers.arithmetic import factorize
 
 P = mpz(1000000000100011)
 COFACTOR = mpz(2) ** 521 - 1
@@ -98,10 +99,10 @@ def test_without_the_extra_it_is_a_remark(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     real = subprocess.run
     block = "import sys, runpy; sys.modules['cypari'] = None; sys.argv = ['', *sys.argv[1:]]; "
-    block += "runpy.run_module('coordinator.elliptic', run_name='__main__')"
+    block += "runpy.run_module('coordinator.numbers.elliptic', run_name='__main__')"
 
     def without_cypari(program, **options):
-        assert program[:3] == [sys.executable, "-m", "coordinator.elliptic"]
+        assert program[:3] == [sys.executable, "-m", "coordinator.numbers.elliptic"]
         return real([sys.executable, "-c", block, *program[3:]], **options)
 
     monkeypatch.setattr(subprocess, "run", without_cypari)

@@ -83,7 +83,7 @@ def heartbeat(broker, clock, monkeypatch):
         app=SimpleNamespace(
             amqp=SimpleNamespace(
                 queues=SimpleNamespace(
-                    consume_from={name: SimpleNamespace(name=name) for name in ("results", "upkeep")}
+                    consume_from={name: SimpleNamespace(name=name) for name in ("results", "housekeeping")}
                 )
             )
         ),
@@ -113,7 +113,7 @@ def test_a_worker_that_stopped_consuming_ends_itself(heartbeat, broker):
         heartbeat.run()
     assert len(heartbeat.pauses) == 1 + STARVED_SECONDS // BEAT_SECONDS
     (beat,) = heartbeats.read(broker)
-    assert (beat["role"], beat["queues"], beat["received"]) == ("worker", ["results", "upkeep"], 0)
+    assert (beat["role"], beat["queues"], beat["received"]) == ("worker", ["results", "housekeeping"], 0)
 
 
 def test_messages_of_other_queues_are_not_its_own(heartbeat, broker):

@@ -5,7 +5,7 @@ import pytest
 from config.settings import Settings
 from ingest.app import create_app
 from models.engine import make_engine
-from tasks import doorbell
+from tasks import publishing
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def ask(monkeypatch):
     """What /metrics says, sample by sample, with a database of this URL and no broker."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
-    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
+    monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
 
     def answer(engine):
         monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)

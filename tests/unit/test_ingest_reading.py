@@ -3,10 +3,10 @@
 import pytest
 
 from config.settings import Settings
-from coordinator import queries
+from coordinator.reading import health_queries
 from ingest.app import create_app
 from models.engine import make_engine
-from tasks import doorbell
+from tasks import publishing
 
 NOWHERE = "postgresql://operator:secret@/ecm?host=/nowhere/at-all"
 
@@ -18,8 +18,8 @@ def client(monkeypatch):
     # What belongs to a whole process is left as other tests found it.
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
-    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
-    settings = Settings(database_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", database_patience=0)
+    monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
+    settings = Settings(database_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", database_timeout=0)
     return create_app(settings).test_client()
 
 
@@ -44,7 +44,7 @@ def test_ready_is_a_problem_while_the_database_is_away(client):
 
 
 def test_ready_is_a_problem_while_the_schema_is_another_versions(client, monkeypatch):
-    monkeypatch.setattr(queries, "schema_revision", lambda _: "0000")
+    monkeypatch.setattr(health_queries, "schema_revision", lambda _: "0000")
     answer = client.get("/ready")
     detail = problem(answer, 503, "schema_outdated")
     assert "0000" in detail

@@ -6,23 +6,23 @@ import random
 import pytest
 
 from config.settings import Settings
-from coordinator import results
+from coordinator.results import applying
 from ingest.app import create_app
-from tasks import doorbell
+from tasks import publishing
 
 COMPOSITE = "123456789012345678901234567890123456789"
 
 
 @pytest.fixture
 def settings(database_url):
-    return Settings(database_url=database_url, redis_url="redis://127.0.0.1:1/0", default_wait=0, database_patience=0)
+    return Settings(database_url=database_url, redis_url="redis://127.0.0.1:1/0", default_wait=0, database_timeout=0)
 
 
 @pytest.fixture
 def bell(monkeypatch):
     """Rings that were asked for."""
     rung = []
-    monkeypatch.setattr(doorbell, "ring_submission", lambda *about: rung.append(about) or True)
+    monkeypatch.setattr(publishing, "publish_submission", lambda *about: rung.append(about) or True)
     return rung
 
 
@@ -31,7 +31,7 @@ def app(settings, bell, engine, monkeypatch):
     # What belongs to a whole process is left as other tests found it.
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
-    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
+    monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
     return create_app(settings)
 
 
@@ -61,7 +61,7 @@ def send_batch(client, *items):
 
 
 def apply(app, submission_id):
-    results.apply_result(app.config["ENGINE"], submission_id, app.config["SETTINGS"])
+    applying.apply_result(app.config["ENGINE"], submission_id, app.config["SETTINGS"])
 
 
 # Nothing fails after storing ---------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_a_bell_that_breaks_fails_nothing_that_was_stored(client, monkeypatch, f
     def broken(*about):
         raise fault
 
-    monkeypatch.setattr(doorbell, "ring_submission", broken)
+    monkeypatch.setattr(publishing, "publish_submission", broken)
     answer = send(client, plain())
     assert answer.status_code == 202
     assert client.get(answer.headers["Location"]).json["state"] == "received"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coordinator import inbox
+from coordinator.results import inbox
 from ingest.waiting import LONGEST_PAUSE, OutcomePoller
 
 
@@ -22,7 +22,7 @@ def answers(monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(inbox, "settled", settled)
+    monkeypatch.setattr(inbox, "settled_rows", settled)
     return SimpleNamespace(given=given, times=times)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from config.settings import Settings
 from ingest.limits import TIMEOUT, Counters
-from tasks import doorbell, silence
+from tasks import broker_circuit, publishing
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def frozen():
 
 
 def test_a_request_that_waited_for_the_broker_to_be_counted_does_not_wait_again_to_ring(frozen, monkeypatch):
-    monkeypatch.setattr(silence, "_silent_until", 0.0)
-    monkeypatch.setattr(doorbell.app, "send_task", lambda *_, **__: pytest.fail("the broker was asked again"))
+    monkeypatch.setattr(broker_circuit, "_open_until", 0.0)
+    monkeypatch.setattr(publishing.app, "send_task", lambda *_, **__: pytest.fail("the broker was asked again"))
     counters = Counters(Settings(redis_url=frozen))
     began = monotonic()
     assert counters.count("address", "127.0.0.1") is None
     assert monotonic() - began >= TIMEOUT
-    assert not doorbell.ring_submission(1, "alice", "15")
+    assert not publishing.publish_submission(1, "alice", "15")
     began = monotonic()
     assert counters.count("client", "alice") is None
     assert monotonic() - began < TIMEOUT

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.list_formats import ListError, read_list
+from coordinator.loading.list_formats import ListError, read_list
 
 LONGEST = 1000
 

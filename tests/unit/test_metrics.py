@@ -22,7 +22,7 @@ CHILD = """
 import sys
 from tasks import metrics
 for state in sys.argv[1:]:
-    metrics.note_task("tasks.results.apply_result", "SUCCESS", state, 0.03)
+    metrics.observe_task("tasks.results.apply_result", "SUCCESS", state, 0.03)
 metrics.CONNECTIONS.inc()
 print("counted", flush=True)
 sys.stdin.read()
@@ -133,19 +133,22 @@ def value(name: str, **labels: str) -> float:
 @pytest.mark.parametrize("state", ["applied", "duplicate", "rejected", "failed"])
 def test_results_are_counted_by_what_became_of_them(state):
     before = value("ecm_results_settled_total", state=state)
-    metrics.note_task("tasks.results.apply_result", "SUCCESS", state, 0.1)
-    metrics.note_task("tasks.results.apply_result", "RETRY", state, 0.1)
-    metrics.note_task("tasks.analysis.run_job", "SUCCESS", state, 0.1)
+    metrics.observe_task("tasks.results.apply_result", "SUCCESS", state, 0.1)
+    metrics.observe_task("tasks.results.apply_result", "RETRY", state, 0.1)
+    metrics.observe_task("tasks.analysis.run_job", "SUCCESS", state, 0.1)
     assert value("ecm_results_settled_total", state=state) == before + 1
 
 
 def test_what_upkeep_did_is_counted_and_what_it_left_for_the_next_time_is_not():
-    names = {"tasks.upkeep.expire_work": "ecm_leases_expired_total", "tasks.upkeep.ring_again": "ecm_rung_again_total"}
+    names = {
+        "tasks.housekeeping.expire_leases": "ecm_leases_expired_total",
+        "tasks.housekeeping.republish_stale": "ecm_republished_total",
+    }
     for task, name in names.items():
         before = value(name)
-        metrics.note_task(task, "SUCCESS", 3, 0.1)
-        metrics.note_task(task, "SUCCESS", None, 0.1)  # a transient fault: nothing was returned
-        metrics.note_task(task, "FAILURE", ValueError("a bug"), 0.1)
+        metrics.observe_task(task, "SUCCESS", 3, 0.1)
+        metrics.observe_task(task, "SUCCESS", None, 0.1)  # a transient fault: nothing was returned
+        metrics.observe_task(task, "FAILURE", ValueError("a bug"), 0.1)
         assert value(name) == before + 3
         assert value("ecm_task_seconds_count", task=task, state="FAILURE") >= 1
 

@@ -5,7 +5,7 @@ import pytest
 from config.settings import Settings
 from ingest.app import create_app
 from models.engine import make_engine
-from tasks import doorbell
+from tasks import publishing
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def client(monkeypatch):
     url = "postgresql://ecm@127.0.0.1:1/ecm"
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: make_engine(url))
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
-    monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
+    monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
     settings = Settings(database_url=url, redis_url="redis://127.0.0.1:1/0", admin_api_key="a key")
     return create_app(settings).test_client()
 

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench import planner
-from coordinator import effort, planning
+from coordinator import effort
+from coordinator.effort import planning
 
 
 @pytest.mark.parametrize("digits", [95, 120])
@@ -138,5 +139,5 @@ def test_falling_behind_the_ladder_is_not_kept(monkeypatch):
     monkeypatch.setitem(planner.CHOICES, "planner", planner.ladder)
     assert planner.measure()["kept"], "as good is good enough"
     monkeypatch.setitem(planner.CHOICES, "planner", planner.greedy)
-    monkeypatch.setattr(planner, "GREEDY", planning.Wish(60, 3600, b1=11_000_000))
+    monkeypatch.setattr(planner, "GREEDY", planning.PlanRequest(60, 3600, b1=11_000_000))
     assert not planner.measure()["kept"]

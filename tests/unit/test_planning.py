@@ -8,13 +8,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coordinator import effort, planning
-from coordinator.effort import B1_LADDER, DIGITS
-from coordinator.planning import Plan, Wish, expected_factors, p1_b1, plan_curves, seconds_per_curve, value_per_second
+from coordinator import effort
+from coordinator.effort import B1_LADDER, DIGITS, planning
+from coordinator.effort.planning import (
+    Plan,
+    PlanRequest,
+    expected_factors,
+    p1_b1,
+    plan_curves,
+    seconds_per_curve,
+    value_per_second,
+)
 from models.limits import MAX_CURVES
 
-LEASE = Wish(60, 3600)
-GREEDY = Wish(0.001, 3600)
+LEASE = PlanRequest(60, 3600)
+GREEDY = PlanRequest(0.001, 3600)
 
 
 def log_floats(low: float, high: float) -> st.SearchStrategy[float]:
@@ -24,7 +32,9 @@ def log_floats(low: float, high: float) -> st.SearchStrategy[float]:
 runs = st.tuples(st.sampled_from(B1_LADDER), st.sampled_from([-1, 0]), st.just(1), st.integers(0, 100_000))
 efforts = st.lists(runs, max_size=4).map(effort.effort_of)
 any_digits = st.one_of(st.integers(41, 250), st.integers(41, 50_000))
-wishes = st.tuples(log_floats(1e-3, 1e5), log_floats(1e-3, 1e7), log_floats(0.01, 100)).map(lambda wish: Wish(*wish))
+wishes = st.tuples(log_floats(1e-3, 1e5), log_floats(1e-3, 1e7), log_floats(0.01, 100)).map(
+    lambda wish: PlanRequest(*wish)
+)
 bounds = st.tuples(log_floats(100, 1e12).map(int), st.sampled_from([-1, 0, 10**9]))
 
 
@@ -150,7 +160,7 @@ CASES = [
 def test_no_other_b1_is_better_over_the_same_seconds(digits: int, share: float, least: float, b2: int):
     target = effort.target_t_level(digits)
     vector = at_level(share * target)
-    plan = plan_curves(vector, digits, target, Wish(least, 7200, b2=b2))
+    plan = plan_curves(vector, digits, target, PlanRequest(least, 7200, b2=b2))
     assert plan is not None
     worth = {b1: found_per_second(vector, digits, target, b1, seconds=least, b2=b2) for b1 in B1_LADDER}
     assert worth[plan.b1] >= max(worth.values()) * (1 - 1e-9)
@@ -160,7 +170,7 @@ def test_a_plan_ends_where_the_next_curve_of_another_b1_is_better():
     """Against trying one curve more at a time."""
     for share in (0.0, 0.4, 0.6, 0.8):
         vector = at_level(share * 35)
-        plan = plan_curves(vector, 114, 35, Wish(0.001, 1e6))
+        plan = plan_curves(vector, 114, 35, PlanRequest(0.001, 1e6))
         assert plan is not None
         step = effort.curve_effort(plan.b1, -1, 1)
 
@@ -212,17 +222,17 @@ def test_a_requested_b1_is_honoured(vector, digits, target, wish, asked):
 def test_a_requested_b1_that_cannot_reach_the_target_gets_the_time_wished_for():
     with pytest.raises(ValueError, match="take a larger B1"):
         effort.curves_to_reach(effort.no_effort(), 80, 1_000, -1, 1)
-    plan = plan_curves(effort.no_effort(), 260, 80, Wish(60, 3600, b1=1_000))
+    plan = plan_curves(effort.no_effort(), 260, 80, PlanRequest(60, 3600, b1=1_000))
     assert plan is not None
     assert plan.b1 == 1_000
     assert 3600 - plan.seconds / plan.curves < plan.seconds <= 3600
-    endless = plan_curves(effort.no_effort(), 260, 80, Wish(60, 1e12, b1=100))
+    endless = plan_curves(effort.no_effort(), 260, 80, PlanRequest(60, 1e12, b1=100))
     assert endless is not None
     assert endless.curves == MAX_CURVES, "what an effort vector can take"
 
 
 def test_a_requested_b1_stops_at_the_target():
-    plan = plan_curves(effort.no_effort(), 95, 20, Wish(60, 1e6, b1=11_000))
+    plan = plan_curves(effort.no_effort(), 95, 20, PlanRequest(60, 1e6, b1=11_000))
     assert plan is not None
     assert (plan.b1, plan.curves) == (11_000, effort.curves_to_reach(effort.no_effort(), 20, 11_000, -1, 1))
 
@@ -240,8 +250,8 @@ def test_stage_1_only():
 
 
 def test_a_faster_client_gets_more_for_the_same_time():
-    slow = plan_curves(at_level(40), 180, 55, Wish(60, 3600, speed=0.5))
-    fast = plan_curves(at_level(40), 180, 55, Wish(60, 3600, speed=4.0))
+    slow = plan_curves(at_level(40), 180, 55, PlanRequest(60, 3600, speed=0.5))
+    fast = plan_curves(at_level(40), 180, 55, PlanRequest(60, 3600, speed=4.0))
     assert slow is not None
     assert fast is not None
     assert slow.b1 == fast.b1
@@ -249,8 +259,8 @@ def test_a_faster_client_gets_more_for_the_same_time():
     assert slow.seconds <= 1800
     assert fast.seconds <= 4 * 3600
     for level in (0.0, 20.0, 40.0):
-        same = plan_curves(at_level(level), 180, 55, Wish(600, 36_000))
-        assert plan_curves(at_level(level), 180, 55, Wish(60, 3600, speed=10.0)) == same
+        same = plan_curves(at_level(level), 180, 55, PlanRequest(600, 36_000))
+        assert plan_curves(at_level(level), 180, 55, PlanRequest(60, 3600, speed=10.0)) == same
 
 
 def test_at_the_target_there_is_no_plan():

@@ -8,7 +8,7 @@ import structlog
 from celery.app.task import Context
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from tasks import doorbell, silence, tracing, upkeep
+from tasks import broker_circuit, housekeeping, publishing, tracing
 from tasks.analysis import run_job
 from tasks.results import apply_result
 
@@ -24,8 +24,8 @@ def _nobodys_context(monkeypatch):
 @pytest.fixture
 def sent(monkeypatch):
     messages = []
-    monkeypatch.setattr(silence, "_silent_until", 0.0)
-    monkeypatch.setattr(doorbell.app, "send_task", lambda name, **options: messages.append(options))
+    monkeypatch.setattr(broker_circuit, "_open_until", 0.0)
+    monkeypatch.setattr(publishing.app, "send_task", lambda name, **options: messages.append(options))
     return messages
 
 
@@ -36,15 +36,17 @@ def begin(task_id: str, headers: dict[str, str]) -> None:
 
 def test_upkeep_rings_with_the_id_of_the_request_that_brought_it(sent):
     for request_id in ("trace-1", None):
-        upkeep._ring_submission(SimpleNamespace(id=1, client_id="alice", composite="15", request_id=request_id))
+        housekeeping._republish_submission(
+            SimpleNamespace(id=1, client_id="alice", composite="15", request_id=request_id)
+        )
     assert [message["headers"] for message in sent] == [{tracing.HEADER: "trace-1"}, {}]
     assert "request" not in get_contextvars()
 
 
 def test_a_request_rings_with_its_id_and_what_has_none_without_one(sent):
-    doorbell.ring_submission(1, "alice", "15")
+    publishing.publish_submission(1, "alice", "15")
     bind_contextvars(request="trace-1")
-    doorbell.ring_submission(2, "alice", "21")
+    publishing.publish_submission(2, "alice", "21")
     assert [message["headers"] for message in sent] == [{}, {tracing.HEADER: "trace-1"}]
     assert "trace-1" not in sent[1]["kwargsrepr"]
 
@@ -52,7 +54,7 @@ def test_a_request_rings_with_its_id_and_what_has_none_without_one(sent):
 def test_a_task_and_what_it_rings_for_have_its_requests_id(sent):
     begin("task-1", {tracing.HEADER: "trace-1"})
     assert get_contextvars() == {"task": "task-1", "request": "trace-1"}
-    doorbell.ring_jobs([doorbell.Ring(7, "split")])
+    publishing.publish_jobs([publishing.JobRef(7, "split")])
     assert sent[0]["headers"] == {tracing.HEADER: "trace-1"}
     begin("task-2", {})
     assert get_contextvars() == {"task": "task-2"}

@@ -1,0 +1,365 @@
+"""A number's factor tree in the database: loading it, using divisors on it, and writing back what changed.
+
+A family is a number (the root) and the composites split from it that lease work of their own. What is found on one
+member is used on all, in the same unit of work, under the locks that `registry.lock_family` takes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import gmpy2
+import numpy as np
+from gmpy2 import mpz
+from sqlalchemy import Connection, func, insert, literal, or_, select, update
+from sqlalchemy.orm import aliased
+
+from coordinator import effort
+from coordinator.base import jobs
+from coordinator.composites import group_orders, lease_lifecycle, registry
+from coordinator.numbers.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
+from coordinator.numbers.expressions import decimal, evaluate_number
+from coordinator.numbers.factor_tree import (
+    KNOWN,
+    SPLIT,
+    SUBMITTED,
+    FactorNode,
+    Tree,
+    cofactor_is_prime,
+    refine,
+    resolve,
+)
+from models.tables import Composite, CompositeAlias, CompositeEffort, Factor
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A number to be tried on a family, and who brought it (all None when it was the server itself)."""
+
+    value: mpz
+    origin: str = SPLIT
+    attempt_id: int | None = None
+    client_id: str | None = None
+    method: str | None = None
+    sigma: str | None = None
+    parametrization: int | None = None
+    # Of one known from elsewhere: who says so, and since when it is known.
+    source: str | None = None
+    found_at: datetime | None = None
+
+    def credited(self, attempt_id: int, client_id: str, method: str) -> "Divisor":
+        """The same divisor as found by this attempt."""
+        return replace(self, attempt_id=attempt_id, client_id=client_id, method=method)
+
+
+@dataclass
+class FamilyMember:
+    """One composite of a family with its tree, and what is stored of it (to write only what changed)."""
+
+    id: int
+    parent_id: int | None
+    tree: Tree
+    vector: np.ndarray
+    stored: tuple[mpz, bool | None, bool]  # cofactor, whether it is prime, whether all is finished
+    stored_nodes: dict[int, tuple[int, bool | None, int | None]] = field(default_factory=dict)
+    credits: dict[FactorNode, Divisor] = field(default_factory=dict)
+
+
+@dataclass
+class Change:
+    """What using divisors on a family did: which of them were new, what to ring for, whether all is finished."""
+
+    new: list[mpz] = field(default_factory=list)
+    to_publish: list[jobs.JobRef] = field(default_factory=list)
+
+
+def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> list[FamilyMember]:
+    """The locked composites `ids` with their trees, in the same order."""
+    columns = (
+        Composite.id,
+        Composite.parent_id,
+        Composite.number,
+        Composite.current_composite,
+        Composite.is_prime,
+        Composite.is_fully_factored,
+        Composite.effort,
+    )
+    rows = {row.id: row for row in connection.execute(select(*columns).where(Composite.id.in_(ids)))}
+    members = []
+    for row in (rows[composite_id] for composite_id in ids):
+        cofactor = mpz(row.current_composite)
+        tree = Tree(evaluate_number(row.number, max_digits), cofactor, row.is_prime)
+        stored = (cofactor, row.is_prime, row.is_fully_factored)
+        members.append(FamilyMember(row.id, row.parent_id, tree, row.effort, stored))
+    by_id = {member.id: member for member in members}
+    nodes: dict[int, FactorNode] = {}
+    # A row always has a smaller id than what lies beneath it.
+    for row in connection.execute(select(Factor).where(Factor.composite_id.in_(ids)).order_by(Factor.id)):
+        node = FactorNode(
+            mpz(row.factor), row.multiplicity, row.is_prime, row.origin, row.id, row.child_composite_id, tested=True
+        )
+        member = by_id[row.composite_id]
+        above = member.tree.children if row.split_from_id is None else nodes[row.split_from_id].children
+        above.append(node)
+        nodes[row.id] = node
+        member.stored_nodes[row.id] = (node.multiplicity, node.is_prime, node.child_id)
+    return members
+
+
+def use_divisors(connection: Connection, members: list[FamilyMember], divisors: Iterable[Divisor]) -> Change:
+    """Use every divisor on every member, finish what is small, and write it all back.
+
+    Raises nothing of its own: a number that divides nothing changes nothing. `Change.new` has the divisors that
+    split something (and so were new); parts that need long work become jobs.
+    """
+    change = Change()
+    for divisor in divisors:
+        pending = [(divisor.value, divisor.origin)]
+        while pending:
+            value, origin = pending.pop(0)
+            for member in members:
+                split = refine(member.tree, value, origin)
+                if split and value == divisor.value:
+                    change.new.append(value)
+                found = split + resolve(member.tree)
+                _credit(member, divisor)
+                # What one member learns, the others may need: the root's tree has the child's factors too.
+                pending += [(new, SPLIT) for new in found]
+    write_back(connection, members, change)
+    return change
+
+
+def resolve_new(connection: Connection, members: list[FamilyMember]) -> Change:
+    """Finish what is small in a number that was just registered; a large one is tested for primality by a job."""
+    change = Change()
+    for member in members:
+        member.tree.cofactor_tested = False
+        resolve(member.tree)
+        if member.tree.cofactor_is_prime is None:
+            change.to_publish += jobs.request(connection, jobs.TEST_COFACTOR, member.id)
+    write_back(connection, members, change)
+    return change
+
+
+def record_cofactor_primality(
+    connection: Connection, members: list[FamilyMember], member: FamilyMember, prime: bool
+) -> Change:
+    """Record what a primality test said about one member's cofactor, wherever in the family the same value stands."""
+    return _record_primality(connection, members, member.tree.cofactor, prime)
+
+
+def record_factor_primality(connection: Connection, members: list[FamilyMember], factor_id: int, prime: bool) -> Change:
+    """Record what a primality test said about a factor, wherever in the family the same value stands."""
+    nodes = (node for member in members for node, _ in member.tree.all_nodes())
+    value = next((node.value for node in nodes if node.row_id == factor_id), None)
+    return Change() if value is None else _record_primality(connection, members, value, prime)
+
+
+def _record_primality(connection: Connection, members: list[FamilyMember], value: mpz, prime: bool) -> Change:
+    new: list[mpz] = []
+    for member in members:
+        tree = member.tree
+        for leaf in tree.leaves():
+            if leaf.value == value and leaf.is_prime is None:
+                leaf.is_prime, leaf.tested = prime, False
+        if tree.cofactor == value and tree.cofactor_is_prime is None:
+            new += cofactor_is_prime(tree, prime)
+        new += resolve(tree)
+    # What came of it (a power's base, the last prime) may divide what other members have left.
+    return use_divisors(connection, members, [Divisor(found) for found in new])
+
+
+def _credit(member: FamilyMember, divisor: Divisor) -> None:
+    for node, _ in member.tree.all_nodes():
+        if node.row_id is None and node not in member.credits:
+            member.credits[node] = divisor
+
+
+def write_back(connection: Connection, members: list[FamilyMember], change: Change) -> None:
+    """Store what changed in the members' trees, with the jobs and the children that follow from it."""
+    changed = False
+    for member in members:
+        written = _write_nodes(connection, member)
+        changed |= bool(written)
+        change.to_publish += group_orders.ask(connection, written)
+        if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
+            _schedule_leaves(connection, members, member, change)
+        changed |= _write_composite(connection, member, change)
+    # Also when nothing was divided: that a cofactor is composite is what makes it work.
+    lease_lifecycle.refresh_eligibility(connection, [member.id for member in members])
+    root_id = members[0].parent_id or members[0].id
+    if changed and sharing_composites(connection, registry.family_ids(connection, root_id)):
+        change.to_publish += jobs.request(connection, jobs.SHARE_FACTORS, root_id)
+
+
+def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
+    """Store the nodes that are new or changed; their rows' ids."""
+    written = []
+    for node, above in member.tree.all_nodes():
+        if node.row_id is None:
+            node.row_id = connection.execute(_insert_node(member, node, above)).scalar_one()
+        elif member.stored_nodes[node.row_id] != (node.multiplicity, node.is_prime, node.child_id):
+            connection.execute(
+                update(Factor)
+                .where(Factor.id == node.row_id)
+                .values(multiplicity=node.multiplicity, is_prime=node.is_prime)
+            )
+        else:
+            continue
+        member.stored_nodes[node.row_id] = (node.multiplicity, node.is_prime, node.child_id)
+        written.append(node.row_id)
+    return written
+
+
+def _insert_node(member: FamilyMember, node: FactorNode, above: FactorNode | None) -> Any:
+    credit = member.credits.get(node, Divisor(node.value))
+    claimed, known = node.origin == SUBMITTED, node.origin == KNOWN
+    text = decimal(node.value)
+    return (
+        insert(Factor)
+        .values(
+            composite_id=member.id,
+            factor=text,
+            factor_sha256=registry.sha256(text),
+            digit_length=digit_count(node.value),
+            multiplicity=node.multiplicity,
+            is_prime=node.is_prime,
+            split_from_id=above.row_id if above else None,
+            origin=node.origin,
+            attempt_id=credit.attempt_id,
+            client_id=credit.client_id,
+            method=credit.method if claimed else None,
+            sigma=credit.sigma if claimed else None,
+            parametrization=credit.parametrization if claimed else None,
+            source=credit.source if known else None,
+            found_at=credit.found_at if known else None,
+        )
+        .returning(Factor.id)
+    )
+
+
+def _schedule_leaves(connection: Connection, members: list[FamilyMember], root: FamilyMember, change: Change) -> None:
+    """See that every unfinished leaf is on its way: a test, a split, or a composite of its own with its own work."""
+    for leaf in root.tree.leaves():
+        if leaf.is_prime is True or leaf.row_id is None:
+            continue
+        digits = digit_count(leaf.value)
+        if leaf.is_prime is None:
+            change.to_publish += jobs.request_once(connection, jobs.TEST_FACTOR, leaf.row_id)
+        elif SPLIT_AT_ONCE_DIGITS < digits <= SPLIT_AS_JOB_DIGITS:
+            change.to_publish += jobs.request_once(connection, jobs.SPLIT_FACTOR, leaf.row_id)
+        elif digits > SPLIT_AS_JOB_DIGITS and leaf.child_id is None:
+            leaf.child_id = _find_or_register_child(connection, members, root, leaf)
+            connection.execute(update(Factor).where(Factor.id == leaf.row_id).values(child_composite_id=leaf.child_id))
+
+
+def _find_or_register_child(
+    connection: Connection, members: list[FamilyMember], root: FamilyMember, leaf: FactorNode
+) -> int:
+    """The composite that leases work for a leaf: one that has this value already, or a new one.
+
+    A new one inherits the effort of the member it was split from: all those curves would have found its factors too.
+    """
+    for member in members:
+        # Of a child that was just divided, what is left is this leaf, though no alias says so yet.
+        if member is not root and member.tree.cofactor == leaf.value:
+            return member.id
+    text = decimal(leaf.value)
+    known = registry.find(connection, text, digit_count(leaf.value))
+    if known is not None:
+        return known.id
+    origin = max(
+        (member for member in members if gmpy2.is_divisible(member.tree.number, leaf.value)),
+        key=lambda member: effort.t_level(member.vector),
+    )
+    child_id = registry.register_new(
+        connection,
+        text,
+        leaf.value,
+        is_prime=False,
+        parent_id=root.id,
+        vector=origin.vector,
+        p1_reached=_p1_reached(connection, origin.id),
+    )
+    if child_id is None:  # another family has just made one, with its own effort
+        return registry.register(connection, text, leaf.value, is_prime=False)
+    inherited = select(
+        literal(child_id),
+        CompositeEffort.b1,
+        CompositeEffort.b2,
+        CompositeEffort.parametrization,
+        (CompositeEffort.curves + CompositeEffort.prior_curves),
+    ).where(CompositeEffort.composite_id == origin.id)
+    columns = ["composite_id", "b1", "b2", "parametrization", "prior_curves"]
+    connection.execute(insert(CompositeEffort).from_select(columns, inherited))
+    return child_id
+
+
+def _p1_reached(connection: Connection, composite_id: int) -> tuple[int, int]:
+    """The B1 that P-1 and P+1 have been run to on a composite."""
+    row = connection.execute(select(Composite.pm1_b1, Composite.pp1_b1).where(Composite.id == composite_id)).one()
+    return row.pm1_b1, row.pp1_b1
+
+
+def _write_composite(connection: Connection, member: FamilyMember, change: Change) -> bool:
+    tree = member.tree
+    state = (tree.cofactor, tree.cofactor_is_prime, tree.finished)
+    if state == member.stored:
+        return False
+    divided = tree.cofactor != member.stored[0]
+    text = decimal(tree.cofactor)
+    digits = digit_count(tree.number if tree.finished else tree.cofactor)
+    row = connection.execute(
+        select(Composite.snfs_difficulty, Composite.explicit_target_t_level, Composite.target_t_level).where(
+            Composite.id == member.id
+        )
+    ).one()
+    target = row.explicit_target_t_level
+    if target is None:
+        target = effort.target_t_level(digits, row.snfs_difficulty)
+    moved = {"target_set_at": func.clock_timestamp()} if target != row.target_t_level else {}
+    connection.execute(
+        update(Composite)
+        .where(Composite.id == member.id)
+        .values(
+            current_composite=text,
+            digit_length=digits,
+            is_prime=tree.cofactor_is_prime,
+            is_fully_factored=tree.finished,
+            target_t_level=target,
+            **moved,
+        )
+    )
+    if divided and tree.cofactor > 1:
+        registry.add_aliases(connection, member.id, [registry.sha256(text)], registry.COFACTOR)
+        if tree.cofactor_is_prime is None:
+            change.to_publish += jobs.request(connection, jobs.TEST_COFACTOR, member.id)
+    if tree.finished or tree.cofactor == 1 or tree.cofactor_is_prime:
+        lease_lifecycle.close_open_work(connection, member.id, lease_lifecycle.NOTHING_LEFT)
+    member.stored = state
+    return divided
+
+
+def sharing_composites(connection: Connection, ids: Sequence[int]) -> list[int]:
+    """Composites outside the family that have had a value in common with it, or work on a part of it."""
+    ours, theirs = aliased(CompositeAlias), aliased(CompositeAlias)
+    by_value = (
+        select(theirs.composite_id)
+        .join(ours, ours.value_sha256 == theirs.value_sha256)
+        .where(ours.composite_id.in_(ids), theirs.composite_id.not_in(ids))
+    )
+    working_for_us = select(Factor.child_composite_id).where(
+        Factor.composite_id.in_(ids), Factor.child_composite_id.is_not(None), Factor.child_composite_id.not_in(ids)
+    )
+    worked_for_by_us = select(Factor.composite_id).where(
+        Factor.child_composite_id.in_(ids), Factor.composite_id.not_in(ids)
+    )
+    return sorted(connection.execute(by_value.union(working_for_us, worked_for_by_us)).scalars())
+
+
+def leaf_values(connection: Connection, root_id: int) -> list[mpz]:
+    """Every factor recorded for the family of `root_id`, unlocked: they are only added, and dividing proves them."""
+    family = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
+    rows = connection.execute(select(func.distinct(Factor.factor)).where(Factor.composite_id.in_(family)))
+    return [mpz(text) for text in rows.scalars()]

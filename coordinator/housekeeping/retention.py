@@ -1,0 +1,83 @@
+"""What the clock does: expiring leases, finding what was left behind, pruning what need not be kept.
+
+Everything here may run twice, late, or beside itself: each unit of work locks what it changes and looks again.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from coordinator.base.unit_of_work import unit_of_work
+from models.tables import Client, Job, Submission
+
+PRUNE_BATCH = 5_000
+
+
+def update_clients(engine: Engine) -> None:
+    """Bring `clients` up to date with the submissions since it last was."""
+    with unit_of_work(engine, "note_clients") as connection:
+        # Some minutes of overlap: a slow intake's row can become visible after a younger one.
+        newest = select(func.coalesce(func.max(Client.last_seen), func.to_timestamp(0))).scalar_subquery()
+        seen = (
+            select(Submission.client_id, func.min(Submission.created_at), func.max(Submission.created_at))
+            .where(Submission.created_at > newest - func.make_interval(0, 0, 0, 0, 0, 5))
+            .group_by(Submission.client_id)
+            .order_by(Submission.client_id)
+        )
+        new = insert(Client).from_select(["name", "first_seen", "last_seen"], seen)
+        connection.execute(
+            new.on_conflict_do_update(
+                index_elements=[Client.name],
+                set_={"last_seen": func.greatest(Client.last_seen, new.excluded.last_seen)},
+            )
+        )
+
+
+def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None) -> dict[str, int]:
+    """Drop what its retention setting (days; None: keep) says may go; how much went. Submissions' rows never go."""
+    gone = {"raw_output": 0, "jobs": 0}
+    if raw_output_days is not None:
+        gone["raw_output"] = _prune_raw_output(engine, now - timedelta(days=raw_output_days))
+    if jobs_days is not None:
+        gone["jobs"] = _prune_jobs(engine, now - timedelta(days=jobs_days))
+    return gone
+
+
+def _prune_raw_output(engine: Engine, before: datetime) -> int:
+    gone, since = 0, datetime.min.replace(tzinfo=UTC)
+    while True:
+        # The conditions of an index: oldest first, and from where the last batch ended, lest each batch pass again by
+        # all the rejected ones that are kept.
+        old = (
+            select(Submission.id)
+            .where(
+                Submission.raw_output.is_not(None),
+                Submission.settled_at < before,
+                Submission.state.in_(("applied", "duplicate")),
+                Submission.settled_at >= since,
+            )
+            .order_by(Submission.settled_at)
+            .limit(PRUNE_BATCH)
+            .with_for_update(skip_locked=True)
+            .cte()
+        )
+        drop = update(Submission).where(Submission.id == old.c.id).values(raw_output=None)
+        with unit_of_work(engine, "prune_raw_output") as connection:
+            settled = list(connection.execute(drop.returning(Submission.settled_at)).scalars())
+        gone += len(settled)
+        if len(settled) < PRUNE_BATCH:
+            return gone
+        since = max(at for at in settled if at)
+
+
+def _prune_jobs(engine: Engine, before: datetime) -> int:
+    gone = 0
+    finished = select(Job.id).where(Job.state == "done", Job.finished_at < before).limit(PRUNE_BATCH)
+    old = finished.with_for_update(skip_locked=True).cte()
+    while True:
+        with unit_of_work(engine, "prune_jobs") as connection:
+            batch = connection.execute(delete(Job).where(Job.id == old.c.id)).rowcount
+        gone += batch
+        if batch < PRUNE_BATCH:
+            return gone

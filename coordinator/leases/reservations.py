@@ -1,0 +1,181 @@
+"""What operators do to work: numbers reserved for another method elsewhere, paused and resumed; leases looked at."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, insert, select
+
+from coordinator.base import audit
+from coordinator.base.audit import OPERATOR, Actor
+from coordinator.base.errors import ConflictError, NotFoundError, composite_not_found
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import eligibility, holds, lease_lifecycle, registry
+from coordinator.numbers.expressions import ExpressionError, shorten
+from models.tables import Composite, WorkAssignment
+
+_LEVELS = (Composite.current_t_level, Composite.target_t_level)
+
+
+def reserve(
+    engine: Engine,
+    identifier: str | int,
+    client_id: str,
+    method: str,
+    hours: float,
+    *,
+    details: dict[str, Any] | None,
+    max_digits: int,
+    actor: Actor = OPERATOR,
+) -> Row:
+    """Reserve a number for `method` elsewhere: it gets no work until that is released or overdue.
+
+    `identifier` is its value or its id as a text, or its id as an int. Leases that are open go on, and count. Returns
+    the lease with `open_leases`, how many others there are. Raises Unknown, Conflict.
+    """
+    with unit_of_work(engine, "reserve", client=client_id) as connection:
+        composite_id = _identify(connection, identifier, max_digits)
+        named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
+        lease_lifecycle.lock_composites(connection, [composite_id])
+        left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
+        row = connection.execute(left).one_or_none()
+        if row is None:
+            raise composite_not_found(composite_id)
+        if row.is_fully_factored:
+            detail = f"{named} is fully factored: there is nothing left to do on it"
+            raise ConflictError("fully_factored", detail)
+        if row.current_composite == "1":
+            detail = f"{named} has no cofactor left; reserve the composite factor that is meant"
+            raise ConflictError("fully_factored", detail)
+        leases = lease_lifecycle.open_leases(connection, [composite_id]).get(composite_id, [])
+        for lease in leases:
+            if lease.method in eligibility.RESERVATION_METHODS:
+                until = lease.expires_at.isoformat(timespec="minutes")
+                taken = f"{named} is reserved by {lease.client_id} for {lease.method} until {until}"
+                raise ConflictError("reserved", f"{taken}; release that first")
+        work_id = uuid.uuid4()
+        connection.execute(
+            insert(WorkAssignment).values(
+                id=work_id,
+                composite_id=composite_id,
+                client_id=client_id,
+                method=method,
+                status="claimed",
+                created_at=func.clock_timestamp(),
+                expires_at=datetime.now(UTC) + timedelta(hours=hours),
+                lease_seconds=int(hours * 3600),
+                details=details,
+            )
+        )
+        lease_lifecycle.refresh_eligibility(connection, [composite_id])
+        what = {"client_id": client_id, "method": method, "hours": hours, "work_id": str(work_id)}
+        audit.record(connection, actor, "reserve", f"composite {composite_id}", after=what)
+        return connection.execute(
+            select(WorkAssignment, Composite.current_composite, Composite.open_leases)
+            .join(Composite, Composite.id == WorkAssignment.composite_id)
+            .where(WorkAssignment.id == work_id)
+        ).one()
+
+
+def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+    """End anybody's lease, without blame for its number. Idempotent; the lease then. Raises work.UnknownLease."""
+    return _end(engine, work_id, reason or "cancelled by an operator", None, actor)
+
+
+def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+    """End a reservation. Idempotent; the lease then. Raises work.UnknownLease, also for a lease that is none."""
+    return _end(engine, work_id, reason or "released", eligibility.RESERVATION_METHODS, actor)
+
+
+def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None, actor: Actor) -> Row:
+    with unit_of_work(engine, "release", work=str(work_id)) as connection:
+        before, after = lease_lifecycle.end_lease(connection, work_id, reason, methods)
+        was, now = {"status": before.status}, {"status": after.status, "message": after.message}
+        if was["status"] != now["status"]:
+            audit.record(connection, actor, "end work", f"work {work_id}", before=was, after=now)
+        return after
+
+
+def pause(engine: Engine, composite_id: int, reason: str | None, actor: Actor = OPERATOR) -> Row:
+    """No work on a number until it is resumed; open leases go on. Raises Unknown."""
+    return _set_hold(engine, composite_id, reason or "paused by an operator", actor)
+
+
+def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> Row:
+    """Let a paused or parked number be worked on again. Idempotent. Raises Unknown."""
+    return _set_hold(engine, composite_id, None, actor)
+
+
+def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> Row:
+    with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
+        lease_lifecycle.lock_composites(connection, [composite_id])
+        held = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
+        before = connection.execute(held).one_or_none()
+        if before is None:
+            raise composite_not_found(composite_id)
+        if reason is None:
+            holds.clear_hold(connection, composite_id)
+        else:
+            holds.set_hold(connection, composite_id, holds.PAUSED, reason)
+        lease_lifecycle.refresh_eligibility(connection, [composite_id])
+        columns = (Composite.id, Composite.hold, Composite.hold_reason, Composite.open_leases, Composite.ecm_eligible)
+        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one()
+        after = {"hold": row.hold, "hold_reason": row.hold_reason}
+        action = "resume" if reason is None else "pause"
+        audit.record(connection, actor, action, f"composite {composite_id}", before=before._asdict(), after=after)
+        return row
+
+
+def list_open_leases(
+    engine: Engine, *, client_id: str | None = None, reserving: bool | None = None, limit: int = 1000
+) -> list[Row]:
+    """Open leases, those that run out first first, each with its number; all, or only (not) the reserving."""
+    statement = (
+        select(WorkAssignment, Composite.current_composite, Composite.digit_length, *_LEVELS)
+        .join(Composite, Composite.id == WorkAssignment.composite_id)
+        .where(WorkAssignment.closed_at.is_(None))
+        .order_by(WorkAssignment.expires_at, WorkAssignment.id)
+        .limit(limit)
+    )
+    if client_id is not None:
+        statement = statement.where(WorkAssignment.client_id == client_id)
+    if reserving is not None:
+        statement = statement.where(WorkAssignment.method.in_(eligibility.RESERVATION_METHODS).is_(reserving))
+    with engine.connect() as connection:
+        return list(connection.execute(statement))
+
+
+def held_composites(engine: Engine, limit: int = 1000) -> list[Row]:
+    """Numbers that are paused or parked, and why, the latest first."""
+    columns = (Composite.id, Composite.number, Composite.digit_length)
+    why = (Composite.hold, Composite.hold_reason, Composite.held_at)
+    statement = select(*columns, *why).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+    with engine.connect() as connection:
+        return list(connection.execute(statement.limit(limit)))
+
+
+def identify(engine: Engine, identifier: str, max_digits: int) -> int:
+    """The id of the composite with this value, else of the one with this id. Raises Unknown."""
+    with engine.connect() as connection:
+        return _identify(connection, identifier, max_digits)
+
+
+def _identify(connection: Connection, identifier: str | int, max_digits: int) -> int:
+    """The composite with this value, else the one with this id; an int is an id."""
+    if isinstance(identifier, int):
+        return identifier
+    try:
+        found = registry.find(connection, identifier, max_digits)
+    except ExpressionError as error:
+        raise NotFoundError("unknown_composite", error.detail) from error
+    if found is not None:
+        return found.id
+    if identifier.isascii() and identifier.isdigit() and len(identifier) < 19:
+        known = select(Composite.id).where(Composite.id == int(identifier))
+        by_id: int | None = connection.execute(known).scalar_one_or_none()
+        if by_id is not None:
+            return by_id
+    raise NotFoundError(
+        "unknown_composite", f"{shorten(identifier)} is neither a number of this server nor the id of one"
+    )

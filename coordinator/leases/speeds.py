@@ -1,0 +1,62 @@
+"""How fast a client is, from the attempts it has sent."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import ARRAY, Connection, Engine, Text, bindparam, func, select, true
+
+from coordinator.composites.eligibility import ECM
+from coordinator.effort import planning
+from models.limits import DEFAULT_B2
+from models.tables import Composite, EcmAttempt
+
+# A client's last timed runs say how fast it is now; older ones were perhaps run on another machine. They are looked for
+# among its last attempts only: a client that never says how long it took is not searched to its beginning.
+TIMED, LOOKED_AT = 10, 50
+SLOWEST, FASTEST = 1 / 100, 1000.0
+
+
+def measured_speed(connection: Connection, client_id: str) -> float:
+    """Seconds of ordinary work (planning.seconds_per_curve) that a client does in a second of its own; 1 if unknown.
+
+    From its last ECM runs that say how long they took; their number's size is taken as it is now.
+    """
+    return measured_speeds(connection, [client_id]).get(client_id, 1.0)
+
+
+def client_speeds(engine: Engine, client_ids: Sequence[str]) -> dict[str, float]:
+    """As `measured_speeds`, for whoever has no unit of work."""
+    with engine.connect() as connection:
+        return measured_speeds(connection, client_ids)
+
+
+def measured_speeds(connection: Connection, client_ids: Sequence[str]) -> dict[str, float]:
+    """The `measured_speed` of those of these clients of which it is known."""
+    ordinary: defaultdict[str, float] = defaultdict(float)
+    own: defaultdict[str, float] = defaultdict(float)
+    for row in connection.execute(_RECENT_TIMINGS, {"clients": list(client_ids)}):
+        b2 = DEFAULT_B2 if row.b2 is None else row.b2
+        ordinary[row.client] += row.curves * planning.seconds_per_curve(row.b1, b2, row.digit_length)
+        own[row.client] += row.execution_time
+    return {client: min(max(ordinary[client] / seconds, SLOWEST), FASTEST) for client, seconds in own.items()}
+
+
+_clients = func.unnest(bindparam("clients", type_=ARRAY(Text))).table_valued("client").render_derived(name="clients")
+_recent = (
+    select(EcmAttempt)
+    .where(EcmAttempt.client_id == _clients.c.client)
+    .correlate(_clients)
+    .order_by(EcmAttempt.id.desc())
+    .limit(LOOKED_AT)
+    .lateral("recent")
+)
+_timed = (
+    select(_recent.c.b1, _recent.c.b2, _recent.c.curves, _recent.c.execution_time, Composite.digit_length)
+    .join(Composite, Composite.id == _recent.c.composite_id)
+    .where(_recent.c.method == ECM, _recent.c.curves > 0, _recent.c.execution_time > 0)
+    .order_by(_recent.c.id.desc())
+    .limit(TIMED)
+    .correlate(_clients)
+    .lateral("timed")
+)
+_RECENT_TIMINGS = select(_clients.c.client, *_timed.c).select_from(_clients).join(_timed, true())

@@ -1,0 +1,363 @@
+"""What must be true of the database at every commit (docs/architecture.md's table), checked on a live one.
+
+Everything is read in one REPEATABLE READ snapshot that locks nothing. Rows are streamed, so memory is bounded by the
+largest family tree and not by the number of composites; what SQL can decide is decided there.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from gmpy2 import mpz
+from sqlalchemy import Connection, Engine, Row, select, text
+
+from coordinator import effort
+from coordinator.composites import eligibility, lease_lifecycle
+from coordinator.composites.registry import sha256
+from coordinator.numbers.arithmetic import digit_count, is_probable_prime
+from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number, shorten
+from models.tables import Composite, CompositeEffort, Factor, WorkAssignment
+
+# A primality test of 300 digits takes a millisecond; larger factors are believed.
+PRIMALITY_CHECKED_DIGITS = 300
+BATCH = 500
+# Vectors are sums of the same terms in another order.
+RELATIVE_ERROR = 1e-9
+
+
+class Violation(NamedTuple):
+    """An invariant that does not hold: its name, the table and row that break it, and how."""
+
+    invariant: str
+    table: str
+    id: Any
+    detail: str
+
+
+def violations(
+    engine: Engine,
+    *,
+    max_digits: int,
+    overlap: float = 1.0,
+    most: int = 1000,
+    progress: Callable[[str, int], None] = lambda stage, rows: None,
+) -> list[Violation]:
+    """Every violation found, at most `most` of them; [] for a sound database.
+
+    `overlap` is how many times what a composite still needs may be out on lease. `progress` is told what is being
+    looked at, and how many more rows of it have been.
+    """
+    found: list[Violation] = []
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
+        for violation in _all(connection, max_digits, overlap, progress):
+            found.append(violation)
+            if len(found) >= most:
+                break
+    return found
+
+
+def _all(
+    connection: Connection, max_digits: int, overlap: float, progress: Callable[[str, int], None]
+) -> Iterator[Violation]:
+    for invariant, table, statement in STATEMENTS:
+        progress("statements", 1)
+        for row in connection.execute(text(statement)):
+            yield Violation(invariant, table, row.id, row.detail)
+    yield from _numbers(connection, max_digits, progress)
+    yield from _effort(connection, progress)
+    yield from _leases(connection, overlap)
+
+
+# (invariant, table, SQL that selects id and detail of the rows that break it)
+STATEMENTS = (
+    (
+        "settled once",
+        "submissions",
+        "SELECT id, format('state %s with settled_at %s', state, coalesce(settled_at::text, 'null')) AS detail"
+        " FROM submissions WHERE (state = 'received') = (settled_at IS NOT NULL)",
+    ),
+    (
+        "settled once",
+        "submissions",
+        "SELECT id, format('state %s has no outcome or composite', state) AS detail FROM submissions"
+        " WHERE state IN ('applied', 'duplicate') AND (outcome IS NULL OR composite_id IS NULL)",
+    ),
+    (
+        "settled once",
+        "submissions",
+        "SELECT id, format('state %s has no reason', state) AS detail FROM submissions"
+        " WHERE state IN ('rejected', 'failed') AND (reason IS NULL OR detail IS NULL)",
+    ),
+    (
+        "settled once",
+        "submissions",
+        "SELECT s.id, format('state %s, but its answer names attempt %s of composite %s, which does not exist',"
+        " s.state, s.outcome->>'attempt_id', s.composite_id) AS detail"
+        " FROM submissions s LEFT JOIN ecm_attempts a"
+        " ON a.id = (s.outcome->>'attempt_id')::bigint AND a.composite_id = s.composite_id"
+        " WHERE s.state IN ('applied', 'duplicate') AND a.id IS NULL",
+    ),
+    (
+        "one attempt",
+        "submissions",
+        "SELECT s.id, format('applied, but attempt %s is not its own', s.attempt_id) AS detail"
+        " FROM submissions s LEFT JOIN ecm_attempts a ON a.id = s.attempt_id AND a.submission_id = s.id"
+        " WHERE s.state = 'applied' AND a.id IS NULL",
+    ),
+    (
+        "one attempt",
+        "ecm_attempts",
+        "SELECT min(id) AS id, format('submission %s has %s attempts', submission_id, count(*)) AS detail"
+        " FROM ecm_attempts GROUP BY submission_id HAVING count(*) > 1",
+    ),
+    (
+        "no trace",
+        "ecm_attempts",
+        "SELECT a.id, format('its submission %s is %s', s.id, s.state) AS detail"
+        " FROM ecm_attempts a JOIN submissions s ON s.id = a.submission_id WHERE s.state <> 'applied'",
+    ),
+    (
+        "effort",
+        "composites",
+        "SELECT c.id, format('attempt_count is %s, but it has %s attempts', c.attempt_count, coalesce(a.n, 0))"
+        " AS detail FROM composites c LEFT JOIN"
+        " (SELECT composite_id, count(*) AS n FROM ecm_attempts WHERE voided_at IS NULL GROUP BY composite_id) a"
+        " ON a.composite_id = c.id"
+        " WHERE c.attempt_count <> coalesce(a.n, 0)",
+    ),
+    (
+        "effort",
+        "ecm_attempts",
+        "SELECT a.id, format('%s of its curves are superseded, but stage 2 was run of %s', a.superseded_curves, d.done)"
+        " AS detail FROM ecm_attempts a JOIN ("
+        "  SELECT r.stage1_attempt_id AS id, coalesce(sum(s.superseding_curves), 0) AS done"
+        "  FROM ecm_residues r LEFT JOIN ecm_attempts s ON s.residue_id = r.id GROUP BY r.stage1_attempt_id"
+        " ) d ON d.id = a.id WHERE a.residue_id IS NULL AND a.superseded_curves <> d.done",
+    ),
+    (
+        "effort",
+        "ecm_residues",
+        "SELECT r.id, format('%s of its %s curves have had their stage 2', sum(s.superseding_curves), r.curve_count)"
+        " AS detail FROM ecm_residues r JOIN ecm_attempts s ON s.residue_id = r.id"
+        " GROUP BY r.id HAVING sum(s.superseding_curves) > r.curve_count",
+    ),
+    (
+        "work",
+        "composites",
+        "SELECT c.id, format('open_residues is %s, but it has %s', c.open_residues, coalesce(r.n, 0)) AS detail"
+        " FROM composites c LEFT JOIN ("
+        "  SELECT composite_id, count(*) AS n FROM ecm_residues WHERE closed_at IS NULL GROUP BY composite_id"
+        " ) r ON r.composite_id = c.id WHERE c.open_residues <> coalesce(r.n, 0)",
+    ),
+    (
+        "finished",
+        "ecm_residues",
+        "SELECT r.id, format('it waits for stage 2, but composite %s is finished', c.id) AS detail"
+        " FROM ecm_residues r JOIN composites c ON c.id = r.composite_id"
+        " WHERE r.closed_at IS NULL AND c.is_fully_factored",
+    ),
+    (
+        "effort",
+        "composite_effort",
+        "SELECT coalesce(a.composite_id, e.composite_id) AS id,"
+        " format('B1 %s, B2 %s, parametrization %s: attempts have %s curves, the sum is %s',"
+        " coalesce(a.b1, e.b1), coalesce(a.b2, e.b2), coalesce(a.parametrization, e.parametrization),"
+        " coalesce(a.curves, 0), coalesce(e.curves, 0)) AS detail"
+        " FROM (SELECT composite_id, b1, b2, parametrization, sum(curves - superseded_curves) AS curves"
+        " FROM ecm_attempts WHERE method = 'ecm' AND voided_at IS NULL"
+        " GROUP BY composite_id, b1, b2, parametrization) a"
+        " FULL JOIN composite_effort e USING (composite_id, b1, b2, parametrization)"
+        " WHERE coalesce(a.curves, 0) <> coalesce(e.curves, 0)",
+    ),
+    (
+        "finished",
+        "work_assignments",
+        "SELECT w.id, format('status %s, but nothing is left to do on composite %s', w.status, c.id) AS detail"
+        " FROM work_assignments w JOIN composites c ON c.id = w.composite_id"
+        " WHERE w.closed_at IS NULL AND (c.is_fully_factored OR c.current_composite = '1')",
+    ),
+    (
+        "finished",
+        "factors",
+        "SELECT f.id, format('a leaf of composite %s, which is fully factored, is not known to be prime', c.id)"
+        " AS detail FROM factors f JOIN composites c ON c.id = f.composite_id"
+        " WHERE c.is_fully_factored AND f.is_prime IS NOT TRUE"
+        " AND NOT EXISTS (SELECT FROM factors below WHERE below.split_from_id = f.id)",
+    ),
+    (
+        "finished",
+        "factors",
+        # A part whose work nobody leases or does must at least be waiting for a job.
+        "SELECT f.id, format('a composite leaf of composite %s, with neither a composite nor a job of its own',"
+        " f.composite_id) AS detail FROM factors f JOIN composites c ON c.id = f.composite_id"
+        " WHERE f.is_prime IS NOT TRUE AND f.child_composite_id IS NULL AND c.parent_id IS NULL"
+        " AND NOT EXISTS (SELECT FROM factors below WHERE below.split_from_id = f.id)"
+        " AND NOT EXISTS (SELECT FROM jobs j WHERE j.target_id = f.id AND j.kind IN ('test_factor', 'split_factor')"
+        " AND j.state <> 'done')",
+    ),
+)
+
+
+def _stream(connection: Connection, statement: Any) -> Iterator[Row[Any]]:
+    return iter(connection.execution_options(stream_results=True, yield_per=BATCH).execute(statement))
+
+
+class _Groups:
+    """The rows of a statement ordered by `composite_id`, handed out composite by composite in that order."""
+
+    def __init__(self, connection: Connection, statement: Any) -> None:
+        self._groups = groupby(_stream(connection, statement), key=lambda row: row.composite_id)
+        self._next: tuple[int, list[Row[Any]]] | None = None
+
+    def of(self, composite_id: int) -> list[Row[Any]]:
+        while self._next is None or self._next[0] < composite_id:
+            group = next(self._groups, None)
+            if group is None:
+                return []
+            self._next = (group[0], list(group[1]))
+        return self._next[1] if self._next[0] == composite_id else []
+
+
+def _numbers(connection: Connection, max_digits: int, progress: Callable[[str, int], None]) -> Iterator[Violation]:
+    factors = _Groups(connection, select(Factor).order_by(Factor.composite_id, Factor.id))
+    columns = (
+        Composite.id,
+        Composite.number,
+        Composite.value_sha256,
+        Composite.current_composite,
+        Composite.digit_length,
+        Composite.is_prime,
+        Composite.is_fully_factored,
+    )
+    for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
+        if seen % BATCH == 0:
+            progress("numbers and their factors", BATCH)
+        for invariant, detail in _number(row, factors.of(row.id), max_digits):
+            yield Violation(invariant, "composites", row.id, detail)
+
+
+def _number(row: Row[Any], factors: list[Row[Any]], max_digits: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with one composite and its tree."""
+    try:
+        number = evaluate_number(row.number, max_digits)
+    except ExpressionError as error:
+        yield "product", error.detail
+        return
+    if bytes(row.value_sha256) != sha256(decimal(number)):
+        yield "product", "value_sha256 is another number's"
+    cofactor = mpz(row.current_composite)
+    beneath: dict[int | None, list[Row[Any]]] = {}
+    for factor in factors:
+        beneath.setdefault(factor.split_from_id, []).append(factor)
+        yield from _factor(factor)
+    for above, nodes in beneath.items():
+        whole = cofactor if above is None else mpz(1)
+        for node in nodes:
+            whole *= mpz(node.factor) ** node.multiplicity
+        expected = number if above is None else next((mpz(f.factor) for f in factors if f.id == above), None)
+        if whole != expected:
+            what = shorten(row.number) if above is None else f"factor {above}"
+            yield "product", f"{what} is not the product of its {len(nodes)} parts and the cofactor"
+    if not factors and cofactor != number:
+        yield "product", f"the cofactor is {shorten(row.current_composite)}, but no factor is recorded"
+    known = all(factor.is_prime is True for factor in factors if factor.id not in beneath)
+    finished = known and (cofactor == 1 or row.is_prime is True)
+    if finished != row.is_fully_factored:
+        yield "finished", f"is_fully_factored is {row.is_fully_factored}, its parts say {finished}"
+    if row.digit_length != digit_count(number if row.is_fully_factored else cofactor):
+        yield "product", f"digit_length is {row.digit_length}"
+    if cofactor > 1 and _wrong(cofactor, row.is_prime):
+        yield "finished", f"is_prime is {row.is_prime}, which is wrong of the cofactor"
+
+
+def _factor(factor: Row[Any]) -> Iterator[tuple[str, str]]:
+    value = mpz(factor.factor)
+    if value <= 1 or factor.multiplicity < 1:
+        yield "product", f"factor {factor.id} is {shorten(factor.factor)}, {factor.multiplicity} times"
+    if bytes(factor.factor_sha256) != sha256(factor.factor) or factor.digit_length != digit_count(value):
+        yield "product", f"factor {factor.id}: factor_sha256 or digit_length is another number's"
+    if _wrong(value, factor.is_prime):
+        yield "finished", f"factor {factor.id}: is_prime is {factor.is_prime}, which is wrong"
+
+
+def _wrong(value: mpz, is_prime: bool | None) -> bool:
+    """Whether `is_prime` is known to be wrong of a value that is small enough to be tested in passing."""
+    if is_prime is None or digit_count(value) > PRIMALITY_CHECKED_DIGITS:
+        return False
+    return is_probable_prime(value) != is_prime
+
+
+def _effort(connection: Connection, progress: Callable[[str, int], None]) -> Iterator[Violation]:
+    sums = _Groups(
+        connection,
+        select(CompositeEffort).order_by(CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2),
+    )
+    open_leases = _Groups(
+        connection,
+        select(WorkAssignment).where(WorkAssignment.closed_at.is_(None)).order_by(WorkAssignment.composite_id),
+    )
+    columns = (*lease_lifecycle.ELIGIBILITY_COLUMNS, Composite.current_t_level)
+    for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
+        if seen % BATCH == 0:
+            progress("effort and work wanted", BATCH)
+        own = sums.of(row.id)
+        rebuilt = effort.effort_of([(s.b1, s.b2, s.parametrization, s.curves + s.prior_curves) for s in own])
+        if not np.allclose(row.effort, rebuilt, rtol=RELATIVE_ERROR, atol=1e-300):
+            yield Violation("effort", "composites", row.id, "the vector is not what its curve sums give")
+        if abs(row.current_t_level - effort.t_level(rebuilt)) > RELATIVE_ERROR * 100:
+            detail = f"current_t_level is {row.current_t_level}, its curves give {effort.t_level(rebuilt)}"
+            yield Violation("effort", "composites", row.id, detail)
+        wanted = eligibility.compute_eligibility(row, open_leases.of(row.id))
+        stale = [
+            f"{name} is {getattr(row, name)}, not {now}" for name, now in wanted.items() if getattr(row, name) != now
+        ]
+        if stale:
+            yield Violation("work", "composites", row.id, "; ".join(stale))
+
+
+# Need is counted as it was when the oldest of the leases was handed out: results that come without a lease lower it
+# afterwards, and that breaks no promise. Nor does a target that moved since, through a factor or an operator.
+_LEASED = """
+SELECT * FROM (
+  SELECT c.id, c.target_t_level, c.target_set_at, w.id AS lease, w.b1, w.b2, w.parametrization,
+         w.curves - w.curves_submitted AS remaining, w.created_at,
+         min(w.created_at) OVER (PARTITION BY c.id) AS since
+  FROM work_assignments w JOIN composites c ON c.id = w.composite_id
+  WHERE w.closed_at IS NULL AND w.method = 'ecm' AND w.curves > w.curves_submitted) leased
+WHERE target_set_at <= since
+ORDER BY id, created_at, lease
+"""
+_SUMS_AT = """
+SELECT e.b1, e.b2, e.parametrization, e.curves + e.prior_curves - coalesce(sum(a.curves - a.superseded_curves), 0)
+FROM composite_effort e LEFT JOIN ecm_attempts a
+  ON (a.composite_id, a.b1, a.b2, a.parametrization) = (e.composite_id, e.b1, e.b2, e.parametrization)
+  AND a.method = 'ecm' AND a.voided_at IS NULL AND a.created_at > :since
+WHERE e.composite_id = :composite
+GROUP BY e.composite_id, e.b1, e.b2, e.parametrization
+"""
+
+
+def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
+    # As many as there are clients at work, which fits into memory.
+    for composite_id, group in groupby(connection.execute(text(_LEASED)).all(), key=lambda row: row.id):
+        leases = list(group)
+        sums = connection.execute(text(_SUMS_AT), {"composite": composite_id, "since": leases[0].since})
+        vector = effort.effort_of([(int(b1), int(b2), param, int(curves)) for b1, b2, param, curves in sums])
+        for lease in leases:
+            run = (int(lease.b1), -1 if lease.b2 is None else int(lease.b2), lease.parametrization or 1)
+            need = _need(vector, lease.target_t_level, run)
+            # One more: what is just enough depends on the last bits of sums that were added up in another order.
+            if lease.remaining > overlap * need + 1:
+                detail = (
+                    f"{lease.remaining} curves on lease {lease.lease}, where {need} were needed; {overlap:g} times "
+                )
+                yield Violation("bounded leases", "composites", composite_id, detail + "that many are allowed")
+            vector = effort.add_curves(vector, lease.remaining, *run)
+
+
+def _need(vector: np.ndarray, target: float, run: tuple[int, int, int]) -> float:
+    try:
+        return effort.curves_to_reach(vector, target, *run)
+    except ValueError:  # so small a B1 does not reach it with any number of curves
+        return float("inf")

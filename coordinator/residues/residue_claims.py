@@ -1,0 +1,317 @@
+"""Residues: stage 1 of somebody's curves, kept for somebody else's stage 2.
+
+    available -> claimed -> completed    its stage 2 came in, for three quarters of its curves or with a factor
+              <-            closed       its number is finished, an operator or its stage 1 has gone
+                            expired      nobody wanted it for as long as it was to be kept
+
+A result that names its residue settles it in its own unit of work (`settle`); for clients that do not, `complete` does
+the same afterwards, and upkeep where they died between the two. Either way each curve counts once: those that had
+their stage 2 count in full and no longer as stage 1, and stage 2 done twice counts once. Locks are taken in everybody's
+order, the composite's first; only claims, which change nothing but the residue, take its lock alone.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, exists, func, select, update
+
+from coordinator import effort
+from coordinator.base import audit, jobs
+from coordinator.base.audit import Actor
+from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import eligibility, lease_lifecycle, ledger, registry, superseding
+from models.limits import DEFAULT_B2
+from models.tables import Composite, EcmAttempt, Factor, Project, ProjectComposite, Residue, Submission, WorkAssignment
+from models.wire import SubmitResult
+
+# So much of a residue must have had its stage 2 for it to be completed without a factor, and to such a B2.
+ENOUGH_CURVES, ENOUGH_B2 = 0.75, 100
+UNCLAIMED = {"status": "available", "claimed_by": None, "claimed_at": None, "claim_expires_at": None}
+NO_RESIDUE = "no residue waits that passes these filters"
+
+
+class RetryLaterError(ConflictError):
+    """It will be possible in a moment."""
+
+
+class Completion(NamedTuple):
+    """What a completion came to; `is_completed` is False while too few of its curves have had their stage 2."""
+
+    residue: Row
+    is_completed: bool
+    t_level: float
+    message: str
+    to_publish: list[jobs.JobRef]
+
+
+def missing_attempt_error(
+    connection: Connection, client_id: str, detail: str, attempt_id: int | None = None
+) -> DomainError:
+    """The refusal for want of an attempt: to be tried again while a result of this client's is still to be applied."""
+    waits = select(Submission.id).where(Submission.client_id == client_id, Submission.state == "received")
+    if attempt_id is not None:
+        waits = waits.where(Submission.attempt_id == attempt_id)
+    if connection.execute(waits.limit(1)).first() is not None:
+        return RetryLaterError(
+            "result_pending", "The result that it belongs to is not applied yet; send the same again in a moment"
+        )
+    return DomainError("unknown_attempt", detail)
+
+
+def suggested_b2(b1: int) -> int:
+    """The B2 to run stage 2 with: GMP-ECM's default for this B1."""
+    return int(effort.default_b2(b1))
+
+
+def read_residue(engine: Engine, residue_id: int) -> Row:
+    """A residue's row. Raises Unknown."""
+    with engine.connect() as connection:
+        return residue_row(connection, residue_id)
+
+
+def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) -> Row:
+    """A residue's row, locked if so asked. Raises Unknown."""
+    statement = select(*Residue.__table__.columns).where(Residue.id == residue_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    if row is None:
+        raise NotFoundError("unknown_residue", f"There is no residue {residue_id}")
+    return row
+
+
+def summarize_residues(engine: Engine) -> dict[str, Any]:
+    """How many residues there are of each status, with how many curves, and how large the files are that are kept."""
+    counted = select(Residue.status, func.count().label("residues"), func.sum(Residue.curve_count).label("curves"))
+    kept = select(func.coalesce(func.sum(Residue.file_size_bytes), 0)).where(Residue.has_file)
+    with engine.connect() as connection:
+        rows = connection.execute(counted.group_by(Residue.status)).all()
+        size = int(connection.execute(kept).scalar_one())
+    return {
+        "residues": {row.status: row.residues for row in rows},
+        "curves": {row.status: int(row.curves) for row in rows},
+        "file_size_bytes": size,
+    }
+
+
+# Claims ---------------------------------------------------------------------------------------------------------------
+
+
+class ResidueRequest(NamedTuple):
+    """What stage 2 a client would like; None leaves it open."""
+
+    client_id: str
+    hours: float = 24.0
+    min_digits: int | None = None
+    max_digits: int | None = None
+    min_priority: int | None = None
+    min_target_tlevel: float | None = None
+    max_target_tlevel: float | None = None
+    min_b1: int | None = None
+    max_b1: int | None = None
+    project: str | None = None
+
+
+def claim_residue(engine: Engine, wanted: ResidueRequest, max_claims: int) -> Row | None:
+    """Claim the residue of the highest priority, of those the oldest; None if there is none.
+
+    The residue's row, with its composite's `digit_length`, `current_t_level` and `target_t_level`. Raises Conflict for
+    a client that has `max_claims` already.
+    """
+    chosen = [Residue.status == "available", Residue.expires_at > func.now(), Composite.hold.is_(None), _not_reserved()]
+    for bound, least, most in (
+        (Composite.digit_length, wanted.min_digits, wanted.max_digits),
+        (Composite.priority, wanted.min_priority, None),
+        (Composite.target_t_level, wanted.min_target_tlevel, wanted.max_target_tlevel),
+        (Residue.b1, wanted.min_b1, wanted.max_b1),
+    ):
+        chosen += [] if least is None else [bound >= least]
+        chosen += [] if most is None else [bound <= most]
+    if wanted.project is not None:
+        mine = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
+        chosen.append(Residue.composite_id.in_(mine.where(Project.name == wanted.project)))
+    with unit_of_work(engine, "claim_residue", client=wanted.client_id) as connection:
+        held = select(func.count()).where(Residue.status == "claimed", Residue.claimed_by == wanted.client_id)
+        if connection.execute(held).scalar_one() >= max_claims:
+            raise ConflictError(
+                "too_many_claims", f"{wanted.client_id} has {max_claims} residues; complete or release some"
+            )
+        best = connection.execute(
+            select(Residue.id)
+            .join(Composite, Composite.id == Residue.composite_id)
+            .where(*chosen)
+            .order_by(Composite.priority.desc(), Residue.id)
+            .limit(1)
+            .with_for_update(of=Residue, skip_locked=True)
+        ).scalar_one_or_none()
+        if best is None:
+            return None
+        until = datetime.now(UTC) + timedelta(hours=wanted.hours)
+        connection.execute(
+            update(Residue)
+            .where(Residue.id == best)
+            .values(status="claimed", claimed_by=wanted.client_id, claimed_at=func.now(), claim_expires_at=until)
+        )
+        columns = (Residue, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
+        return connection.execute(
+            select(*columns).join(Composite, Composite.id == Residue.composite_id).where(Residue.id == best)
+        ).one()
+
+
+def _not_reserved() -> ColumnElement[bool]:
+    reserved = WorkAssignment.closed_at.is_(None) & WorkAssignment.method.in_(eligibility.RESERVATION_METHODS)
+    return ~exists().where(WorkAssignment.composite_id == Residue.composite_id, reserved)
+
+
+def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row:
+    """The residue whose file its claimer may download. Raises Unknown, and Conflict for anybody else."""
+    row = read_residue(engine, residue_id)
+    if row.status != "claimed" or row.claimed_by != client_id:
+        raise ConflictError("not_claimed", f"Residue {residue_id} is {row.status}, and not claimed by {client_id}")
+    return row
+
+
+def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor: Actor | None = None) -> Row:
+    """Give a claim back, idempotently: the residue's row. `client_id` None: an operator (`by`) does, whosever it is.
+
+    Raises Unknown, and Conflict for another client's claim.
+    """
+    with unit_of_work(engine, "release_residue", residue=residue_id) as connection:
+        row = residue_row(connection, residue_id, lock=True)
+        if row.status != "claimed":
+            return row
+        if client_id is not None and row.claimed_by != client_id:
+            raise ConflictError("not_claimed", f"Residue {residue_id} is claimed by another client")
+        if actor is not None:
+            audit.record(connection, actor, "release", f"residue {residue_id}", before={"claimed_by": row.claimed_by})
+        return connection.execute(
+            update(Residue).where(Residue.id == residue_id).values(UNCLAIMED).returning(*Residue.__table__.columns)
+        ).one()
+
+
+# Stage 2 --------------------------------------------------------------------------------------------------------------
+
+
+def settle_stage2(
+    connection: Connection, attempt_id: int, result: SubmitResult, *, found: bool
+) -> tuple[Completion | None, str | None]:
+    """(What a result that names its residue came to, None), or (None, why it does not fit, and is left alone).
+
+    In the result's unit of work, which holds the composite, after its attempt has been recorded and added in full.
+    """
+    named = Residue.id == result.residue_id
+    if result.residue_id is None:
+        named = Residue.sha256 == bytes.fromhex(result.residue_checksum or "")
+    # Of the same file given up and uploaded anew it is the latest.
+    latest = select(Residue).where(named).order_by(Residue.id.desc()).limit(1).with_for_update()
+    residue = connection.execute(latest).one_or_none()
+    if residue is None:
+        return None, "the residue that it names is unknown; the result counts without it"
+    attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one()
+    mismatch = _mismatch(residue, attempt)
+    if mismatch:
+        return None, f"residue {residue.id} {mismatch}; the result counts without it"
+    return _count_stage2(connection, residue, attempt, found=found), None
+
+
+def _mismatch(residue: Row, attempt: Row) -> str | None:
+    if residue.composite_id != attempt.composite_id:
+        return f"is of composite {residue.composite_id}, and attempt {attempt.id} of {attempt.composite_id}"
+    if attempt.voided_at is not None:
+        return f"had no stage 2 by attempt {attempt.id}: that was taken back"
+    if attempt.method != eligibility.ECM or attempt.b1 != residue.b1:
+        return f"is of ECM curves with B1 = {residue.b1}"
+    if attempt.parametrization != residue.parametrization:
+        return f"is of curves with parametrization {residue.parametrization}"
+    if attempt.residue_id not in (None, residue.id):
+        return f"is not the one that attempt {attempt.id} did"
+    return None
+
+
+def _count_stage2(connection: Connection, residue: Row, attempt: Row, *, found: bool) -> Completion:
+    """Count a stage 2 of a locked residue, once: what it did before, or did too little of, adds nothing."""
+    to_publish: list[jobs.JobRef] = []
+    if attempt.residue_id is None:
+        _count_once(connection, residue, attempt, is_enough=found or _enough_b2(attempt))
+    done = superseding.count_stage2_curves(connection, residue.id)
+    if residue.status in superseding.OPEN_STATUSES and (found or done >= ENOUGH_CURVES * residue.curve_count):
+        to_publish = superseding.close_residues(connection, Residue.id == residue.id, superseding.COMPLETED, None)
+        connection.execute(update(Residue).where(Residue.id == residue.id).values(stage2_attempt_id=attempt.id))
+        lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
+    now = residue_row(connection, residue.id)
+    level = select(Composite.current_t_level).where(Composite.id == residue.composite_id)
+    t_level = connection.execute(level).scalar_one()
+    completed = now.status == superseding.COMPLETED
+    message = f"residue {residue.id}: {done} of its {residue.curve_count} curves have had their stage 2"
+    if not completed and not _enough_b2(attempt):
+        message += f"; it takes a B2 of {ENOUGH_B2 * residue.b1} or more, or the default"
+    return Completion(now, completed, t_level, message, to_publish)
+
+
+def _count_once(connection: Connection, residue: Row, attempt: Row, *, is_enough: bool) -> None:
+    """Let those of an attempt's curves count that are the first stage 2 of theirs, and their stage 1 no longer."""
+    stage1 = connection.execute(select(EcmAttempt).where(EcmAttempt.id == residue.stage1_attempt_id)).one_or_none()
+    own = attempt.curves - attempt.superseded_curves
+    counts = min(own, residue.curve_count - superseding.count_stage2_curves(connection, residue.id)) if is_enough else 0
+    if stage1 is not None:
+        counts = min(counts, stage1.curves - stage1.superseded_curves)
+    # What was done twice, or not far enough, adds nothing: its stage 1 goes on counting, or another's stage 2 does.
+    if own > counts:
+        ledger.supersede(connection, attempt.id, own - counts)
+    link = update(EcmAttempt).where(EcmAttempt.id == attempt.id)
+    connection.execute(link.values(residue_id=residue.id, superseding_curves=counts))
+    if stage1 is None or not counts:
+        return
+    if stage1.voided_at is None:
+        ledger.supersede(connection, stage1.id, counts)
+    else:  # it counts for nothing already, but both sides are to say the same
+        more = update(EcmAttempt).where(EcmAttempt.id == stage1.id)
+        connection.execute(more.values(superseded_curves=EcmAttempt.superseded_curves + counts))
+
+
+def _enough_b2(attempt: Row) -> bool:
+    return attempt.b2 == DEFAULT_B2 or (attempt.b2 or 0) >= ENOUGH_B2 * (attempt.b1 or 0)
+
+
+def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_attempt_id: int) -> Completion:
+    """Say that an attempt was the stage 2 of a residue; idempotent, and a confirmation where its result has said so.
+
+    Whoever claimed it may, and anybody once a claim has lapsed and nobody else has it. Raises Refusal.
+    """
+    with unit_of_work(engine, "complete_residue", residue=residue_id, attempt=stage2_attempt_id) as connection:
+        residue = lock_residue(connection, residue_id)
+        attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == stage2_attempt_id)).one_or_none()
+        if attempt is None:
+            detail = f"There is no attempt {stage2_attempt_id}; submit the result of stage 2 first"
+            raise missing_attempt_error(connection, client_id, detail, stage2_attempt_id)
+        if attempt.client_id != client_id:
+            raise InvalidClaimError("not_its_stage2", f"Attempt {attempt.id} is another client's")
+        if mismatch := _mismatch(residue, attempt):
+            raise InvalidClaimError("not_its_stage2", f"Residue {residue_id} {mismatch}")
+        if residue.status == "claimed" and residue.claimed_by != client_id and attempt.residue_id is None:
+            raise ConflictError("not_claimed", f"Residue {residue_id} is claimed by another client")
+        found = _found_a_factor(connection, attempt.id)
+        if not found and attempt.residue_id is None:
+            _refuse_too_little(residue, attempt)
+        return _count_stage2(connection, residue, attempt, found=found)
+
+
+def lock_residue(connection: Connection, residue_id: int) -> Row:
+    """A residue's row, locked, and its composite's family before it."""
+    of = residue_row(connection, residue_id)
+    (root_id,) = registry.roots_of(connection, [of.composite_id]) or [of.composite_id]
+    registry.lock_family(connection, root_id)
+    return residue_row(connection, residue_id, lock=True)
+
+
+def _found_a_factor(connection: Connection, attempt_id: int) -> bool:
+    return connection.execute(select(Factor.id).where(Factor.attempt_id == attempt_id).limit(1)).first() is not None
+
+
+def _refuse_too_little(residue: Row, attempt: Row) -> None:
+    needed = -int(-ENOUGH_CURVES * residue.curve_count // 1)
+    if attempt.curves < needed:
+        detail = f"Attempt {attempt.id} has {attempt.curves} curves; {needed} of the residue's {residue.curve_count}"
+        raise InvalidClaimError("stage2_too_small", f"{detail} are needed, or a factor")
+    if not _enough_b2(attempt):
+        detail = f"Attempt {attempt.id} has B2 = {attempt.b2}; {ENOUGH_B2 * residue.b1} or more is needed"
+        raise InvalidClaimError("stage2_too_small", f"{detail}, or GMP-ECM's default (-1)")

@@ -1,0 +1,391 @@
+"""Applying a result: the unit of work that turns a submission into factors, an attempt and effort, or rejects it.
+
+In order, and why in this order:
+
+ 1. lock the submission; settled already? then that is the answer (a task delivered twice is harmless);
+ 2. find or register the composite and lock its family (root first), so that nobody else changes it meanwhile;
+ 3. verify every claimed factor against the registered number, before anything is written;
+ 4. record the attempt, unless the same curves stand there already;
+ 5. add the curves to the composite's effort and derive its t-level;
+ 6. use the factors on every unfinished part of the family (a part that becomes a composite inherits these curves too);
+ 7. count the curves on their lease;
+ 8. settle the submission with its outcome.
+
+2 to 7 run inside a savepoint: a result that fails verification leaves nothing but its own, rejected, row.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from gmpy2 import mpz
+from sqlalchemy import Connection, Engine, Row, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from config.settings import Settings
+from coordinator import effort
+from coordinator.base import jobs
+from coordinator.base.unit_of_work import savepoint, unit_of_work
+from coordinator.composites import families, lease_lifecycle, ledger, registry
+from coordinator.composites.families import Divisor
+from coordinator.composites.registry import Found
+from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
+from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
+from coordinator.residues import residue_claims
+from coordinator.results import delivery_attempts
+from models.limits import STAGE1_ONLY
+from models.tables import Composite, EcmAttempt, Submission
+from models.wire import FoundFactor, SubmitResult, split_sigma
+
+
+class ResultRejectedError(Exception):
+    """A result that cannot be applied; `reason` is a word for programs, the message a sentence for people."""
+
+    def __init__(self, reason: str, detail: str, true_factors: list[str] | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.true_factors = true_factors or []
+
+
+@dataclass
+class Applied:
+    """What a unit of work did: the state it settled the submission in, and what to ring for."""
+
+    state: str
+    factor_status: str | None = None
+    to_publish: list[jobs.JobRef] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What the answer will say; `state` is applied or duplicate."""
+
+    state: str
+    attempt_id: int
+    composite_id: int
+    factor_status: str
+    message: str
+    current_t_level: float
+    target_t_level: float
+    # Of a result that names its residue: whether that has had its stage 2 now.
+    residue_completed: bool | None = None
+
+    def answer(self) -> dict[str, Any]:
+        """The outcome as the submission keeps it and its answer says it."""
+        of_residue = {"residue_completed": self.residue_completed, "new_t_level": self.current_t_level}
+        return {
+            "attempt_id": self.attempt_id,
+            "composite_id": self.composite_id,
+            "factor_status": self.factor_status,
+            "message": self.message,
+            "current_t_level": self.current_t_level,
+            "target_t_level": self.target_t_level,
+            **(of_residue if self.residue_completed is not None else {}),
+        }
+
+
+def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
+    """Apply one submission, once, however often this is called; None if it does not exist.
+
+    Its tries are counted, durably against the death of this process, before the unit of work starts. A transient fault
+    is raised for the caller to try again and does not count; any other fault is raised and does.
+    """
+    counted = delivery_attempts.count_attempt(engine, submission_id)
+    if counted is None:
+        return _state(engine, submission_id)
+    if counted > settings.max_deliveries:
+        delivery_attempts.dead_letter(engine, submission_id, settings.max_deliveries)
+        return _state(engine, submission_id)
+    try:
+        return _apply(engine, submission_id, settings)
+    except Exception as error:
+        delivery_attempts.record_fault(engine, submission_id, error)
+        raise
+
+
+def _state(engine: Engine, submission_id: int) -> Applied | None:
+    with engine.connect() as connection:
+        state = connection.execute(select(Submission.state).where(Submission.id == submission_id)).scalar_one_or_none()
+    return None if state is None else Applied(state)
+
+
+def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:
+    with unit_of_work(engine, "apply_result", submission=submission_id) as connection:
+        submission = connection.execute(
+            select(Submission.id, Submission.state, Submission.payload, Submission.attempt_id)
+            .where(Submission.id == submission_id)
+            .with_for_update()
+        ).one()
+        if submission.state != "received":
+            return Applied(submission.state)
+        result = SubmitResult.model_validate(submission.payload)
+        try:
+            with savepoint(connection):
+                outcome, to_publish = _apply_verified(connection, submission, result, settings)
+        except ResultRejectedError as refusal:
+            _settle_rejected(connection, submission_id, refusal)
+            return Applied("rejected")
+        _settle_applied(connection, submission_id, outcome)
+        return Applied(outcome.state, outcome.factor_status, to_publish)
+
+
+def _apply_verified(
+    connection: Connection, submission: Row, result: SubmitResult, settings: Settings
+) -> tuple[Outcome, list[jobs.JobRef]]:
+    """Steps 2 to 7; raises Rejected before it has written anything that matters."""
+    to_publish: list[jobs.JobRef] = []
+    notes: list[str] = []
+    found, is_new, family = _lock(connection, result, settings)
+    composite_id = found.id
+    composite = next(row for row in family if row.id == composite_id)
+    if composite.is_prime and composite.is_fully_factored:
+        raise ResultRejectedError(
+            "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
+        )
+    divisors = _verify_claims(connection, composite_id, result, settings, notes)
+    if found.is_new_spelling:
+        registry.learn_spelling(connection, composite_id, result.composite)
+
+    lease_id = None
+    if result.work_id:
+        lease_id, note = lease_lifecycle.find_lease(
+            connection, result.work_id, result.client_id, {row.id for row in family}
+        )
+        notes += [note] if note else []
+    attempt_id, repeated = _record_attempt(connection, submission, composite_id, result, lease_id)
+
+    t_level, target = composite.current_t_level, composite.target_t_level
+    if not repeated:
+        t_level = _add_effort(connection, composite, result)
+    # Before factors are used: that may finish the number, and close its residues.
+    stage2 = _settle_residue(connection, attempt_id, result, notes, found=bool(divisors))
+    t_level = stage2.t_level if stage2 else t_level
+    to_publish += stage2.to_publish if stage2 else []
+
+    new_factors = False
+    if divisors or is_new:
+        members = families.load_family(connection, [row.id for row in family], settings.max_digits)
+        credited = [divisor.credited(attempt_id, result.client_id, result.method) for divisor in divisors]
+        change = families.use_divisors(connection, members, credited)
+        new_factors = bool(change.new)
+        to_publish += change.to_publish
+        if is_new:
+            to_publish += families.resolve_new(connection, members).to_publish
+        target = connection.execute(select(Composite.target_t_level).where(Composite.id == composite_id)).scalar_one()
+
+    if lease_id and not repeated:
+        lease_lifecycle.count_curves(connection, lease_id, result)
+    lease_lifecycle.refresh_eligibility(connection, [row.id for row in family])
+    if result.project:
+        registry.join_project(connection, composite_id, result.project)
+
+    if new_factors:
+        status = "new_factor"
+    elif repeated:
+        status = "duplicate"
+    else:
+        status = "known_factor" if divisors else "no_factor"
+    state = "duplicate" if repeated else "applied"
+    message = "; ".join([summary(status, result, divisors), *notes])
+    is_completed = stage2 and stage2.is_completed
+    return Outcome(state, attempt_id, composite_id, status, message, t_level, target, is_completed), to_publish
+
+
+def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row]]:
+    """The composite (see `_find_or_register`), whether it is new, and its family, locked."""
+    found, is_new = _find_or_register(connection, result, settings)
+    family = registry.lock_family(connection, found.root_id)
+    if found.id not in {row.id for row in family}:
+        # An operator has deleted it since it was found, or what it was split from: looked for again, it is new.
+        found, is_new = _find_or_register(connection, result, settings)
+        family = registry.lock_family(connection, found.root_id)
+    return found, is_new, family
+
+
+def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool]:
+    """(the composite, whether it is new). Raises Rejected for a number that cannot be one."""
+    try:
+        found = registry.find(connection, result.composite, settings.max_digits)
+        if found is not None:
+            return found, False
+        value = evaluate_number(result.composite, settings.max_digits)
+    except ExpressionError as error:
+        raise ResultRejectedError(error.reason, error.detail) from error
+    if not settings.accept_unknown_composites:
+        raise ResultRejectedError(
+            "unknown_composite",
+            f"{shorten(result.composite)} is not a number of this server; it must be loaded before results count",
+        )
+    prime = is_probable_prime(value) if digit_count(value) <= PRIMALITY_AT_ONCE_DIGITS else None
+    if prime:
+        raise ResultRejectedError(
+            "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
+        )
+    new_id = registry.register(connection, result.composite, value, is_prime=prime)
+    return Found(new_id, registry.roots_of(connection, [new_id])[0]), True
+
+
+def _verify_claims(
+    connection: Connection, composite_id: int, result: SubmitResult, settings: Settings, notes: list[str]
+) -> list[Divisor]:
+    """The claimed factors that are proper ones, each proved to divide the registered number.
+
+    1 and the number itself ("found input number") are no factors and no fault. Raises Rejected, with those that do
+    divide, if any does not: a client that claims one wrong factor may have more wrong.
+    """
+    if not result.claims:
+        return []
+    written = connection.execute(select(Composite.number).where(Composite.id == composite_id)).scalar_one()
+    number = evaluate_number(written, settings.max_digits)
+    divisors: list[Divisor] = []
+    wrong: list[str] = []
+    for claim in result.claims:
+        try:
+            value = evaluate(claim.factor, settings.max_digits)
+        except ExpressionError as error:
+            raise ResultRejectedError(error.reason, error.detail) from error
+        if value in (1, number):
+            notes.append(f"{shorten(claim.factor)} is no proper factor and was left out")
+        elif value < 1 or number % value != 0:
+            wrong.append(shorten(claim.factor))
+        else:
+            divisors.append(_divisor(value, claim, result))
+    if wrong:
+        raise ResultRejectedError(
+            "factor_does_not_divide",
+            f"{', '.join(wrong[:5])} does not divide {shorten(written)}; check that the factor belongs to this number",
+            true_factors=[decimal(divisor.value) for divisor in divisors],
+        )
+    return divisors
+
+
+def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
+    if claim.sigma is None:
+        return Divisor(value, families.SUBMITTED)
+    parametrization, sigma = split_sigma(claim.sigma)
+    own = result.parametrization if parametrization is None else parametrization
+    return Divisor(value, families.SUBMITTED, sigma=sigma, parametrization=own)
+
+
+def _record_attempt(
+    connection: Connection, submission: Row, composite_id: int, result: SubmitResult, lease_id: UUID | None
+) -> tuple[int, bool]:
+    """(the attempt's id, whether these very curves were recorded before, under that id)."""
+    values = attempt_values(submission.id, submission.attempt_id, composite_id, result) | {"work_id": lease_id}
+    recorded = connection.execute(
+        insert(EcmAttempt)
+        .values(values)
+        .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
+        .returning(EcmAttempt.id)
+    ).scalar_one_or_none()
+    if recorded is not None:
+        return recorded, False
+    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == values["curves_sha256"])
+    return connection.execute(first).scalar_one(), True
+
+
+def attempt_values(submission_id: int, attempt_id: int, composite_id: int, result: SubmitResult) -> dict[str, Any]:
+    """The `ecm_attempts` row for a result."""
+    return {
+        "id": attempt_id,
+        "composite_id": composite_id,
+        "submission_id": submission_id,
+        "client_id": result.client_id,
+        "method": result.method,
+        "program": result.program,
+        "program_version": result.program_version,
+        "b1": result.parameters.b1,
+        "b2": result.b2 if result.parameters.b1 is not None else None,
+        "parametrization": result.parametrization if result.method == "ecm" else None,
+        "curves": result.curves,
+        "sigma": " ".join(value for _, value in result.sigmas) or None,
+        "execution_time": result.results.execution_time,
+        "curves_sha256": _curves_sha256(composite_id, result),
+    }
+
+
+def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
+    """What tells these curves from all others: number, method, bounds, parametrization, sigmas and count."""
+    if not result.sigmas:
+        return None
+    stated = result.parameters.parametrization
+    sigmas = []
+    for prefix, value in result.sigmas:
+        own = result.parametrization if stated is not None or prefix is None else prefix
+        sigmas.append(f"{own}:{int(value)}")
+    parts = [composite_id, result.method, result.parameters.b1, result.b2, result.curves, *sorted(sigmas)]
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+
+
+def _add_effort(connection: Connection, composite: Row, result: SubmitResult) -> float:
+    """Add the run to the composite's sums and vector: constant cost, whatever came before. The t-level then."""
+    changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
+    t_level = composite.current_t_level
+    if result.method == "ecm" and result.curves > 0:
+        run = (result.parameters.b1 or 0, result.b2, result.parametrization)
+        vector = effort.add_curves(composite.effort, result.curves, *run)
+        t_level = effort.t_level(vector)
+        changes |= {"effort": vector, "current_t_level": t_level}
+        ledger.add(connection, {ledger.Account(composite.id, *run): result.curves})
+    if reach := p1_reach(result):
+        column = Composite.pm1_b1 if result.method == "pm1" else Composite.pp1_b1
+        changes[column.key] = func.greatest(column, reach)
+    connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
+    return t_level
+
+
+def _settle_residue(
+    connection: Connection, attempt_id: int, result: SubmitResult, notes: list[str], *, found: bool
+) -> residue_claims.Completion | None:
+    """What the residue that a result names came to by it; None if it names none, or one that does not fit."""
+    if result.residue_id is None and result.residue_checksum is None:
+        return None
+    stage2, note = residue_claims.settle_stage2(connection, attempt_id, result, found=found)
+    notes.append(stage2.message if stage2 else note or "")
+    return stage2
+
+
+def p1_reach(result: SubmitResult) -> int:
+    """The B1 that a P-1 or P+1 run has brought its number to; 0 for other runs, and for those without a stage 2."""
+    complete = result.method in ("pm1", "pp1") and result.b2 != STAGE1_ONLY and result.curves > 0
+    return result.parameters.b1 or 0 if complete else 0
+
+
+def summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:
+    """The message for a person: what this result changed."""
+    found = ", ".join(shorten(decimal(divisor.value)) for divisor in divisors[:5])
+    return {
+        "new_factor": f"Result applied, new factor: {found}",
+        "known_factor": f"Result applied, factor known before: {found}",
+        "no_factor": f"Result applied, {result.curves} curves without a factor",
+        "duplicate": "These curves were recorded before; nothing was added",
+    }[status]
+
+
+def _settle_applied(connection: Connection, submission_id: int, outcome: Outcome) -> None:
+    connection.execute(
+        update(Submission)
+        .where(Submission.id == submission_id)
+        .values(
+            state=outcome.state,
+            composite_id=outcome.composite_id,
+            detail=None,
+            outcome=outcome.answer(),
+            settled_at=func.clock_timestamp(),
+        )
+    )
+
+
+def _settle_rejected(connection: Connection, submission_id: int, refusal: ResultRejectedError) -> None:
+    connection.execute(
+        update(Submission)
+        .where(Submission.id == submission_id)
+        .values(
+            state="rejected",
+            reason=refusal.reason,
+            detail=str(refusal),
+            outcome={"true_factors": refusal.true_factors} if refusal.true_factors else None,
+            settled_at=func.clock_timestamp(),
+        )
+    )

@@ -1,0 +1,255 @@
+"""Leases, and what the clock does: expiry, ringing again, pruning, the table of clients."""
+
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+
+from pipeline import SETTINGS, assert_sound, composite, lease, receive, result, rows, run_sql, scalar, submit
+from plans import executed, plan
+from primes import prime, product
+
+from coordinator.base import jobs
+from coordinator.base.unit_of_work import unit_of_work
+from coordinator.composites import lease_lifecycle
+from coordinator.housekeeping import lease_expiry, republishing, retention
+
+NUMBER = str(product(prime(20), prime(40), prime(80)))
+OTHER = str(product(prime(21), prime(40), prime(80)))
+
+
+def now():
+    return datetime.now(UTC)
+
+
+def eight_at_once(call):
+    """What eight calls at once return."""
+    start, returned = threading.Barrier(8), []
+
+    def one():
+        start.wait()
+        returned.append(call())
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(returned) == 8
+    return returned
+
+
+def known(engine, number=NUMBER):
+    submit(engine, result(number, client="loader", curves=1))
+    return composite(engine, number).id
+
+
+def state(engine, lease_id):
+    (row,) = rows(
+        engine, "SELECT status, curves_submitted, closed_at FROM work_assignments WHERE id = :id", id=lease_id
+    )
+    return row
+
+
+def test_a_lease_counts_a_result_once(engine):
+    lease_id = lease(engine, known(engine), curves=250)
+    body = result(NUMBER, sigma="1:1", work_id=str(lease_id))
+    row = submit(engine, body)
+    submit(engine, body)
+    submit(engine, body | {"client_id": "alice", "raw_output": "again, in other words"})
+    assert state(engine, lease_id) == ("assigned", 100, None)
+    assert rows(engine, "SELECT work_id FROM ecm_attempts WHERE id = :id", id=row.attempt_id) == [(lease_id,)]
+    submit(engine, result(NUMBER, sigma="1:2", work_id=str(lease_id)))
+    submit(engine, result(NUMBER, sigma="1:3", work_id=str(lease_id)))
+    status, done, closed_at = state(engine, lease_id)
+    assert (status, done) == ("completed", 300) and closed_at is not None
+    assert_sound(engine)
+
+
+def test_a_lease_of_the_whole_number_stays_open(engine):
+    lease_id = lease(engine, known(engine))
+    submit(engine, result(NUMBER, curves=10**6, work_id=str(lease_id)))
+    assert state(engine, lease_id) == ("assigned", 10**6, None)
+
+
+def test_a_lease_that_ran_out_still_counts(engine):
+    lease_id = lease(engine, known(engine), curves=100, expires="now() - interval '1 second'")
+    assert lease_expiry.expire_leases(engine, now()) == 1
+    assert state(engine, lease_id).status == "timeout"
+    submit(engine, result(NUMBER, work_id=str(lease_id)))
+    assert state(engine, lease_id)[:2] == ("completed", 100)
+
+
+def test_a_lease_that_does_not_fit_is_left_alone_with_a_note(engine):
+    own = known(engine)
+    theirs = lease(engine, own, client="bob", curves=50)
+    elsewhere = lease(engine, known(engine, OTHER), curves=50)
+    for work_id, word in [
+        (theirs, "another client's"),
+        (elsewhere, "another number"),
+        (uuid.uuid4(), "unknown"),
+        ("not-a-uuid", "no lease"),
+    ]:
+        row = submit(engine, result(NUMBER, curves=60, work_id=str(work_id)))
+        assert row.state == "applied" and word in row.outcome["message"]
+    assert state(engine, theirs) == state(engine, elsewhere) == ("assigned", 0, None)
+    assert scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE work_id IS NOT NULL") == 0
+    assert_sound(engine)
+
+
+def test_another_numbers_lease_is_not_waited_for(engine):
+    """Only the own family's leases are locked, so that two results cannot wait for one another's."""
+    known(engine)
+    elsewhere = lease(engine, known(engine, OTHER))
+    with unit_of_work(engine, "hold") as connection:
+        overdue = lease_lifecycle.overdue_leases(connection, now() + timedelta(days=30))
+        assert [one.id for one in overdue] == [elsewhere]
+        assert lease_lifecycle.expire_leases(connection, overdue, now() + timedelta(days=30), wait=True) == (1, [])
+        row = submit(engine, result(NUMBER, curves=60, work_id=str(elsewhere)))
+        assert row.state == "applied"
+
+
+def test_a_finished_number_ends_its_leases(engine):
+    number = str(product(prime(20), prime(40)))
+    first, second = lease(engine, known(engine, number)), lease(engine, known(engine, number), client="bob", curves=7)
+    elsewhere = lease(engine, known(engine))
+    submit(engine, result(number, str(prime(20)), curves=5, work_id=str(first)))
+    assert state(engine, first)[:2] == ("completed", 5)
+    assert state(engine, second)[:2] == ("completed", 0)
+    assert state(engine, elsewhere).status == "assigned"
+    assert_sound(engine)
+
+
+def test_expiry_takes_what_is_overdue_once_and_only_that(engine, monkeypatch):
+    monkeypatch.setattr(lease_lifecycle, "EXPIRY_BATCH", 7)
+    own = known(engine)
+    overdue = [lease(engine, own, expires=f"now() - interval '{n} seconds'") for n in range(1, 31)]
+    standing = lease(engine, own)
+    done = lease(engine, own, expires="now() - interval '1 second'")
+    run_sql(engine, "UPDATE work_assignments SET status = 'completed', closed_at = now() WHERE id = :id", id=done)
+    assert sum(eight_at_once(lambda: lease_expiry.expire_leases(engine, now()))) == 30
+    assert {state(engine, one).status for one in overdue} == {"timeout"}
+    assert (state(engine, standing).status, state(engine, done).status) == ("assigned", "completed")
+    assert lease_expiry.expire_leases(engine, now()) == 0
+
+
+def waited(engine, table, seconds):
+    run_sql(engine, f"UPDATE {table} SET published_at = now() - make_interval(secs => :seconds)", seconds=seconds)
+
+
+def test_submissions_are_rung_again_at_growing_intervals(engine):
+    receipt = receive(engine, result(NUMBER))
+    settled = submit(engine, result(OTHER))
+
+    def ring():
+        return republishing.mark_stale_submissions(engine, republish_after=15, limit=10)
+
+    assert ring() == []
+    for to_publish in range(9):
+        wait = 15 * 2 ** min(to_publish, 6)
+        waited(engine, "submissions", wait - 1)
+        assert ring() == []
+        waited(engine, "submissions", wait)
+        assert [tuple(row)[:3] for row in ring()] == [(receipt.submission_id, "alice", NUMBER)]
+    assert scalar(engine, "SELECT publish_count FROM submissions WHERE id = :id", id=settled.id) == 0
+
+
+def test_ringing_is_bounded_oldest_first_and_each_is_taken_once(engine):
+    ids = [receive(engine, result(NUMBER, curves=n)).submission_id for n in range(40)]
+    waited(engine, "submissions", 100)
+    first = republishing.mark_stale_submissions(engine, republish_after=15, limit=8)
+    assert [row.id for row in first] == ids[:8]
+    batches = eight_at_once(lambda: republishing.mark_stale_submissions(engine, republish_after=15, limit=4))
+    rung = [row.id for batch in batches for row in batch]
+    assert all(len(batch) <= 4 for batch in batches)
+    assert sorted(rung) == sorted(set(rung)) and len(rung) == 32
+    assert republishing.mark_stale_submissions(engine, republish_after=15, limit=100) == []
+
+
+def test_a_submission_that_is_being_applied_is_not_rung_for(engine):
+    receipt = receive(engine, result(NUMBER))
+    waited(engine, "submissions", 100)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"SELECT FROM submissions WHERE id = {receipt.submission_id} FOR UPDATE")
+        assert republishing.mark_stale_submissions(engine, republish_after=15, limit=10) == []
+
+
+def test_jobs_are_rung_again_until_they_are_done(engine):
+    with unit_of_work(engine, "ask") as connection:
+        to_publish = [jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in range(1, 21)]
+        assert jobs.request_once(connection, jobs.SPLIT_FACTOR, 1) == []
+    assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
+    waited(engine, "jobs", 15)
+    batches = eight_at_once(lambda: republishing.mark_stale_jobs(engine, republish_after=15, limit=5))
+    rung = [(row.id, row.kind) for batch in batches for row in batch]
+    assert sorted(rung) == [(job.job_id, job.kind) for job in to_publish]
+    waited(engine, "jobs", 29)
+    assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
+    with unit_of_work(engine, "finish") as connection:
+        jobs.finish(connection, to_publish[0].job_id, 1)
+        # Asked for once more meanwhile: finishing the first run does not swallow it.
+        jobs.request(connection, jobs.SPLIT_FACTOR, 2)
+        jobs.finish(connection, to_publish[1].job_id, 1)
+    waited(engine, "jobs", 1000)
+    waiting = {row.id for row in republishing.mark_stale_jobs(engine, republish_after=15, limit=100)}
+    assert waiting == {job.job_id for job in to_publish[1:]}
+
+
+def test_clients_are_noted_once_with_their_first_and_last_sight(engine):
+    receive(engine, result(NUMBER, curves=1))
+    run_sql(engine, "UPDATE submissions SET created_at = now() - interval '2 days'")
+    eight_at_once(lambda: retention.update_clients(engine))
+    receive(engine, result(NUMBER, curves=2))
+    receive(engine, result(NUMBER, curves=3, client="bob"))
+    eight_at_once(lambda: retention.update_clients(engine))
+    seen = rows(engine, "SELECT name, last_seen - first_seen > interval '1 day' FROM clients ORDER BY name")
+    assert seen == [("alice", True), ("bob", False)]
+
+
+def test_pruning_drops_what_may_go_and_nothing_else(engine):
+    submit(engine, result(NUMBER, raw_output="old"))
+    submit(engine, result(NUMBER, "999", raw_output="rejected"))
+    receive(engine, result(NUMBER, client="waiting", raw_output="waiting"))
+    with unit_of_work(engine, "ask") as connection:
+        old, waiting = (jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in (1, 2))
+        jobs.finish(connection, old.job_id, 1)
+    run_sql(engine, "UPDATE submissions SET settled_at = settled_at - interval '10 days'")
+    run_sql(engine, "UPDATE jobs SET finished_at = finished_at - interval '10 days'")
+    submit(engine, result(NUMBER, curves=7, raw_output="young"))
+
+    def prune(**days):
+        return retention.prune(engine, now(), **days)
+
+    assert prune(raw_output_days=None, jobs_days=None) == {"raw_output": 0, "jobs": 0}
+    assert prune(raw_output_days=11, jobs_days=11) == {"raw_output": 0, "jobs": 0}
+    both = eight_at_once(lambda: prune(raw_output_days=9, jobs_days=9))
+    assert [sum(gone[what] for gone in both) for what in ("raw_output", "jobs")] == [1, 1]
+    kept = rows(engine, "SELECT raw_output FROM submissions WHERE raw_output IS NOT NULL ORDER BY 1")
+    assert kept == [("rejected",), ("waiting",), ("young",)]
+    assert rows(engine, "SELECT id FROM jobs") == [(waiting.job_id,)]
+    assert scalar(engine, "SELECT count(*) FROM submissions") == 4
+    assert_sound(engine)
+    assert SETTINGS.retain_raw_output_days is None
+
+
+def test_pruning_goes_on_until_nothing_is_left_a_batch_at_a_time(engine, monkeypatch):
+    monkeypatch.setattr(retention, "PRUNE_BATCH", 3)
+    for curves in range(7):
+        submit(engine, result(NUMBER, curves=curves, raw_output="old"))
+        submit(engine, result(NUMBER, "999", curves=curves, raw_output="rejected"))
+    with unit_of_work(engine, "ask") as connection:
+        for target in range(7):
+            jobs.finish(connection, jobs.request(connection, jobs.SPLIT_FACTOR, target)[0].job_id, 1)
+    # Five at the same moment: more than a batch.
+    run_sql(engine, "UPDATE submissions SET settled_at = now() - make_interval(days => 10 + least(id::int, 9))")
+    run_sql(engine, "UPDATE jobs SET finished_at = now() - interval '10 days'")
+    statements = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=9, jobs_days=9))
+    assert sum(statement.startswith("WITH") for statement in statements) == 3 + 3
+    kept = rows(engine, "SELECT raw_output, count(*) FROM submissions WHERE raw_output IS NOT NULL GROUP BY 1")
+    assert kept == [("rejected", 7)]
+    assert rows(engine, "SELECT id FROM jobs") == []
+
+
+def test_pruning_looks_only_at_what_has_raw_output(engine):
+    run_sql(engine, "CREATE INDEX ON submissions (settled_at) WHERE raw_output IS NOT NULL")
+    (prune,) = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=9, jobs_days=None))
+    assert "Index Cond: ((settled_at < " in plan(engine, prune)

@@ -1,0 +1,206 @@
+"""Recalculating effort: what was wrong is right afterwards, whatever happened meanwhile; all of it or nothing."""
+
+import threading
+
+import numpy as np
+import pytest
+from pipeline import SETTINGS, assert_sound, result, rows, run_jobs, run_sql, scalar, submit
+from sqlalchemy import select
+
+from coordinator.administration import recalculation
+from coordinator.base import jobs
+from coordinator.base.audit import Actor
+from coordinator.base.errors import ConflictError
+from coordinator.housekeeping import job_runner
+from models.tables import Composite
+
+ACTOR = Actor("alice")
+NUMBERS = ["2^1061-1", "2^1277-1", "2^1297-1", "2^1301-1", "2^1303-1"]
+
+
+@pytest.fixture
+def numbers(engine):
+    """Five numbers with some curves each; their ids."""
+    ids = [
+        submit(engine, result(number, b1=250_000, curves=50 + place)).composite_id
+        for place, number in enumerate(NUMBERS)
+    ]
+    submit(engine, result(NUMBERS[0], method="pm1", b1=10**6, curves=1))
+    return ids
+
+
+def vectors(engine):
+    return {row.id: row.effort for row in rows(engine, select(Composite.id, Composite.effort))}
+
+
+def damage(engine, *ids):
+    """As a database migrated from elsewhere may be: attempts, and nothing made of them."""
+    run_sql(
+        engine,
+        "UPDATE composites SET effort = :none, current_t_level = 0, attempt_count = 0, pm1_b1 = 0 WHERE id = ANY(:ids)",
+        none=bytes(91 * 8),
+        ids=list(ids),
+    )
+    run_sql(engine, "DELETE FROM composite_effort WHERE composite_id = ANY(:ids)", ids=list(ids))
+
+
+def begin(engine, *, only_missing=False):
+    row, to_publish = recalculation.start_recalculation(engine, ACTOR, only_missing=only_missing)
+    assert [job.kind for job in to_publish] == [jobs.RECALCULATE]
+    return row.id
+
+
+def test_what_was_wrong_is_right_and_the_rest_is_left_alone(engine, numbers):
+    correct = vectors(engine)
+    damage(engine, *numbers[:2])
+    begin(engine)
+    run_jobs(engine)
+    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    status = recalculation.recalculation_status(engine)
+    assert (status.state, status.done, status.total, status.changed) == ("done", 5, 5, 2)
+    assert (scalar(engine, "SELECT count(*) FROM recalculated_efforts"), status.job_state) == (0, "done")
+    assert_sound(engine)
+    begin(engine)
+    run_jobs(engine)
+    assert recalculation.recalculation_status(engine).changed == 0
+
+
+def test_those_missing_are_those_with_attempts_and_no_t_level_or_sums(engine, numbers):
+    submit(engine, result("2^1307-1", b1=None, method="nfs"))
+    damage(engine, numbers[1])
+    run_sql(engine, "UPDATE composites SET current_t_level = 9 WHERE id = :id", id=numbers[2])
+    begin(engine, only_missing=True)
+    run_jobs(engine)
+    status = recalculation.recalculation_status(engine)
+    assert (status.total, status.done, status.changed) == (1, 1, 1)
+    assert scalar(engine, "SELECT current_t_level FROM composites WHERE id = :id", id=numbers[2]) == 9
+
+
+def test_it_goes_on_where_it_was_stopped(engine, numbers, monkeypatch):
+    monkeypatch.setattr(recalculation, "CHUNK", 2)
+    correct = vectors(engine)
+    damage(engine, *numbers)
+    recalculation_id = begin(engine)
+    step = recalculation.continue_recalculation(engine, recalculation_id, seconds=-1)
+    assert (step.is_finished, step.label) == (False, "recalculate: 0 of 5")
+    computed = []
+
+    def died(connection, ids, compute=recalculation.ledger.compute_from_attempts):
+        computed.append(ids)
+        if len(computed) == 2:
+            raise SystemExit
+        return compute(connection, ids)
+
+    monkeypatch.setattr(recalculation.ledger, "compute_from_attempts", died)
+    with pytest.raises(SystemExit):
+        recalculation.continue_recalculation(engine, recalculation_id)
+    assert recalculation.recalculation_status(engine).done == 2
+    run_jobs(engine)
+    # The chunk that was under way is computed again, the one before is not.
+    assert computed == [numbers[:2], numbers[2:4], numbers[2:4], numbers[4:]]
+    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    assert_sound(engine)
+
+
+def test_a_slice_hands_over_to_the_next_and_says_how_far_it_is(engine, numbers, monkeypatch):
+    monkeypatch.setattr(recalculation, "CHUNK", 2)
+    begin(engine)
+    (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'recalculate'")
+    go_on, labels = recalculation.continue_recalculation, []
+
+    def one_chunk(engine, recalculation_id):
+        row = recalculation.recalculation_status(engine)
+        if row.state == recalculation.COMPUTING:
+            recalculation._compute_chunk(engine, row)
+            return go_on(engine, recalculation_id, seconds=-1)
+        return go_on(engine, recalculation_id)
+
+    monkeypatch.setattr(recalculation, "continue_recalculation", one_chunk)
+    while to_publish := job_runner.run_job(engine, job.id, max_deliveries=2, max_digits=SETTINGS.max_digits):
+        labels.append(to_publish[0].kind)
+    # More slices than tries: there was progress in each.
+    assert labels == ["recalculate: 2 of 5", "recalculate: 4 of 5"]
+    assert recalculation.recalculation_status(engine).state == "done"
+
+
+def test_nothing_is_written_if_writing_fails(engine, numbers, monkeypatch):
+    damage(engine, *numbers)
+    before = vectors(engine)
+    recalculation_id = begin(engine)
+    monkeypatch.setattr(recalculation.ledger, "VOID_BATCH", 2)
+    parts = []
+
+    def fails(connection, ids, refresh=recalculation.lease_lifecycle.refresh_eligibility):
+        parts.append(ids)
+        if len(parts) == 2:
+            raise RuntimeError("no more")
+        refresh(connection, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recalculation.lease_lifecycle, "refresh_eligibility", fails)
+        with pytest.raises(RuntimeError):
+            recalculation.continue_recalculation(engine, recalculation_id)
+    assert all(np.array_equal(before[one], vector) for one, vector in vectors(engine).items())
+    assert recalculation.recalculation_status(engine).state == "writing"
+    run_jobs(engine)
+    assert_sound(engine)
+
+
+def test_results_that_come_meanwhile_are_neither_lost_nor_counted_twice(engine, numbers, monkeypatch):
+    damage(engine, *numbers[:3])
+    recalculation_id = begin(engine)
+    write = recalculation._write
+
+    def meanwhile(engine, recalculation_id):
+        # Between computing and writing: one that was wrong moves, another one is deleted, a third stays.
+        submit(engine, result(NUMBERS[0], b1=250_000, curves=1000))
+        from coordinator.administration import deletions
+
+        deletions.delete_composite(engine, ACTOR, numbers[1], SETTINGS.max_digits)
+        return write(engine, recalculation_id)
+
+    monkeypatch.setattr(recalculation, "_write", meanwhile)
+    recalculation.continue_recalculation(engine, recalculation_id)
+    assert recalculation.recalculation_status(engine).changed == 2
+    sums = "SELECT sum(curves) FROM composite_effort WHERE composite_id = :id"
+    assert scalar(engine, sums, id=numbers[0]) == 1050
+    assert_sound(engine)
+
+
+def test_computing_waits_for_no_lock_and_holds_none(engine, numbers):
+    damage(engine, numbers[0])
+    recalculation_id = begin(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT FROM composites FOR NO KEY UPDATE")
+        recalculation._compute_chunk(engine, recalculation.recalculation_status(engine))
+    assert recalculation.recalculation_status(engine).state == "writing"
+    recalculation.continue_recalculation(engine, recalculation_id)
+    assert_sound(engine)
+
+
+def test_one_at_a_time_and_a_failed_one_makes_room(engine, numbers):
+    outcomes = []
+
+    def start():
+        try:
+            outcomes.append(recalculation.start_recalculation(engine, ACTOR, only_missing=False)[0].id)
+        except ConflictError as error:
+            outcomes.append(error.reason)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, outcomes)) == sorted(
+        ["recalculation_runs"] * 3 + [str(recalculation.recalculation_status(engine).id)]
+    )
+    run_sql(engine, "UPDATE jobs SET state = 'failed', error = 'out of luck'")
+    assert recalculation.recalculation_status(engine).job_state == "failed"
+    first = recalculation.recalculation_status(engine).id
+    begin(engine)
+    assert rows(engine, "SELECT state, error FROM recalculations WHERE id = :id", id=first) == [
+        ("failed", "out of luck")
+    ]
+    run_jobs(engine)
+    assert recalculation.recalculation_status(engine).state == "done"
