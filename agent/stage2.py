@@ -53,7 +53,8 @@ def run_stage2(session: StageSession, task: StageTask) -> None:
     if result.state == "unclear":
         stage_session.leave_for_next_start(session, task, f"The residue is not completed yet: {result.message}")
         return
-    session.report(f"Residue {fields['residue_id']}: {result.message}")
+    outcome = "Completed" if result.state == "done" else "The server rejected the completion"
+    session.report(f"{outcome}: {result.message}")
     session.done += result.state == "done"
     task.remove()
 
