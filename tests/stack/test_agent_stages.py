@@ -73,14 +73,16 @@ def test_a_lease_of_stage_1_and_a_factor_in_stage_2(stack, run):
     number, project = str(small * prime(55)), named("leased")
     registered(stack, number, project=project)
     # A curve finds it or not, and stage 1 alone may; each round most likely does.
-    said = ""
+    printed = ""
     for _ in range(12):
-        said += run("stage1", named("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5).log.read_text()
-        if str(small) in said:
+        printed += run(
+            "stage1", named("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5
+        ).log.read_text()
+        if str(small) in printed:
             break
         assert any(b2 == 0 for _, b2, _ in curves_of(stack, number))
-        said += run("stage2", named("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
-        if str(small) in said:
+        printed += run("stage2", named("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
+        if str(small) in printed:
             break
     assert stack.get(f"/stats/{number}").json()["factors_found"][0] == str(small)
 

@@ -1,4 +1,4 @@
-"""What is offered is looked at before it is run, what is said to the server is fit to send, and a pool can be seen."""
+"""Offers are checked before they are run, requests are fit to send, and a pool is shown on the terminal."""
 
 import io
 import time

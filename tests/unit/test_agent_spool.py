@@ -197,7 +197,7 @@ def test_the_payload_is_what_the_server_takes():
     assert result.results.curves_completed == 4
     assert [factor.factor for factor in result.results.factors_found] == ["1000003", "193707721"]
     assert [factor.sigma for factor in result.results.factors_found] == ["1:328172576", "1:2113573387"]
-    assert result.parameters.b2 is None  # GMP-ECM's default, told as such
+    assert result.parameters.b2 is None  # the default, not its value
     assert result.parameters.parametrization == 1
     assert result.results.execution_time == 0.5 * (len(lines) - 1)
     assert payload["raw_output"].splitlines() == lines

@@ -243,7 +243,7 @@ def test_a_broken_program_gives_its_leases_back_and_ends_the_agent(call, server,
     result = call(ecm=slow_ecm(tmp_path / "ecm", then="kill -SEGV $$", seconds=0))
     assert result.exit_code == 1
     assert "ended with status -11 after 5 completed curves" in result.output
-    # What was completed counts; the lease is given back with what GMP-ECM said.
+    # What was completed counts; the lease is returned with the end of GMP-ECM's output.
     assert [server.counted(work_id) for work_id in leases[:3]] == [5, 5, 5]
     assert len(server.leases) == 3
 
