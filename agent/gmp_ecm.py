@@ -1,13 +1,13 @@
-"""GMP-ECM: where its program is, how it is called, and what its output says.
+"""GMP-ECM: where its program is, its command lines, and the parser of its output.
 
-The output is read line by line while it is written, because a run that dies must still tell how many curves it had
-done. What counts, seen on GMP-ECM 7.0.7 and told by its README:
+The output is parsed line by line while it is written, so that the completed curves of a run that dies are known. These
+rules come from the README of GMP-ECM 7.0.7 and from its output:
 
-- `Using B1=..., B2=..., ..., sigma=p:s` opens a curve. Its B2 is the one really used, a little above what was asked.
-- `Step 2 took` ends a curve, or `Step 1 took` where there is no stage 2 (B2 <= B1), or a factor does.
-- `Factor found in step k: f` names a factor; `Found input number N` takes it back: that was the number itself.
-- Without `-one`, the curves that are left go on with the cofactor; each factor belongs to the curve before it.
-- Small factors can be found before any curve is set up (an even number): such a factor has no sigma.
+- `Using B1=..., B2=..., ..., sigma=p:s` begins a curve. Its B2 is the effective one, a little above the requested one.
+- `Step 2 took` completes a curve, as `Step 1 took` does without stage 2 (B2 <= B1), and as a factor does.
+- `Factor found in step k: f` names a factor. `Found input number N` after it means that f is the number itself.
+- Without `-one` the remaining curves run on the cofactor; each factor belongs to the curve before it.
+- Small factors (of an even number) can be found before the first curve begins: such a factor has no sigma.
 """
 
 import os
@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 WHEEL = "passagemath-libecm"
-ERROR_BIT = 1  # of the exit status; the other bits (2 factor, 4 it is prime, 8 cofactor is prime or 1) are in the text
+ERROR_BIT = 1  # of the exit status; the output tells what the other bits do (2 factor, 4 prime, 8 cofactor prime or 1)
 
 BANNER = re.compile(r"GMP-ECM (?P<version>\d+\.\S+)")
 CURVE = re.compile(r"Using B1=(?P<b1>\d+)(?:-\d+)?, B2=(?:\d+-)?(?P<b2>\d+),.*?\bsigma=(?P<sigma>(?:[0-3]:)?\d+)")
@@ -29,12 +29,12 @@ KIND = re.compile(r"Found (?P<kind>prime|probable prime|composite) factor of\s+\
 COFACTOR = re.compile(r"(?P<kind>Prime|Probable prime|Composite) cofactor ")
 
 
-class EcmMissing(Exception):
+class EcmMissingError(Exception):
     """There is no GMP-ECM program; the message says how to get one."""
 
 
-class EcmFailed(Exception):
-    """GMP-ECM ended with an error; the message carries its own words."""
+class EcmFailedError(Exception):
+    """GMP-ECM ended with an error; the message has the end of its output."""
 
 
 @dataclass
@@ -44,12 +44,12 @@ class Factor:
     value: str
     sigma: str | None
     step: int
-    kind: str = "unknown"  # prime, probable prime, composite; unknown until GMP-ECM has said so
+    kind: str = "unknown"  # prime, probable prime, composite; unknown until GMP-ECM prints it
 
 
 @dataclass
-class Output:
-    """What a run's output says so far. Feed it lines; everything in it is true at any moment."""
+class EcmOutput:
+    """The parsed output of a run, up to the last line that was passed to feed()."""
 
     version: str | None = None
     curves_completed: int = 0
@@ -63,14 +63,14 @@ class Output:
     _open: bool = field(default=False, repr=False)
 
     def feed(self, line: str) -> bool:
-        """Take one line; True if it completed a curve."""
+        """Parse one line; return whether it completed a curve."""
         if match := STEP.match(line):
             last_step = "2" if self.b2 else "1"
             return match["step"] == last_step and self._complete()
         if match := CURVE.match(line):
             self.b1, b2 = int(match["b1"]), int(match["b2"])
             self.b2 = b2 if b2 > self.b1 else 0
-            # GMP-ECM 6 knew Suyama's curves only, today's parametrization 0, and printed no prefix.
+            # GMP-ECM 6 had only Suyama's curves, which are parametrization 0 today, and printed no prefix.
             self.last_sigma = match["sigma"] if ":" in match["sigma"] else f"0:{match['sigma']}"
             self.sigma = self.sigma or self.last_sigma
             self._open = True
@@ -86,7 +86,7 @@ class Output:
         elif match := COFACTOR.match(line):
             self.cofactor = match["kind"].lower()
         elif line.startswith("Run "):
-            # Nothing of the curve before may stick to a factor that is found before the next one is set up.
+            # A factor that is found before the next curve begins must not get the sigma of the last one.
             self.last_sigma = None
             self._open = False
         elif match := BANNER.match(line):
@@ -100,26 +100,26 @@ class Output:
 
     @property
     def parametrization(self) -> int | None:
-        """The parametrization really used: GMP-ECM chooses 0 for 2^n-1 and 2^n+1 when none is asked for."""
+        """The effective parametrization: for 2^n-1 and 2^n+1 GMP-ECM chooses 0 unless one is requested."""
         return int(self.sigma[0]) if self.sigma else None
 
 
-def parse_output(lines: Iterable[str]) -> Output:
-    """What a run's whole output says."""
-    output = Output()
+def parse_output(lines: Iterable[str]) -> EcmOutput:
+    """Parse the whole output of a run."""
+    output = EcmOutput()
     for line in lines:
         output.feed(line)
     return output
 
 
 def find_ecm(given: Path | None = None) -> Path:
-    """The GMP-ECM program: the one given, else `ecm` on the PATH, else the one in the passagemath-libecm wheel.
+    """Return the GMP-ECM program: the given one, else `ecm` on the PATH, else the one in the passagemath-libecm wheel.
 
-    Raises EcmMissing, with the remedy.
+    Raises EcmMissingError, with a message that says how to install it.
     """
     if given is not None:
         if not (given.is_file() and os.access(given, os.X_OK)):
-            raise EcmMissing(f"{given} is not a program that can be run")
+            raise EcmMissingError(f"{given} is not a program that can be run")
         return given
     if on_path := shutil.which("ecm"):
         return Path(on_path)
@@ -129,13 +129,14 @@ def find_ecm(given: Path | None = None) -> Path:
         in_wheel = None
     if in_wheel and os.access(in_wheel, os.X_OK):
         return in_wheel
-    raise EcmMissing(
-        "no `ecm` on the PATH: install GMP-ECM (Debian and Ubuntu: gmp-ecm), or `pip install ecm-coordinator[agent]`,"
+    raise EcmMissingError(
+        "there is no `ecm` on the PATH: install GMP-ECM (Debian and Ubuntu: gmp-ecm), run"
+        " `pip install ecm-coordinator[agent]`,"
         " or name the program with --ecm"
     )
 
 
-def command(
+def curves_command(
     ecm: Path,
     *,
     b1: int,
@@ -145,13 +146,13 @@ def command(
     sigma: str | None = None,
     save: Path | None = None,
 ) -> list[str]:
-    """The command line of a run that ends at its first factor. The number goes to its standard input.
+    """Return the command line of a run that ends at its first factor and reads the number from standard input.
 
-    `b2` None leaves the default to GMP-ECM; 0 is stage 1 only. With `sigma` GMP-ECM runs the *same* curve `curves`
-    times, so that is refused. Each curve's residue is added to `save`, which must not exist yet.
+    `b2` None leaves the default to GMP-ECM; 0 runs stage 1 only. GMP-ECM appends each curve's residue to `save`, which
+    must not exist yet. Raises ValueError for a `sigma` with several curves: GMP-ECM would run the same curve each time.
     """
     if sigma is not None and curves != 1:
-        raise ValueError(f"sigma {sigma} is one curve, {curves} were asked for: leave sigma out, or run 1 curve")
+        raise ValueError(f"sigma {sigma} is one curve, but {curves} curves are requested: omit sigma, or run 1 curve")
     options = ["-one", "-c", str(curves)]
     if parametrization is not None:
         options += ["-param", str(parametrization)]
@@ -163,7 +164,7 @@ def command(
 
 
 def resume_command(ecm: Path, *, saved: Path, b1: int, b2: int | None) -> list[str]:
-    """The command line of stage 2 on the curves of a save file, one after the other, to the first factor."""
+    """Return the command line of stage 2 on the curves of a save file; it ends at the first factor."""
     return [str(ecm), "-one", "-resume", str(saved), *_bounds(b1, b2)]
 
 

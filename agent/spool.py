@@ -1,14 +1,14 @@
-"""The spool: results on disk, from the first curve until the server has settled them.
+"""The spool: a directory that keeps results from their first curve until the server has processed them.
 
-    running/KEY.jsonl    a run under way: first the order, then GMP-ECM's lines as they come
-    pending/KEY.json     a finished run's payload, not settled yet
-    rejected/KEY.json    a payload that the server refused for good, with its words
-    leases/ID.jsonl      a lease in our hands, and which runs did how many of its curves (agent.held)
-    residues/KEY/        one stage of some curves: its files, and task.json, which says how far it is (agent.tasks)
+    running/KEY.jsonl    a run in progress: its order, then GMP-ECM's lines as they come
+    pending/KEY.json     the payload of a finished run that the server has not processed yet
+    rejected/KEY.json    a payload that the server will never accept, with the server's answer
+    leases/ID.jsonl      a lease of this agent, and the curves that each of its runs completed (agent.local_lease)
+    residues/KEY/        one stage of some curves: its files, and task.json with its progress (agent.stage_task)
 
-KEY is the run's Idempotency-Key, so whatever is sent twice after a crash counts once. A file is visible under its
-name only when it is whole and on the disk, and it is removed only after the next one is. Whoever works on a file holds
-its lock (flock), which the kernel drops with the process: several agents can share a spool.
+KEY is the run's Idempotency-Key, so a result that is sent twice after a crash counts once. A file appears under its
+name only when it is complete and on the disk, and is removed only after its successor is. A process that works on a
+file holds its lock (flock), which the kernel releases when the process ends: several agents can share a spool.
 """
 
 import fcntl
@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 RUNNING, PENDING, REJECTED, LEASES = "running", "pending", "rejected", "leases"
-SYNC_EVERY = 1.0  # seconds: what a power failure may cost; a killed process costs nothing
-STALE = 86400.0  # seconds: an unfinished temporary file this old has no writer any more
+SYNC_SECONDS = 1.0  # at most so much output is lost in a power failure; a killed process loses none
+STALE_SECONDS = 86400.0  # the writer of an unfinished temporary file of this age is gone
 
 
 @dataclass
-class Entry:
+class SpoolEntry:
     """A payload in `pending/` and the lock on it."""
 
     key: str
@@ -40,14 +40,14 @@ class Entry:
         return self.path.parent.parent
 
     def release(self) -> None:
-        """Give the lock back; the entry stays for the next attempt."""
+        """Release the lock; the entry stays in the spool."""
         self.lock.close()
 
 
 class Journal:
-    """A run under way: what GMP-ECM says is on file before anybody counts it.
+    """The file of a run in progress. A line of GMP-ECM is in the file before its curve is counted.
 
-    `process` is GMP-ECM's (process id, time of its start), by which a killed agent's successor finds what still runs.
+    `process` is GMP-ECM's (process id, start time), by which the next agent finds a process that outlived this one.
     """
 
     def __init__(self, root: Path, key: str, order: dict[str, Any], process: tuple[int, float] | None = None) -> None:
@@ -57,40 +57,40 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, seconds: float, line: str) -> None:
-        """Add a line of output, `seconds` after the start of the run."""
+        """Append a line of output that came `seconds` after the start of the run."""
         record = {"seconds": round(seconds, 3), "line": line}
         self._file.write(json_line(record))
-        self._file.flush()  # from here the line is the kernel's, and outlives this process
+        self._file.flush()  # from here on the kernel has the line, and this process may die
         self.records.append(record)
-        if time.monotonic() - self._synced >= SYNC_EVERY:
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def remove(self) -> None:
-        """Forget the run; its payload is pending by now, or it did nothing."""
+        """Delete the journal of a run whose payload is pending, or that completed nothing."""
         remove_durably(self.path)
         self._file.close()
 
 
-def prepare(root: Path) -> None:
-    """Make the spool's directories, and sweep up what a crash left half-written long ago."""
+def prepare_spool(root: Path) -> None:
+    """Create the spool's directories, and delete stale temporary files of crashed agents."""
     for name in (RUNNING, PENDING, REJECTED, LEASES):
         (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in (root / name).glob(".*.new"):
-            if time.time() - leftover.stat().st_mtime > STALE:
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 leftover.unlink(missing_ok=True)
 
 
-def put(root: Path, key: str, server: str, payload: dict[str, Any]) -> Entry:
-    """Write a payload to `pending/`; it is on the disk when this returns, and locked for the caller."""
+def add_entry(root: Path, key: str, server: str, payload: dict[str, Any]) -> SpoolEntry:
+    """Write a payload to `pending/` and return its entry, locked; the payload is on the disk then."""
     path = root / PENDING / f"{key}.json"
     lock = write_durably(path, json_line({"key": key, "server": server, "payload": payload}))
-    return Entry(key, server, payload, path, lock)
+    return SpoolEntry(key, server, payload, path, lock)
 
 
-def pending(root: Path, server: str) -> Iterator[Entry]:
-    """The entries for `server` that nobody else is sending, oldest first, each locked for the caller."""
-    for path in sorted((root / PENDING).glob("*.json"), key=modified):
+def lock_pending_entries(root: Path, server: str) -> Iterator[SpoolEntry]:
+    """Lock and yield the entries for `server` that no other process sends, oldest first."""
+    for path in sorted((root / PENDING).glob("*.json"), key=modification_time):
         lock = open_locked(path)
         if lock is None:
             continue
@@ -98,52 +98,53 @@ def pending(root: Path, server: str) -> Iterator[Entry]:
         if content["server"] != server:
             lock.close()
             continue
-        yield Entry(content["key"], content["server"], content["payload"], path, lock)
+        yield SpoolEntry(content["key"], content["server"], content["payload"], path, lock)
 
 
-def others(root: Path, server: str) -> dict[str, int]:
-    """How many entries wait for servers other than this one."""
+def count_entries_of_other_servers(root: Path, server: str) -> dict[str, int]:
+    """Return the number of pending entries by server, for every server but this one."""
     counts: dict[str, int] = {}
     for path in (root / PENDING).glob("*.json"):
         try:
-            meant_for = json.loads(path.read_bytes())["server"]
+            destination = json.loads(path.read_bytes())["server"]
         except FileNotFoundError:
             continue
-        if meant_for != server:
-            counts[meant_for] = counts.get(meant_for, 0) + 1
+        if destination != server:
+            counts[destination] = counts.get(destination, 0) + 1
     return counts
 
 
-def abandoned(root: Path) -> Iterator[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
-    """Runs whose agent is gone: (journal's path, its head, its records); locked while the caller looks at one.
+def lock_abandoned_runs(root: Path) -> Iterator[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield (path, head, records) of each journal whose agent is gone, locked until the next one is taken.
 
     The head has the run's `order` and `process`.
     """
-    for path in sorted((root / RUNNING).glob("*.jsonl"), key=modified):
+    for path in sorted((root / RUNNING).glob("*.jsonl"), key=modification_time):
         lock = open_locked(path)
         if lock is None:
             continue
         with lock:
-            head, *records = read_lines(lock.read())
+            head, *records = read_journal_lines(lock.read())
             yield path, head, records
 
 
-def settle(entry: Entry) -> None:
-    """The server has the result for good: forget it."""
+def remove_entry(entry: SpoolEntry) -> None:
+    """Delete an entry that the server has processed."""
     remove_durably(entry.path)
     entry.release()
 
 
-def reject(entry: Entry, status: int, answer: dict[str, Any]) -> Path:
-    """The server will never take the result: keep it aside, with the server's words. Returns where."""
+def reject_entry(entry: SpoolEntry, status: int, answer: dict[str, Any]) -> Path:
+    """Move an entry that the server will never accept to `rejected/`, with the server's answer; return its new path."""
     path = entry.root / REJECTED / entry.path.name
     refused = {"key": entry.key, "server": entry.server, "status": status, "answer": answer, "payload": entry.payload}
     write_durably(path, json_line(refused)).close()
-    settle(entry)
+    remove_entry(entry)
     return path
 
 
-def modified(path: Path) -> float:
+def modification_time(path: Path) -> float:
+    """Return when a file was changed (seconds since 1970), or 0 if it is gone."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -151,24 +152,25 @@ def modified(path: Path) -> float:
 
 
 def json_line(value: dict[str, Any]) -> bytes:
+    """Return `value` as one line of JSON."""
     return json.dumps(value).encode() + b"\n"
 
 
-def read_lines(content: bytes) -> list[dict[str, Any]]:
-    """The whole lines of a journal: a killed agent may have left half a line at its end."""
-    whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+def read_journal_lines(content: bytes) -> list[dict[str, Any]]:
+    """Return the complete lines of a journal; a killed agent may have left half a line at its end."""
+    complete = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in complete.splitlines()]
 
 
 def open_locked(path: Path) -> IO[bytes] | None:
-    """The file, locked; None if another agent has it or has just finished with it."""
+    """Open and lock a file; return None if another agent has locked or removed it."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its owner may have removed it, or a recovery replaced it, between our open and our lock.
+        # Between our open and our lock its owner may have removed it, or a recovery replaced it.
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     except (BlockingIOError, FileNotFoundError):
@@ -178,7 +180,7 @@ def open_locked(path: Path) -> IO[bytes] | None:
 
 
 def write_durably(path: Path, content: bytes) -> IO[bytes]:
-    """Make `path` hold `content`, entirely or not at all whatever dies, and return it open and locked."""
+    """Replace the content of `path` at once, whatever dies meanwhile, and return the file open and locked."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     file = new.open("wb")
     try:
@@ -196,11 +198,13 @@ def write_durably(path: Path, content: bytes) -> IO[bytes]:
 
 
 def remove_durably(path: Path) -> None:
+    """Delete a file if it exists; after a power failure it is still deleted."""
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
+    """Write a directory's own changes (new, renamed and deleted files) to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

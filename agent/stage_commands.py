@@ -1,6 +1,5 @@
-"""`agent stage1` and `agent stage2`: the commands, and what their exit codes say."""
+"""`agent stage1` and `agent stage2`: the commands, and their exit codes."""
 
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,62 +8,65 @@ from pathlib import Path
 
 import click
 
-from agent import gmp_ecm, leases, residues, spool, stage1, stage2, tasks
-from agent.asking import Offer, Thing
-from agent.gmp_ecm import Output
-from agent.options import (
+from agent import gmp_ecm, lease_api, residue_transfer, retrying, spool, stage1, stage2
+from agent.command_options import (
+    EXIT_NO_WORK,
+    EXIT_REFUSED,
+    EXIT_WAITING,
     Bound,
+    count_usable_cores,
     ecm_option,
+    fail_before_run,
     name_option,
-    patience_option,
-    said_before_anything_runs,
     server_option,
     spool_option,
+    timeout_option,
 )
-from agent.parallel import Together
-from agent.run import Order, check
-from agent.stages import STAGE1, STAGE2, Shift
-from agent.tasks import Task
-from agent.terminal import console, curve_progress, interruptible, say, shorten
-from agent.work_command import EXIT_NO_WORK, EXIT_REFUSED, EXIT_WAITING, report_factor, usable_cores
+from agent.ecm_run import EcmOrder, check_order
+from agent.offers import Offer, Thing
+from agent.parallel_ecm import CombinedOutput
+from agent.stage_session import STAGE1, STAGE2, StageSession
+from agent.stage_task import StageTask, lock_abandoned_tasks
+from agent.terminal import console, count_of, print_line, shorten, show_curves, stop_on_interrupt
+from agent.work_command import print_factors
 
-TICK = 0.2
-SILENCE = 10.0  # seconds until a server that did not answer is asked again, and half as many more
+TICK_SECONDS = 0.2  # within this time a wait notices that the session is to stop
 EXIT_CODES = """\b
 Exit codes:
-  0  everything there was to send is settled
-  1  GMP-ECM is missing or failed, or the spool's disk did
-  2  the command line is wrong, or the server refuses what it asks for
-  3  something waits in the spool; the next start goes on with it
-  4  the server refused a result or a residue for good; it is kept in the spool's `rejected`
-  5  with --once: there was nothing to do, or the server did not answer
+  0  the server has processed every result
+  1  GMP-ECM is missing, or GMP-ECM or the spool's disk failed
+  2  the command line is wrong, or the server rejects the request for work
+  3  a result or a residue is kept in the spool; the next start continues
+  4  the server rejected a result or a residue; it is kept in `rejected` in the spool
+  5  with --once: there was no matching work, or the server did not answer within --patience
 """
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    default=usable_cores,
-    show_default="the cores this process may use",
-    help="how many GMP-ECM processes share the curves",
+    default=count_usable_cores,
+    show_default="the cores that this process may use",
+    help="Number of GMP-ECM processes that share the curves.",
 )
-once_option = click.option("--once", is_flag=True, help="one, or none if there is nothing to do, and end")
 
 
-@click.command("stage1", epilog=EXIT_CODES)
+@click.command("stage1", short_help="Run stage 1 and upload the residues.", epilog=EXIT_CODES)
 @click.argument("number", required=False)
-@click.option("--b1", type=Bound(), help="stage 1 bound, such as 50000 or 11e6  [default: the server's choice]")
-@click.option("--curves", type=click.IntRange(min=1), help="how many; without NUMBER, at most so many of a lease")
-@click.option("--parametrization", type=click.IntRange(0, 3), help="with NUMBER  [default: 1]")
+@click.option("--b1", type=Bound(), help="Stage 1 bound, such as 50000 or 11e6.  [default: the server's choice]")
+@click.option(
+    "--curves", type=click.IntRange(min=1), help="Number of curves; without NUMBER, at most so many of each lease."
+)
+@click.option("--parametrization", type=click.IntRange(0, 3), help="With NUMBER: ECM parametrization.  [default: 1]")
 @server_option
 @name_option
 @threads_option
-@click.option("--min-digits", type=click.IntRange(min=1), help="no smaller numbers")
-@click.option("--max-digits", type=click.IntRange(min=1), help="no larger numbers")
-@click.option("--project", help="numbers of this project only")
-@click.option("--max-leases", type=click.IntRange(min=1), help="end after so many leases")
-@once_option
+@click.option("--min-digits", type=click.IntRange(min=1), help="Only numbers of at least this many digits.")
+@click.option("--max-digits", type=click.IntRange(min=1), help="Only numbers of at most this many digits.")
+@click.option("--project", help="Only numbers of this project.")
+@click.option("--max-leases", type=click.IntRange(min=1), help="Stop after this many leases.")
+@click.option("--once", is_flag=True, help="Run one lease and stop; without matching work stop at once.")
 @spool_option
 @ecm_option
-@patience_option
+@timeout_option
 def stage1_command(
     *,
     number: str | None,
@@ -81,53 +83,58 @@ def stage1_command(
     once: bool,
     root: Path,
     ecm: Path | None,
-    patience: float,
+    timeout: float,
 ) -> None:
-    """Run stage 1 with GMP-ECM and upload what it leaves, for other machines' stage 2.
+    """Run stage 1 with GMP-ECM and upload the residues, so that other machines can run stage 2.
 
-    Of the numbers that the server leases, until Ctrl-C; or with NUMBER, --b1 and --curves of that one. Ctrl-C sends
-    what is done; a second one leaves at once, and the next start with the same name and spool goes on.
+    Without NUMBER it runs leases of the server until Ctrl-C; with NUMBER, --b1 and --curves it runs those curves.
+    Ctrl-C sends the completed curves. A second Ctrl-C quits at once; the next start with the same name and spool
+    continues.
     """
     if number is not None and (b1 is None or curves is None):
-        raise click.UsageError("NUMBER needs --b1 and --curves; without NUMBER work is leased")
-    if curves is not None and curves > stage1.MOST_CURVES:
-        raise click.UsageError(f"--curves {curves}: at most {stage1.MOST_CURVES} go into one residue")
-    shift = _shift(server, name, threads=threads, root=root, ecm=ecm, patience=patience, number=number, b1=b1)
-    wanted = leases.Wanted(None, min_digits, max_digits, project, stage1_only=1, requested_b1=b1)
-    most = 1 if once else max_leases
-    until = time.monotonic() + patience
+        raise click.UsageError("NUMBER needs --b1 and --curves; without NUMBER the server leases work")
+    if curves is not None and curves > stage1.MAX_RESIDUE_CURVES:
+        raise click.UsageError(f"--curves {curves}: one residue holds at most {stage1.MAX_RESIDUE_CURVES} curves")
+    session = _create_session(server, name, threads=threads, root=root, ecm=ecm, timeout=timeout, number=number, b1=b1)
+    wanted = lease_api.LeaseRequest(None, min_digits, max_digits, project, stage1_only=1, requested_b1=b1)
+    max_tasks = 1 if once else max_leases
+    deadline = time.monotonic() + timeout if once else None
 
-    def next_task() -> Task | str | None:
-        offer = leases.ask_for_work(shift.session, server, name, wanted)
-        return _begun(shift, offer, lambda lease: stage1.of_lease(shift, lease, curves), until if once else None)
+    def next_task() -> StageTask | str | None:
+        offer = lease_api.request_lease(session.http, server, name, wanted)
+        return _task_of(session, offer, lambda lease: stage1.create_lease_task(session, lease, curves), deadline)
 
-    with _working(shift):
-        done = _take_up(shift, STAGE1, stage1.send_stage1)
-        if number is not None:
-            one = {"composite": number.strip(), "b1": b1 or 0, "curves": curves or 1}
-            stage1.run_stage1(shift, stage1.begin_stage1(shift, **one, parametrization=parametrization))  # type: ignore[arg-type]
+    with _stop_or_fail(session):
+        done = _resume_tasks(session, STAGE1, stage1.send_stage1)
+        if number is not None and b1 is not None and curves is not None:
+            task = stage1.create_stage1_task(
+                session, composite=number.strip(), b1=b1, curves=curves, parametrization=parametrization
+            )
+            stage1.run_stage1(session, task)
             done += 1
         elif not (once and done):
-            done += _each(shift, STAGE1, next_task, stage1.run_stage1, stage1.send_stage1, most=most)
-    sys.exit(_verdict(shift, nothing_done=once and not done))
+            done += _run_tasks(session, STAGE1, next_task, stage1.run_stage1, stage1.send_stage1, max_tasks=max_tasks)
+    sys.exit(_print_summary(session, nothing_done=once and not done))
 
 
-@click.command("stage2", epilog=EXIT_CODES)
+@click.command("stage2", short_help="Claim residues and run stage 2 of them.", epilog=EXIT_CODES)
 @server_option
 @name_option
 @threads_option
-@click.option("--b2", type=Bound(), help="stage 2 bound  [default: GMP-ECM's for B1]")
-@click.option("--min-digits", type=click.IntRange(min=1), help="no smaller numbers")
-@click.option("--max-digits", type=click.IntRange(min=1), help="no larger numbers")
-@click.option("--min-b1", type=Bound(), help="no smaller B1")
-@click.option("--max-b1", type=Bound(), help="no larger B1: stage 2 takes memory")
-@click.option("--project", help="numbers of this project only")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="how long to claim a residue  [default: 24]")
-@click.option("--max-residues", type=click.IntRange(min=1), help="end after so many residues")
-@once_option
+@click.option("--b2", type=Bound(), help="Stage 2 bound.  [default: GMP-ECM's for B1]")
+@click.option("--min-digits", type=click.IntRange(min=1), help="Only numbers of at least this many digits.")
+@click.option("--max-digits", type=click.IntRange(min=1), help="Only numbers of at most this many digits.")
+@click.option("--min-b1", type=Bound(), help="Only residues of at least this B1.")
+@click.option("--max-b1", type=Bound(), help="Only residues of at most this B1; a larger B1 needs more memory.")
+@click.option("--project", help="Only numbers of this project.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), help="Hours to claim a residue for.  [default: 24]"
+)
+@click.option("--max-residues", type=click.IntRange(min=1), help="Stop after this many residues.")
+@click.option("--once", is_flag=True, help="Run one residue and stop; without matching work stop at once.")
 @spool_option
 @ecm_option
-@patience_option
+@timeout_option
 def stage2_command(
     *,
     server: str,
@@ -144,141 +151,148 @@ def stage2_command(
     once: bool,
     root: Path,
     ecm: Path | None,
-    patience: float,
+    timeout: float,
 ) -> None:
-    """Claim residues of other machines' stage 1, run their stage 2 with GMP-ECM and send the results, until Ctrl-C.
+    """Claim residues of other machines, run their stage 2 with GMP-ECM and send the results, until Ctrl-C.
 
-    Ctrl-C gives the residue back, or sends it if most of it is done; a second one leaves at once, and the next start
-    with the same name and spool goes on with it.
+    Ctrl-C returns the residue, or sends its result if most of it is done. A second Ctrl-C quits at once; the next start
+    with the same name and spool continues.
     """
-    shift = _shift(server, name, threads=threads, root=root, ecm=ecm, patience=patience)
-    wanted = residues.Wanted(min_digits, max_digits, min_b1, max_b1, project, hours)
-    until = time.monotonic() + patience
+    session = _create_session(server, name, threads=threads, root=root, ecm=ecm, timeout=timeout)
+    wanted = residue_transfer.ResidueRequest(min_digits, max_digits, min_b1, max_b1, project, hours)
+    max_tasks = 1 if once else max_residues
+    deadline = time.monotonic() + timeout if once else None
 
-    def next_task() -> Task | str | None:
-        offer = residues.ask(shift.session, server, name, wanted)
-        return _begun(shift, offer, lambda residue: stage2.begin_stage2(shift, residue, b2), until if once else None)
+    def next_task() -> StageTask | str | None:
+        offer = residue_transfer.request_residue(session.http, server, name, wanted)
+        return _task_of(session, offer, lambda residue: stage2.create_stage2_task(session, residue, b2), deadline)
 
-    with _working(shift):
-        done = _take_up(shift, STAGE2, stage2.run_stage2)
+    with _stop_or_fail(session):
+        done = _resume_tasks(session, STAGE2, stage2.run_stage2)
         if not (once and done):
-            most = 1 if once else max_residues
-            done += _each(shift, STAGE2, next_task, stage2.run_stage2, stage2.run_stage2, most=most)
-    sys.exit(_verdict(shift, nothing_done=once and not done))
+            done += _run_tasks(session, STAGE2, next_task, stage2.run_stage2, stage2.run_stage2, max_tasks=max_tasks)
+    sys.exit(_print_summary(session, nothing_done=once and not done))
 
 
-def _shift(
+def _create_session(
     server: str,
     name: str,
     *,
     threads: int,
     root: Path,
     ecm: Path | None,
-    patience: float,
+    timeout: float,
     number: str | None = None,
     b1: int | None = None,
-) -> Shift:
-    """A shift that has not begun; what cannot work is said before anything is run."""
-    with said_before_anything_runs(root):
-        check(Order(server, name, (number or "15").strip(), b1=b1 or 100, curves=1, b2=0))
+) -> StageSession:
+    """Return a session that has not started; exit with a sentence if its settings cannot work."""
+    with fail_before_run(root):
+        check_order(EcmOrder(server, name, (number or "15").strip(), b1=b1 or 100, curves=1, b2=0))
         program = gmp_ecm.find_ecm(ecm)
-        spool.prepare(root)
-
-    def report(composite: str, together: Together) -> None:
-        report_factor(composite, Output(factors=together.factors))
-
-    return Shift(server, name, program, root, threads, patience, say, lambda task, together: None, report)
+        spool.prepare_spool(root)
+    return StageSession(
+        server,
+        name,
+        program,
+        root,
+        threads,
+        timeout,
+        report=print_line,
+        on_poll=lambda output: None,
+        on_factors=lambda number, output: print_factors(number, output.factors),
+    )
 
 
 @contextmanager
-def _working(shift: Shift) -> Iterator[None]:
-    """Ctrl-C ends the shift; a disk that fails is said in a sentence."""
+def _stop_or_fail(session: StageSession) -> Iterator[None]:
+    """Within this block Ctrl-C stops the session, and a disk error ends the command with a sentence."""
     try:
-        with interruptible(shift):
+        with stop_on_interrupt(session):
             yield
     except OSError as error:
-        raise click.ClickException(f"the spool {shift.root} cannot be written: {error}") from error
+        raise click.ClickException(f"the spool {session.root} cannot be written: {error}") from error
 
 
-def _take_up(shift: Shift, kind: str, go_on: Callable[[Shift, Task], None]) -> int:
-    """Go on with what an agent of this name has left; how many tasks those were."""
-    taken = 0
-    for task in tasks.left_behind(shift.root, kind, shift.server, shift.client_id):
-        shift.say(f"going on with {kind} of {shorten(task.said['composite'])}")
-        go_on(shift, task)
-        taken += 1
-    return taken
+def _resume_tasks(session: StageSession, kind: str, resume: Callable[[StageSession, StageTask], None]) -> int:
+    """Resume the tasks that agents of this name have left; return how many there were."""
+    resumed = 0
+    for task in lock_abandoned_tasks(session.root, kind, session.server, session.client_id):
+        session.report(f"Resuming {kind} of {shorten(task.fields['composite'])}")
+        resume(session, task)
+        resumed += 1
+    return resumed
 
 
-def _each(
-    shift: Shift,
+def _run_tasks(
+    session: StageSession,
     kind: str,
-    next_task: Callable[[], Task | str | None],
-    run: Callable[[Shift, Task], None],
-    go_on: Callable[[Shift, Task], None],
+    next_task: Callable[[], StageTask | str | None],
+    run: Callable[[StageSession, StageTask], None],
+    resume: Callable[[StageSession, StageTask], None],
     *,
-    most: int | None,
+    max_tasks: int | None,
 ) -> int:
-    """Run one task after the other, and go on with those that had to wait for the server; how many there were."""
+    """Run one task after the other, and resume those that waited for the server; return how many new tasks were run."""
     done = 0
-    while not shift.requested and not shift.failure and (most is None or done < most):
-        if shift.waiting:
-            # For as long as the patience lasts; what is left then waits for the next round.
-            shift.waiting = 0
-            _take_up(shift, kind, go_on)
+    while not session.stop_requested and not session.failure and (max_tasks is None or done < max_tasks):
+        if session.waiting:
+            # A task that reaches its timeout again waits for the next round.
+            session.waiting = 0
+            _resume_tasks(session, kind, resume)
         task = next_task()
         if task is None:
             break
         if isinstance(task, str):
             if task:
-                raise click.UsageError(f"the server refuses to look for work: {task}")
+                raise click.UsageError(f"the server rejects the request for work: {task}")
             continue
         done += 1
-        order = Order(shift.server, shift.client_id, task.said["composite"], task.said["b1"], task.said["curves"])
-        with curve_progress(order) as on_line:
-            before = 0
+        fields = task.fields
+        with show_curves(fields["composite"], fields["b1"], fields["curves"]) as update:
 
-            def on_look(_: Task, together: Together) -> None:
-                nonlocal before
-                last = together.sigmas[-1] if together.sigmas else None
-                shown = Output(curves_completed=together.curves_completed, last_sigma=last)
-                on_line(shown, together.curves_completed > before)
-                before = together.curves_completed
+            def on_poll(output: CombinedOutput, update: Callable[[int, str | None], None] = update) -> None:
+                update(output.curves_completed, output.sigmas[-1] if output.sigmas else None)
 
-            shift.on_look = on_look
-            run(shift, task)
+            session.on_poll = on_poll
+            run(session, task)
     return done
 
 
-def _begun(shift: Shift, offer: Offer[Thing], begin: Callable[[Thing], Task], until: float | None) -> Task | str | None:
-    """The task that an offer begins; without one, wait until it is time to ask again ("").
+def _task_of(
+    session: StageSession, offer: Offer[Thing], create: Callable[[Thing], StageTask], deadline: float | None
+) -> StageTask | str | None:
+    """Return the task that an offer gives, the server's message if it rejects the request, or None to end.
 
-    What the server refuses for good is returned. With `until` "no work" ends it (None), and so does silence until then.
+    Without an offer this waits until it is time to ask again and returns "". With a `deadline` it returns None if there
+    is no work, or the next request would come after the deadline.
     """
     if offer.thing is not None:
-        return begin(offer.thing)
+        return create(offer.thing)
     if offer.verdict == "refused":
         return offer.message
-    pause = offer.retry_after if offer.verdict == "none" else max(offer.retry_after, SILENCE)
-    pause *= random.uniform(1.0, 1.5)
+    pause = offer.retry_after if offer.verdict == "none" else max(offer.retry_after, retrying.STAGE_WORK_DELAY)
+    pause = retrying.spread(pause, 1.0, 1.5)
     again = time.monotonic() + pause
-    if until is not None and (offer.verdict == "none" or again > until):
-        say(offer.message)
+    if deadline is not None and (offer.verdict == "none" or again > deadline):
+        print_line(offer.message)
         return None
-    say(f"{offer.message}; asking again in {pause:.0f} s")
-    while not shift.requested and time.monotonic() < again:
-        time.sleep(TICK)
+    print_line(f"{offer.message}; retrying in {pause:.0f} s")
+    while not session.stop_requested and time.monotonic() < again:
+        time.sleep(TICK_SECONDS)
     return ""
 
 
-def _verdict(shift: Shift, *, nothing_done: bool) -> int:
-    """The exit code of a shift that has ended, and its last words."""
-    said = f"{shift.curves} curves, {shift.factors} factors found, {shift.done} residues done"
-    console.print(said + (f", {shift.waiting} wait in {shift.root}" if shift.waiting else ""))
-    if shift.refused:
+def _print_summary(session: StageSession, *, nothing_done: bool) -> int:
+    """Print what a session has done, and return the exit code. Raises ClickException for a failure."""
+    console.print(
+        f"{count_of(session.curves, 'curve')}, {count_of(session.factors, 'factor')} found,"
+        f" {count_of(session.done, 'residue')} done"
+        + (f", {count_of(session.waiting, 'task')} kept in {session.root}" if session.waiting else "")
+    )
+    if session.refused:
         return EXIT_REFUSED
-    if shift.failure:
-        raise click.ClickException(shift.failure)
-    if shift.waiting:
+    if session.failure:
+        raise click.ClickException(session.failure)
+    if session.waiting:
         return EXIT_WAITING
-    return EXIT_NO_WORK if nothing_done and not shift.requested else 0
+    return EXIT_NO_WORK if nothing_done and not session.stop_requested else 0

@@ -1,4 +1,4 @@
-"""What the agent and its user tell each other: lines, progress, and Ctrl-C."""
+"""The agent's output on the terminal, and its Ctrl-C."""
 
 import atexit
 import contextlib
@@ -11,19 +11,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agent.client import Answer
-from agent.gmp_ecm import Output
-from agent.run import Order
-
-LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
-def _let_go() -> None:
-    """What could not be written to a closed terminal or pipe is not tried again: that would be Python's exit status."""
+def _drop_unwritten_output() -> None:
+    """Discard output that a closed terminal or pipe did not take; Python would exit with an error because of it."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -34,52 +29,40 @@ def _let_go() -> None:
                 os.close(nowhere)
 
 
-atexit.register(_let_go)
+atexit.register(_drop_unwritten_output)
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def say(line: str) -> None:
-    """A line for the user, if there is still somebody to read it: a closed terminal or pipe ends no run."""
-    # Rich ends the program, or this thread of it, when nobody reads its output any more.
+def print_line(line: str) -> None:
+    """Print a line for the user. A closed terminal or pipe is ignored: it must not end a run."""
+    # Rich ends the program, or this thread of it, when its output is closed.
     with contextlib.suppress(OSError, ValueError, AttributeError, SystemExit):
         console.print(line)
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1: "1 curve", "2 curves"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Stoppable(Protocol):
-    """What an interrupt ends; request() is called from a signal handler."""
+    """Something that Ctrl-C ends; request_stop() is called from a signal handler."""
 
-    def request(self) -> None: ...
-
-
-def report_wait(answer: Answer, delay: float) -> None:
-    # The ordinary second or two until an accepted result is applied is no news.
-    if answer.verdict == "later" or delay > 5:
-        console.print(f"{answer.message}; asking again in {delay:.1f} s")
-
-
-def report_run(order: Order, output: Output) -> None:
-    console.print(
-        f"{output.curves_completed} of {order.curves} curves on {shorten(order.composite)},"
-        f" B1={output.b1} B2={output.b2} parametrization {output.parametrization}"
-    )
-    for factor in output.factors:
-        click.echo(f"{factor.value}  {factor.kind}, sigma {factor.sigma}")
-    if output.found_input_number:
-        console.print("GMP-ECM found the number itself: it is prime, or B1 is so large that all factors come at once")
+    def request_stop(self) -> None: ...
 
 
 @contextmanager
-def interruptible(stop: Stoppable) -> Iterator[None]:
-    """Inside, the first Ctrl-C (or SIGTERM) requests `stop`; the next one ends the process as it would without us."""
+def stop_on_interrupt(stop: Stoppable) -> Iterator[None]:
+    """Within this block the first Ctrl-C (or SIGTERM) requests `stop`, and the second one kills the process."""
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(_number: int, _frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        stop.request()
+        stop.request_stop()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # What nohup or a shell script ignores stays ignored.
+    # A signal that nohup or a shell script ignores stays ignored.
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, request)
@@ -91,8 +74,11 @@ def interruptible(stop: Stoppable) -> Iterator[None]:
 
 
 @contextmanager
-def curve_progress(order: Order) -> Iterator[Callable[[Output, bool], None]]:
-    """A line of progress on the terminal, moved by what it yields; plain lines every so often where there is none."""
+def show_curves(composite: str, b1: int, curves: int) -> Iterator[Callable[[int, str | None], None]]:
+    """Show how many curves of a run are done: a bar on a terminal, else a line every LINE_SECONDS.
+
+    Yields the function to call with the curves completed and the last sigma.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -102,22 +88,23 @@ def curve_progress(order: Order) -> Iterator[Callable[[Output, bool], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{shorten(order.composite)} B1={order.b1}", total=order.curves, sigma="")
-        told = time.monotonic()
+        task = progress.add_task(f"{shorten(composite)} B1={b1}", total=curves, sigma="")
+        printed, shown = time.monotonic(), 0
 
-        def on_line(output: Output, curve_done: bool) -> None:
-            nonlocal told
-            progress.update(task, completed=output.curves_completed, sigma=f"sigma {output.last_sigma}")
-            if curve_done and not console.is_terminal and time.monotonic() - told >= LINE_EVERY:
-                told = time.monotonic()
-                console.print(f"{output.curves_completed} of {order.curves} curves")
+        def update(completed: int, sigma: str | None) -> None:
+            nonlocal printed, shown
+            progress.update(task, completed=completed, sigma=f"sigma {sigma}")
+            if completed > shown and not console.is_terminal and time.monotonic() - printed >= LINE_SECONDS:
+                printed = time.monotonic()
+                print_line(f"{completed} of {count_of(curves, 'curve')}")
+            shown = completed
 
-        yield on_line
+        yield update
 
 
-def shorten(number: str, fits: int = 40) -> str:
-    """A number that fits a line: its ends, and how long it is."""
-    if len(number) <= fits:
+def shorten(number: str, width: int = 40) -> str:
+    """Return a number cut to about `width` characters: its two ends, and its length if there is room."""
+    if len(number) <= width:
         return number
-    ends = fits * 3 // 10
-    return f"{number[:ends]}...{number[-ends:]}" + (f" ({len(number)} characters)" if fits >= 40 else "")
+    ends = width * 3 // 10
+    return f"{number[:ends]}...{number[-ends:]}" + (f" ({len(number)} characters)" if width >= 40 else "")

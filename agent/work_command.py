@@ -1,7 +1,6 @@
-"""`agent work`: the command, and what its exit code says."""
+"""`agent work`: the command, the start and end of its threads, and its exit code."""
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -10,65 +9,67 @@ from pathlib import Path
 import click
 
 from agent import gmp_ecm, spool
-from agent.display import shift_progress
-from agent.gmp_ecm import Output
-from agent.heartbeat import beat
-from agent.leases import Wanted
-from agent.options import (
+from agent.command_options import (
+    EXIT_NO_WORK,
+    EXIT_REFUSED,
+    EXIT_WAITING,
+    count_usable_cores,
     ecm_option,
+    fail_before_run,
     name_option,
-    patience_option,
-    said_before_anything_runs,
     server_option,
     spool_option,
+    timeout_option,
 )
-from agent.run import Order, check, recover
-from agent.supply import TICK
-from agent.terminal import interruptible, say, shorten
-from agent.work import Shift, guarded, new_shift, work
+from agent.ecm_run import EcmOrder, check_order, recover_runs
+from agent.gmp_ecm import Factor
+from agent.lease_api import LeaseRequest
+from agent.lease_heartbeat import send_heartbeats
+from agent.lease_source import TICK_SECONDS
+from agent.run_command import describe_other_entries
+from agent.terminal import count_of, print_line, shorten, stop_on_interrupt
+from agent.work_display import show_pool
+from agent.worker_pool import WorkerPool, create_pool, run_worker, start_thread
 
-EXIT_WAITING, EXIT_REFUSED, EXIT_NO_WORK = 3, 4, 5  # 1 and 2 are click's own
 EXIT_CODES = """\b
 Exit codes:
-  0  everything there was to send is settled
-  1  GMP-ECM is missing, or it or the spool's disk failed the last lease (three failures in a row end the agent)
-  2  the command line is wrong, or the server refuses what it asks for
-  3  a result waits in the spool; it is sent at the next start
-  4  the server refused a result for good; it is kept in the spool's `rejected`
-  5  with --once: no lease was to be had, because there is no such work or the server did not answer within --patience
+  0  the server has processed every result
+  1  GMP-ECM is missing, or GMP-ECM or the spool's disk failed on the last lease; three failures in a row end the agent
+  2  the command line is wrong, or the server rejects the request for work
+  3  a result is kept in the spool; the next start sends it
+  4  the server rejected a result; it is kept in `rejected` in the spool
+  5  with --once: there was no matching work, or the server did not answer within --patience
 """
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@click.command("work", epilog=EXIT_CODES)
+@click.command("work", short_help="Run leased curves until stopped.", epilog=EXIT_CODES)
 @server_option
 @name_option
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    default=usable_cores,
-    show_default="the cores this process may use",
-    help="how many GMP-ECM processes, each on a lease of its own",
+    default=count_usable_cores,
+    show_default="the cores that this process may use",
+    help="Number of GMP-ECM processes; each works on a lease of its own.",
 )
 @click.option(
     "--work-type",
     type=click.Choice(["standard", "progressive", "priority", "best"]),
-    help="smallest number first, least done first, highest priority first, or most value per second"
-    "  [default: the server's]",
+    help="Which number first: the smallest, the one with the least work done, the one of the highest priority, or the"
+    " one with the most value per second.  [default: the server's choice]",
 )
-@click.option("--min-digits", type=click.IntRange(min=1), help="no smaller numbers")
-@click.option("--max-digits", type=click.IntRange(min=1), help="no larger numbers")
-@click.option("--project", help="numbers of this project only")
-@click.option("--composite", help="this number only, such as 2^1277-1")
-@click.option("--max-leases", type=click.IntRange(min=1), help="end after so many leases")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="end as with Ctrl-C after so many minutes")
-@click.option("--once", is_flag=True, help="one lease, or none if there is no work, and end")
+@click.option("--min-digits", type=click.IntRange(min=1), help="Only numbers of at least this many digits.")
+@click.option("--max-digits", type=click.IntRange(min=1), help="Only numbers of at most this many digits.")
+@click.option("--project", help="Only numbers of this project.")
+@click.option("--composite", help="Only this number, such as 2^1277-1.")
+@click.option("--max-leases", type=click.IntRange(min=1), help="Stop after this many leases.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this many minutes, as with Ctrl-C."
+)
+@click.option("--once", is_flag=True, help="Run one lease and stop; without matching work stop at once.")
 @spool_option
 @ecm_option
-@patience_option
+@timeout_option
 def work_command(
     *,
     server: str,
@@ -84,102 +85,106 @@ def work_command(
     once: bool,
     root: Path,
     ecm: Path | None,
-    patience: float,
+    timeout: float,
 ) -> None:
-    """Lease work from the server, run it with GMP-ECM and send the results, until Ctrl-C.
+    """Lease curves from the server, run them with GMP-ECM and send the results, until Ctrl-C.
 
-    While the server is away the curves go on, and their results wait on disk. Leases and results of an agent that was
-    killed are taken up at the next start with the same name and spool.
+    While the server is away the curves go on and their results are kept on disk. An agent that was killed resumes its
+    leases and sends its results when it is started again with the same name and spool.
 
-    Ctrl-C (or SIGTERM) ends it: the curves completed so far are sent, then the leases are given back. A second Ctrl-C
-    leaves at once; the next start sends the curves and goes on with the leases.
+    Ctrl-C (or SIGTERM) stops the curves, sends those that are completed and returns the leases. A second Ctrl-C quits
+    at once; the next start sends the completed curves and resumes the leases.
     """
     if once and max_leases:
-        raise click.UsageError("--once is --max-leases 1 without waiting for work: give one of the two")
+        raise click.UsageError("use only one of --once and --max-leases")
     if min_digits and max_digits and min_digits > max_digits:
         raise click.UsageError(f"--min-digits {min_digits} is more than --max-digits {max_digits}")
-    with said_before_anything_runs(root):
-        check(Order(server, name, "15", b1=100, curves=1))
+    with fail_before_run(root):
+        check_order(EcmOrder(server, name, "15", b1=100, curves=1))
         program = gmp_ecm.find_ecm(ecm)
-        spool.prepare(root)
-        recovered = recover(root)
+        spool.prepare_spool(root)
+        recovered = recover_runs(root)
     if recovered:
-        say(f"found the completed curves of {recovered} interrupted run(s)")
+        print_line(f"Recovered the completed curves of {count_of(recovered, 'interrupted run')}")
     if max_leases or once:
         threads = min(threads, max_leases or 1)
-    shift = new_shift(
+    pool = create_pool(
         server,
         name,
         ecm=program,
         root=root,
         threads=threads,
-        wanted=Wanted(work_type, min_digits, max_digits, project, composite),
+        wanted=LeaseRequest(work_type, min_digits, max_digits, project, composite),
         max_leases=max_leases,
         once=once,
-        patience=patience,
-        say=say,
-        on_factor=report_factor,
+        timeout=timeout,
+        report=print_line,
+        on_factor=lambda number, output: print_factors(number, output.factors),
     )
-    run_shift(shift, minutes)
-    sys.exit(verdict(shift, once))
+    run_pool(pool, minutes)
+    sys.exit(print_summary(pool, once))
 
 
-def run_shift(shift: Shift, minutes: float | None) -> None:
-    """Run a shift to its end, and send what it leaves for as long as the patience lasts."""
-    say(f"{len(shift.lanes)} thread(s) as {shift.client_id} for {shift.server}, results in {shift.root} until settled")
+def run_pool(pool: WorkerPool, minutes: float | None) -> None:
+    """Run a pool until its leases, the user or `minutes` end it; then send the results until the timeout."""
+    print_line(
+        f'Working as "{pool.client_id}" on {pool.server} with {count_of(len(pool.workers), "thread")};'
+        f" results are kept in {pool.root} until the server confirms them"
+    )
     ends = time.monotonic() + minutes * 60 if minutes else float("inf")
-    shift.sender.collect()
-    beats_end = threading.Event()
-    with interruptible(shift):
-        sending = guarded(shift, shift.sender.run)
-        beating = guarded(shift, lambda: beat(shift, beats_end))
-        lanes = [guarded(shift, lambda lane=lane: work(shift, lane)) for lane in shift.lanes]  # type: ignore[misc]
-        with shift_progress(shift) as look:
-            while any(lane.is_alive() for lane in lanes) and not shift.requested:
-                lanes[0].join(TICK) if lanes[0].is_alive() else time.sleep(TICK)
-                look()
+    pool.sender.add_pending()
+    heartbeats_end = threading.Event()
+    with stop_on_interrupt(pool):
+        sending = start_thread(pool, pool.sender.run)
+        beating = start_thread(pool, lambda: send_heartbeats(pool, heartbeats_end))
+        threads = [start_thread(pool, lambda each=worker: run_worker(pool, each)) for worker in pool.workers]  # type: ignore[misc]
+        with show_pool(pool) as update:
+            while any(thread.is_alive() for thread in threads) and not pool.stop_requested:
+                threads[0].join(TICK_SECONDS) if threads[0].is_alive() else time.sleep(TICK_SECONDS)
+                update()
                 if time.monotonic() > ends:
-                    shift.request()
-        if shift.requested:
-            say("ending: sending what is done and giving the leases back; Ctrl-C leaves at once")
-            shift.sender.hurry()
-        for lane in lanes:
-            lane.join()
-        beats_end.set()
+                    pool.request_stop()
+        if pool.stop_requested:
+            print_line("Stopping: sending finished curves and returning leases (Ctrl-C again to quit now)")
+            pool.sender.retry_now()
+        for thread in threads:
+            thread.join()
+        heartbeats_end.set()
         with contextlib.suppress(OSError):
-            recover(shift.root)
-            shift.sender.collect()
-        shift.sender.close(max(0.0, shift.deadline(time.monotonic()) - time.monotonic()))
+            recover_runs(pool.root)
+            pool.sender.add_pending()
+        pool.sender.close(max(0.0, pool.deadline(time.monotonic()) - time.monotonic()))
         sending.join()
         beating.join()
 
 
-def verdict(shift: Shift, once: bool) -> int:
-    """The exit code of a shift that has ended, and its last words."""
-    if shift.crash:
-        say(shift.crash)
-        raise click.ClickException("the agent has a fault; the spool keeps what was done")
-    if shift.supply.refusal:
-        raise click.UsageError(f"the server refuses to look for work: {shift.supply.refusal}")
-    waiting = shift.sender.waiting()
-    say(
-        f"{shift.curves} curves, {shift.factors} factors found, {shift.leases_done} leases done"
-        + (f", {waiting} results wait in {shift.root}" if waiting else "")
+def print_summary(pool: WorkerPool, once: bool) -> int:
+    """Print what a pool has done, and return the exit code. Raises ClickException for a failure."""
+    if pool.crash:
+        print_line(pool.crash)
+        raise click.ClickException("internal error in the agent, see above; completed curves are kept in the spool")
+    if pool.source.refusal:
+        raise click.UsageError(f"the server rejects the request for work: {pool.source.refusal}")
+    waiting = pool.sender.count_waiting()
+    print_line(
+        f"{count_of(pool.curves, 'curve')}, {count_of(pool.factors, 'factor')} found,"
+        f" {count_of(pool.leases_done, 'lease')} done"
+        + (f", {count_of(waiting, 'result')} kept in {pool.root}" if waiting else "")
     )
-    for other, count in spool.others(shift.root, shift.server).items():
-        say(f"{count} result(s) for {other} also wait in {shift.root}: `agent send --server {other}` sends them")
-    if shift.refused:
+    for line in describe_other_entries(pool.root, pool.server):
+        print_line(line)
+    if pool.refused:
         return EXIT_REFUSED
-    if shift.failure:
-        raise click.ClickException(shift.failure)
+    if pool.failure:
+        raise click.ClickException(pool.failure)
     if waiting:
         return EXIT_WAITING
-    return EXIT_NO_WORK if once and not shift.supply.given and not shift.requested else 0
+    return EXIT_NO_WORK if once and not pool.source.leases_given and not pool.stop_requested else 0
 
 
-def report_factor(composite: str, output: Output) -> None:
-    """Factors go to standard output, for whoever collects them there."""
-    for factor in output.factors:
-        say(f"factor of {shorten(composite)}: {factor.value}")
+def print_factors(composite: str, factors: list[Factor]) -> None:
+    """Print factors, on standard output as well, where scripts can collect them."""
+    for factor in factors:
+        print_line(f"Factor of {shorten(composite)}: {factor.value}")
         with contextlib.suppress(OSError, ValueError):
             click.echo(f"{factor.value}  {factor.kind}, sigma {factor.sigma}, of {composite}")

@@ -39,7 +39,7 @@ def demo() -> None:
     """Let two agents factor a dozen real composites against a private coordinator, and show what came of it."""
     try:
         gmp_ecm.find_ecm()
-    except gmp_ecm.EcmMissing as error:
+    except gmp_ecm.EcmMissingError as error:
         raise click.ClickException(str(error)) from error
     composites = read_composites()
     console.print("starting a private coordinator ...")

@@ -12,7 +12,7 @@ from leasing import named, registered
 from stacks import until
 from traffic import prime
 
-from agent import stages, tasks
+from agent import stage_session, stage_task
 from coordinator import effort
 
 pytestmark = pytest.mark.stack
@@ -73,14 +73,16 @@ def test_a_lease_of_stage_1_and_a_factor_in_stage_2(stack, run):
     number, project = str(small * prime(55)), named("leased")
     registered(stack, number, project=project)
     # A curve finds it or not, and stage 1 alone may; each round most likely does.
-    said = ""
+    printed = ""
     for _ in range(12):
-        said += run("stage1", named("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5).log.read_text()
-        if str(small) in said:
+        printed += run(
+            "stage1", named("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5
+        ).log.read_text()
+        if str(small) in printed:
             break
         assert any(b2 == 0 for _, b2, _ in curves_of(stack, number))
-        said += run("stage2", named("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
-        if str(small) in said:
+        printed += run("stage2", named("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
+        if str(small) in printed:
             break
     assert stack.get(f"/stats/{number}").json()["factors_found"][0] == str(small)
 
@@ -102,7 +104,7 @@ def test_a_killed_agent_is_gone_on_with_and_counts_nothing_twice(stack, run, tmp
     if stage == "stage2":
         run("stage1", named("gpu"), *first)
     victim = run(stage, client, *(first if stage == "stage1" else second), wait=False)
-    outputs = tmp_path / "spool" / tasks.RESIDUES
+    outputs = tmp_path / "spool" / stage_task.RESIDUES
     step = b"Step 1 took" if stage == "stage1" else b"Step 2 took"
     until(lambda: any(step in file.read_bytes() for file in outputs.glob("*/*.out")), 40)
     children = psutil.Process(victim.pid).children()
@@ -126,11 +128,20 @@ def test_a_killed_agent_is_gone_on_with_and_counts_nothing_twice(stack, run, tmp
 
 # The agent, which ends where a step has been done and not been noted yet.
 UPLOADED, SETTLED, COMPLETED = (
-    f"import os\nimport agent.residues as r, agent.tasks as t\nfrom ingest.cli import main\n{dying}\nmain()"
+    "\n".join(
+        (
+            "import os",
+            "from agent import residue_transfer as r",
+            "from agent.stage_task import StageTask",
+            "from ingest.cli import main",
+            dying,
+            "main()",
+        )
+    )
     for dying in (
-        "upload = r.upload\nr.upload = lambda *a: (upload(*a), os._exit(9))",
-        "save = t.Task.save\nt.Task.save = lambda self, **c: os._exit(9) if 'attempt_id' in c else save(self, **c)",
-        "complete = r.complete\nr.complete = lambda *a: (complete(*a), os._exit(9))",
+        "upload = r.upload_residue\nr.upload_residue = lambda *a: (upload(*a), os._exit(9))",
+        "s = StageTask.save\nStageTask.save = lambda self, **c: os._exit(9) if 'attempt_id' in c else s(self, **c)",
+        "complete = r.complete_residue\nr.complete_residue = lambda *a: (complete(*a), os._exit(9))",
     )
 )
 
@@ -155,7 +166,7 @@ def test_deaths_between_the_steps_of_sending_count_nothing_twice(stack, run, tmp
         assert died.returncode == 9, died.stderr.decode()
         if takes_up:
             run(takes_up[0], takes_up[1], *nothing_new[:-1], wait=False).wait(60)
-    assert list((tmp_path / "spool" / tasks.RESIDUES).iterdir()) == []
+    assert list((tmp_path / "spool" / stage_task.RESIDUES).iterdir()) == []
     assert curves_of(stack, number) == {**before, (B1, -1, 1): 3}
     assert stack.scalar("SELECT count(*) FROM ecm_residues WHERE client_id = :gpu", gpu=gpu) == 1
 
@@ -166,11 +177,11 @@ def test_ctrl_c_gives_the_residue_back(stack, run, tmp_path):
     run("stage1", named("gpu"), number, "--b1", 100_000, "--curves", 8, "--parametrization", 1, "--threads", 2)
     cpu = named("cpu")
     agent = run("stage2", cpu, "--once", "--project", project, "--threads", 1, "--b2", "2e9", wait=False)
-    files = tmp_path / "spool" / tasks.RESIDUES
+    files = tmp_path / "spool" / stage_task.RESIDUES
     until(lambda: any("processes" in json.loads(file.read_bytes()) for file in files.glob("*/task.json")), 40)
     agent.send_signal(signal.SIGINT)
     assert agent.wait(30) == 0, agent.log.read_text()
-    assert "is given back" in agent.log.read_text()
+    assert "is returned after" in agent.log.read_text()
     status = "SELECT status FROM ecm_residues r JOIN composites c ON c.id = r.composite_id WHERE c.number = :number"
     assert stack.scalar(status, number=number) == "available"
 
@@ -178,4 +189,4 @@ def test_ctrl_c_gives_the_residue_back(stack, run, tmp_path):
 def test_what_is_left_of_half_a_line_is_no_curve(tmp_path):
     file = tmp_path / "half.save"
     file.write_text("METHOD=ECM; SIGMA=1;\n# said\nMETHOD=ECM;\nSIGMA=2;\nMETHOD=ECM; SIG")
-    assert stages.records(file) == ["METHOD=ECM; SIGMA=1;\n", "METHOD=ECM;\nSIGMA=2;\n"]
+    assert stage_session.read_save_records(file) == ["METHOD=ECM; SIGMA=1;\n", "METHOD=ECM;\nSIGMA=2;\n"]

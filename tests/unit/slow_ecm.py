@@ -1,6 +1,16 @@
 """A GMP-ECM that prints what the real one prints, at the pace a test asks for."""
 
 import shlex
+import time
+
+
+def until(condition, timeout=60):
+    """Wait until `condition()` is true, and return its value; the timeout is for a test that fails."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
 
 
 def slow_ecm(path, seconds=0.0, then="", factor_at=0, factor=""):

@@ -1,11 +1,14 @@
 """Delivering: against a server that is away, breaks off, is busy, accepts, refuses, or is no coordinator at all."""
 
 import time
+from typing import ClassVar
 
 import pytest
-from scripted_server import APPLIED, HALF, HANG, RESET, problem, scripted_server
+from fake_coordinator import APPLIED, HALF, HANG, RESET, problem, scripted_server
 
-from agent import client, spool
+from agent import http_client, spool
+from agent.result_delivery import deliver as deliver_result
+from agent.retrying import Delays
 
 PAYLOAD = {"composite": "2^101-1", "results": {"curves_completed": 3}}
 
@@ -21,13 +24,13 @@ def state(word, **more):
 
 @pytest.fixture
 def deliver(tmp_path):
-    spool.prepare(tmp_path)
+    spool.prepare_spool(tmp_path)
 
-    def deliver(address, patience=5.0):
-        entry = spool.put(tmp_path, "key-1", address, PAYLOAD)
+    def deliver(address, timeout=30.0):
+        entry = spool.add_entry(tmp_path, "key-1", address, PAYLOAD)
         waits = []
-        answer = client.deliver(
-            entry, patience=patience, first_delay=0.01, on_wait=lambda answer, delay: waits.append(delay)
+        answer = deliver_result(
+            entry, timeout=timeout, delays=Delays(0.01, 120.0), on_wait=lambda answer, delay: waits.append(delay)
         )
         entry.release()
         return answer, waits
@@ -71,7 +74,7 @@ def test_what_settles_nothing_is_sent_again_under_the_same_key(deliver, trouble)
 
 
 def test_an_answer_that_never_comes_is_a_timeout(deliver, monkeypatch):
-    monkeypatch.setattr(client, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(http_client, "READ_TIMEOUT", 1.0)
     with scripted_server(HANG, APPLIED) as (address, requests):
         answer, _ = deliver(address)
     assert answer.verdict == "settled"
@@ -79,7 +82,7 @@ def test_an_answer_that_never_comes_is_a_timeout(deliver, monkeypatch):
 
 
 def test_nobody_listens(deliver):
-    answer, waits = deliver("http://127.0.0.1:1", patience=0.2)
+    answer, waits = deliver("http://127.0.0.1:1", timeout=1.0)
     assert answer.verdict == "later"
     assert "no answer from http://127.0.0.1:1/api/v1/submit_result" in answer.message
     assert len(waits) >= 2
@@ -87,9 +90,9 @@ def test_nobody_listens(deliver):
     assert all(delay >= 0.005 * 2**i for i, delay in enumerate(waits))
 
 
-def test_without_patience_there_is_one_try(deliver):
+def test_without_a_timeout_there_is_one_attempt(deliver):
     with scripted_server(problem(503, "database_away")) as (address, requests):
-        answer, waits = deliver(address, patience=0)
+        answer, waits = deliver(address, timeout=0)
     assert (answer.verdict, len(requests), waits) == ("later", 1, [])
     assert "database_away" in answer.message
 
@@ -103,7 +106,7 @@ def test_the_server_s_retry_after_is_honoured(deliver):
     assert time.monotonic() - started >= 1.0
 
 
-def test_a_retry_after_beyond_our_patience_ends_the_try(deliver):
+def test_a_retry_after_beyond_the_timeout_ends_the_attempts(deliver):
     with scripted_server(problem(503, "database_away", Retry_After="3600")) as (address, requests):
         answer, waits = deliver(address)
     assert (answer.verdict, len(requests), waits) == ("later", 1, [])
@@ -135,7 +138,7 @@ def test_accepted_then_given_up(deliver, word):
 
 def test_accepted_and_not_settled_in_time(deliver):
     with scripted_server(accepted(), state("received")) as (address, _):
-        answer, _ = deliver(address, patience=0.1)
+        answer, _ = deliver(address, timeout=0.1)
     assert answer.verdict == "accepted"
 
 
@@ -168,7 +171,7 @@ def test_a_refusal_is_final(deliver, status, reason):
 )
 def test_a_wrong_address_refuses_nothing(deliver, not_a_verdict):
     with scripted_server(not_a_verdict) as (address, _):
-        assert deliver(address, patience=0)[0].verdict == "later"
+        assert deliver(address, timeout=0)[0].verdict == "later"
 
 
 def test_a_422_tells_each_field(deliver):
@@ -191,6 +194,6 @@ def test_a_422_tells_each_field(deliver):
 )
 def test_retry_after(value, low, high):
     class Response:
-        headers = {"Retry-After": value}
+        headers: ClassVar = {"Retry-After": value}
 
-    assert low <= client.retry_after(Response()) <= high
+    assert low <= http_client.read_retry_after(Response()) <= high

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.gmp_ecm import EcmMissing, command, find_ecm, parse_output
+from agent.gmp_ecm import EcmMissingError, curves_command, find_ecm, parse_output
 
 CAPTURED = Path(__file__).parent.parent / "data" / "gmp_ecm_output"
 
@@ -134,14 +134,14 @@ def test_output_cut_short_never_counts_too_much(name):
 
 def test_command_lines():
     ecm = Path("/x/ecm")
-    assert command(ecm, b1=50000, b2=None, curves=7) == ["/x/ecm", "-one", "-c", "7", "50000"]
-    assert command(ecm, b1=50000, b2=0, curves=7, parametrization=3)[-4:] == ["-param", "3", "50000", "0"]
-    assert command(ecm, b1=50000, b2=9, curves=1, sigma="1:7")[-4:] == ["-sigma", "1:7", "50000", "9"]
+    assert curves_command(ecm, b1=50000, b2=None, curves=7) == ["/x/ecm", "-one", "-c", "7", "50000"]
+    assert curves_command(ecm, b1=50000, b2=0, curves=7, parametrization=3)[-4:] == ["-param", "3", "50000", "0"]
+    assert curves_command(ecm, b1=50000, b2=9, curves=1, sigma="1:7")[-4:] == ["-sigma", "1:7", "50000", "9"]
 
 
 def test_a_sigma_is_one_curve():
-    with pytest.raises(ValueError, match="sigma 1:7 is one curve, 3 were asked for"):
-        command(Path("ecm"), b1=50000, b2=None, curves=3, sigma="1:7")
+    with pytest.raises(ValueError, match="sigma 1:7 is one curve, but 3 curves are requested"):
+        curves_command(Path("ecm"), b1=50000, b2=None, curves=3, sigma="1:7")
 
 
 def program(path):
@@ -172,9 +172,9 @@ def test_the_wheel_s_program_without_one_on_the_path(monkeypatch):
 
 
 def test_a_missing_program_is_named_with_the_remedy(tmp_path, monkeypatch):
-    with pytest.raises(EcmMissing, match="not a program"):
+    with pytest.raises(EcmMissingError, match="not a program"):
         find_ecm(tmp_path / "ecm")
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("agent.gmp_ecm.WHEEL", "no-such-distribution")
-    with pytest.raises(EcmMissing, match="pip install"):
+    with pytest.raises(EcmMissingError, match="pip install"):
         find_ecm()

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import spool
-from agent.run import Order, check, recover, result_payload, run_curves
+from agent.ecm_run import EcmOrder, build_payload, check_order, recover_runs, run_curves
 from models.wire import SubmitResult
 
 CAPTURED = Path(__file__).parent.parent / "data" / "gmp_ecm_output"
 SERVER = "http://127.0.0.1:1"
-ORDER = Order(server=SERVER, client_id="alice", composite="2^101-1", b1=200, curves=3)
+ORDER = EcmOrder(server=SERVER, client_id="alice", composite="2^101-1", b1=200, curves=3)
 PAYLOAD = {"composite": "2^101-1", "results": {"curves_completed": 3}}
 
 
@@ -29,46 +29,46 @@ def fake_ecm(path, printed, then=""):
 
 @pytest.fixture
 def root(tmp_path):
-    spool.prepare(tmp_path / "spool")
+    spool.prepare_spool(tmp_path / "spool")
     return tmp_path / "spool"
 
 
 def keys(root):
     found = []
-    for entry in spool.pending(root, SERVER):
+    for entry in spool.lock_pending_entries(root, SERVER):
         found.append(entry.key)
         entry.release()
     return found
 
 
 def test_an_entry_is_there_until_it_is_settled(root):
-    entry = spool.put(root, "k1", SERVER, PAYLOAD)
+    entry = spool.add_entry(root, "k1", SERVER, PAYLOAD)
     assert keys(root) == []  # its writer holds it
     entry.release()
-    (again,) = spool.pending(root, SERVER)
+    (again,) = spool.lock_pending_entries(root, SERVER)
     assert (again.key, again.server, again.payload) == ("k1", SERVER, PAYLOAD)
-    spool.settle(again)
+    spool.remove_entry(again)
     assert keys(root) == []
 
 
 def test_two_agents_do_not_send_the_same_entry(root):
-    spool.put(root, "k1", SERVER, PAYLOAD).release()
-    spool.put(root, "k2", SERVER, PAYLOAD).release()
-    first = next(spool.pending(root, SERVER))
+    spool.add_entry(root, "k1", SERVER, PAYLOAD).release()
+    spool.add_entry(root, "k2", SERVER, PAYLOAD).release()
+    first = next(spool.lock_pending_entries(root, SERVER))
     assert keys(root) == [{"k1": "k2", "k2": "k1"}[first.key]]
-    spool.settle(first)
+    spool.remove_entry(first)
 
 
 def test_an_entry_stays_with_the_server_it_is_meant_for(root):
-    spool.put(root, "k1", "http://elsewhere", PAYLOAD).release()
+    spool.add_entry(root, "k1", "http://elsewhere", PAYLOAD).release()
     assert keys(root) == []
-    assert spool.others(root, SERVER) == {"http://elsewhere": 1}
-    assert spool.others(root, "http://elsewhere") == {}
+    assert spool.count_entries_of_other_servers(root, SERVER) == {"http://elsewhere": 1}
+    assert spool.count_entries_of_other_servers(root, "http://elsewhere") == {}
 
 
 def test_a_rejected_entry_is_kept_with_the_server_s_words(root):
-    entry = spool.put(root, "k1", SERVER, PAYLOAD)
-    path = spool.reject(entry, 400, {"reason": "factor_does_not_divide"})
+    entry = spool.add_entry(root, "k1", SERVER, PAYLOAD)
+    path = spool.reject_entry(entry, 400, {"reason": "factor_does_not_divide"})
     kept = json.loads(path.read_text())
     assert (kept["key"], kept["payload"], kept["status"]) == ("k1", PAYLOAD, 400)
     assert kept["answer"] == {"reason": "factor_does_not_divide"}
@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_nothing_under_the_name(root, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        spool.put(root, "k1", SERVER, PAYLOAD)
+        spool.add_entry(root, "k1", SERVER, PAYLOAD)
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
@@ -90,7 +90,7 @@ def test_old_temporary_files_are_swept(root):
     old.touch()
     young.touch()
     os.utime(old, (0, 0))
-    spool.prepare(root)
+    spool.prepare_spool(root)
     assert not old.exists()
     assert young.exists()
 
@@ -99,18 +99,18 @@ def test_the_journal_of_a_living_agent_is_left_alone(root):
     journal = spool.Journal(root, "k1", asdict(ORDER))
     for line in (CAPTURED / "param3_curves.txt").read_text().splitlines():
         journal.append(1.0, line)
-    assert recover(root) == 0
+    assert recover_runs(root) == 0
     journal._file.close()  # what the kernel does for a killed one
-    assert recover(root) == 1
+    assert recover_runs(root) == 1
     assert keys(root) == ["k1"]
-    assert recover(root) == 0
+    assert recover_runs(root) == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 2000))
 def test_a_journal_torn_at_any_byte_gives_the_curves_before_it(tmp_path_factory, cut):
     root = tmp_path_factory.mktemp("torn")
-    spool.prepare(root)
+    spool.prepare_spool(root)
     journal = spool.Journal(root, "k1", asdict(ORDER))
     header = journal.path.stat().st_size
     for second, line in enumerate((CAPTURED / "param3_curves.txt").read_text().splitlines()):
@@ -121,8 +121,8 @@ def test_a_journal_torn_at_any_byte_gives_the_curves_before_it(tmp_path_factory,
     journal.path.write_bytes(kept)
     # A curve is complete with the whole record of its step 2.
     curves = sum(b"Step 2 took" in line for line in kept.split(b"\n")[:-1])
-    assert recover(root) == (curves > 0)
-    for entry in spool.pending(root, SERVER):
+    assert recover_runs(root) == (curves > 0)
+    for entry in spool.lock_pending_entries(root, SERVER):
         assert entry.payload["results"]["curves_completed"] == curves
         entry.release()
     assert not journal.path.exists()
@@ -151,7 +151,7 @@ def die_at(step, root, ecm, log):
             spool.Journal.append = mortal(spool.Journal.append)
             _, entry = run_curves(ORDER, ecm, root)
             send(entry, log)
-            spool.settle(entry)
+            spool.remove_entry(entry)
         finally:
             os._exit(0 if step > count else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -171,12 +171,12 @@ def test_death_at_any_step_loses_nothing_and_counts_nothing_twice(tmp_path):
         status = die_at(step, root, ecm, log)
         assert status in (0, 9)
         # The next start: what was left is sent, twice over for good measure.
-        spool.prepare(root)
-        recover(root)
-        for entry in list(spool.pending(root, SERVER)):
+        spool.prepare_spool(root)
+        recover_runs(root)
+        for entry in list(spool.lock_pending_entries(root, SERVER)):
             send(entry, log)
             send(entry, log)
-            spool.settle(entry)
+            spool.remove_entry(entry)
         sent = [json.loads(line) for line in log.read_text().splitlines()]
         assert len({key for key, _ in sent}) <= 1
         assert all(payload == sent[0][1] for _, payload in sent), "one key must always mean one payload"
@@ -192,12 +192,12 @@ def test_death_at_any_step_loses_nothing_and_counts_nothing_twice(tmp_path):
 
 def test_the_payload_is_what_the_server_takes():
     lines = (CAPTURED / "several_factors.txt").read_text().splitlines()
-    payload = result_payload(ORDER, [{"seconds": 0.5 * i, "line": line} for i, line in enumerate(lines)])
+    payload = build_payload(ORDER, [{"seconds": 0.5 * i, "line": line} for i, line in enumerate(lines)])
     result = SubmitResult.model_validate(json.loads(json.dumps(payload)))
     assert result.results.curves_completed == 4
     assert [factor.factor for factor in result.results.factors_found] == ["1000003", "193707721"]
     assert [factor.sigma for factor in result.results.factors_found] == ["1:328172576", "1:2113573387"]
-    assert result.parameters.b2 is None  # GMP-ECM's default, told as such
+    assert result.parameters.b2 is None  # the default, not its value
     assert result.parameters.parametrization == 1
     assert result.results.execution_time == 0.5 * (len(lines) - 1)
     assert payload["raw_output"].splitlines() == lines
@@ -216,26 +216,26 @@ def test_the_payload_is_what_the_server_takes():
 )
 def test_b2_is_reported_as_it_was_asked_for(asked, name, version, reported):
     lines = (CAPTURED / f"{name}.txt").read_text().replace("7.0.7", version).splitlines()
-    order = Order(**(asdict(ORDER) | {"b2": asked}))
-    payload = result_payload(order, [{"seconds": 0.0, "line": line} for line in lines])
+    order = EcmOrder(**(asdict(ORDER) | {"b2": asked}))
+    payload = build_payload(order, [{"seconds": 0.0, "line": line} for line in lines])
     assert payload["parameters"]["b2"] == reported
 
 
 def test_only_the_tail_of_a_long_output_goes_along():
     records = [{"seconds": 0.0, "line": f"line {i}"} for i in range(20_000)]
-    raw = result_payload(ORDER, records)["raw_output"]
+    raw = build_payload(ORDER, records)["raw_output"]
     assert len(raw) == 64 * 1024
     assert raw.endswith("line 19999\n")
 
 
 @pytest.mark.parametrize("composite", ["", "2^67 -1", "2^67-1\n15", "2^67-1\\", "\uff12^67-1", "7\0"])
 def test_a_number_that_is_not_one_word_is_refused_before_anything_runs(composite):
-    with pytest.raises(ValueError):
-        check(Order(server=SERVER, client_id="alice", composite=composite, b1=200, curves=3))
+    with pytest.raises(ValueError, match=r"write it without spaces|composite"):
+        check_order(EcmOrder(server=SERVER, client_id="alice", composite=composite, b1=200, curves=3))
 
 
 @pytest.mark.parametrize("change", [{"b1": 1}, {"b1": 10**30}, {"b2": -5}, {"client_id": "a\nb"}, {"sigma": "7:7"}])
 def test_an_order_whose_result_would_be_refused_is_refused_at_once(change):
-    check(ORDER)
-    with pytest.raises(ValueError):
-        check(Order(**(asdict(ORDER) | {"curves": 1} | change)))
+    check_order(ORDER)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        check_order(EcmOrder(**(asdict(ORDER) | {"curves": 1} | change)))

@@ -6,28 +6,27 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from lease_server import NUMBER, lease_server
-from scripted_server import RESET, problem
-from slow_ecm import slow_ecm
+from fake_coordinator import NUMBER, RESET, fake_coordinator, problem
+from slow_ecm import slow_ecm, until
 
-from agent import asking, heartbeat, supply, work
+from agent import lease_heartbeat, lease_source, retrying, spool, worker_pool
 from agent.cli import agent
+from agent.retrying import Delays
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(supply, "FIRST_DELAY", 0.05)
-    monkeypatch.setattr(supply, "TICK", 0.02)
-    monkeypatch.setattr(heartbeat, "TICK", 0.02)
-    monkeypatch.setattr(heartbeat, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(work, "FAILURE_DELAY", 0.01)
-    monkeypatch.setattr(asking, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(retrying, "LEASE_DELAYS", Delays(0.05, 120.0))
+    monkeypatch.setattr(retrying, "CALL_DELAYS", Delays(0.05, 60.0))
+    monkeypatch.setattr(lease_source, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(lease_heartbeat, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(lease_heartbeat, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(worker_pool, "FAILURE_PAUSE", 0.01)
 
 
 @pytest.fixture
 def server():
-    with lease_server() as (address, coordinator):
-        coordinator.address = address
+    with fake_coordinator() as coordinator:
         yield coordinator
 
 
@@ -36,7 +35,7 @@ def call(tmp_path, server):
     def call(*options, ecm=None):
         given = ["--ecm", str(ecm)] if ecm else []
         common = ["work", "--server", server.address, "--name", "me", "--spool", str(tmp_path / "spool")]
-        return CliRunner().invoke(agent, [*common, "--threads", "1", "--patience", "5", *given, *options])
+        return CliRunner().invoke(agent, [*common, "--threads", "1", "--patience", "30", *given, *options])
 
     return call
 
@@ -89,7 +88,7 @@ def test_a_factor_ends_the_run_and_completes_the_lease(call, server, tmp_path):
 
 
 def test_a_long_run_is_sent_in_parts(call, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "CHUNK_SECONDS", 0.05)
+    monkeypatch.setattr(worker_pool, "CHUNK_SECONDS", 0.05)
     work_id = server.offer(12)
     result = call("--once", ecm=slow_ecm(tmp_path / "ecm", 0.03))
     assert result.exit_code == 0, result.output
@@ -112,19 +111,30 @@ def test_several_threads_share_what_there_is(call, server, tmp_path):
 def test_no_work_with_once(call, server):
     result = call("--once")
     assert result.exit_code == 5
-    assert "nothing that fits" in result.output
+    assert "No matching work right now" in result.output
 
 
 def test_no_work_is_asked_for_again(call, server, tmp_path):
-    threading.Timer(0.4, lambda: [server.offer(1) for _ in range(4)]).start()
+    def offer_after_three_questions():
+        until(lambda: len(server.called("ecm-work")) >= 3)
+        with server.lock:
+            for _ in range(4):
+                server.offer(1)
+
+    thread = threading.Thread(target=offer_after_three_questions)
+    started = time.monotonic()
+    thread.start()
     result = call("--threads", "4", "--max-leases", "4", ecm=slow_ecm(tmp_path / "ecm"))
+    thread.join()
     assert result.exit_code == 0, result.output
-    assert 3 <= len(server.called("ecm-work")) <= 14  # every 0.05 s, one for all threads
-    assert result.output.count("no work: nothing that fits") == 1
+    # One thread asks for all, and not before the server's `retry_after`; then each of the four leases was asked for.
+    without_work = len(server.called("ecm-work")) - 4
+    assert 3 <= without_work <= 1 + (time.monotonic() - started) / server.retry_after
+    assert result.output.count("No matching work right now") == 1
 
 
 def test_a_busy_server_s_retry_after_is_honoured(call, server, tmp_path):
-    server.faults += [("ecm-work", problem(503, "database_away", Retry_After="1"))]
+    server.fail("ecm-work", problem(503, "database_away", Retry_After="1"))
     server.offer(2)
     started = time.monotonic()
     assert call("--once", ecm=slow_ecm(tmp_path / "ecm")).exit_code == 0
@@ -136,7 +146,7 @@ def test_a_busy_server_s_retry_after_is_honoured(call, server, tmp_path):
 )
 def test_a_page_that_is_no_answer_changes_nothing(call, server, tmp_path, page):
     for part in ("work/status", "ecm-work", "/start", "/progress", "submit_result"):
-        server.faults += [(part, page)] * 2
+        server.fail(part, page, times=2)
     work_id = server.offer(6)
     result = call("--once", ecm=slow_ecm(tmp_path / "ecm", 0.1))
     assert result.exit_code == 0, result.output
@@ -153,23 +163,22 @@ def test_nobody_there_with_once(call, server):
 
 
 def test_a_question_that_the_server_refuses(call, server):
-    server.faults += [("ecm-work", problem(422, "malformed"))]
+    server.fail("ecm-work", problem(422, "malformed"))
     result = call()
     assert result.exit_code == 2
     assert "malformed it is" in result.output
 
 
 def test_the_curves_go_on_while_the_server_is_away(call, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "CHUNK_SECONDS", 0.05)
+    monkeypatch.setattr(worker_pool, "CHUNK_SECONDS", 0.05)
     work_id = server.offer(15)
 
     def outage():
-        while not server.results:
-            time.sleep(0.005)
+        until(lambda: server.results)
         server.away = True
         # It comes back when all curves are in the spool.
-        while sum(map(curves_in, (tmp_path / "spool" / "pending").glob("*.json"))) + server.counted(work_id) < 15:
-            time.sleep(0.01)
+        pending = tmp_path / "spool" / "pending"
+        until(lambda: sum(map(curves_in, pending.glob("*.json"))) + server.counted(work_id) >= 15)
         server.away = False
 
     thread = threading.Thread(target=outage)
@@ -178,7 +187,7 @@ def test_the_curves_go_on_while_the_server_is_away(call, server, tmp_path, monke
     thread.join()
     assert result.exit_code == 0, result.output
     assert server.counted(work_id) == 15
-    assert "results wait in" in result.output
+    assert "until they can be sent" in result.output
     assert spooled(tmp_path) == []
 
 
@@ -191,11 +200,12 @@ def curves_in(path):
 
 def test_results_stay_when_the_server_does_not_come_back(call, server, tmp_path):
     work_id = server.offer(3)
-    server.faults += [("submit_result", problem(503, "database_away"))] * 1000
+    server.fail("submit_result", problem(503, "database_away"), times=1000)
     result = call("--once", "--patience", "0.3", ecm=slow_ecm(tmp_path / "ecm"))
     assert result.exit_code == 3, result.output
     # Nothing of it is run again though the server lists it as open, and the next start sends it and does other work.
-    del server.faults[1:]
+    server.stop_failing()
+    server.fail("submit_result", problem(503, "database_away"))
     other = server.offer(2)
     result = call("--once", ecm=slow_ecm(tmp_path / "ecm"))
     assert result.exit_code == 0, result.output
@@ -210,8 +220,7 @@ def test_a_lease_that_is_over_ends_its_run(call, server, tmp_path, status):
     ended, after = server.offer(1000), server.offer(2)
 
     def close():
-        while not server.called("/progress"):
-            time.sleep(0.005)
+        until(lambda: server.leases.get(ended, {}).get("curves_completed"))
         if status == "gone":
             server.leases[ended]["client_id"] = "somebody else"
         else:
@@ -222,10 +231,10 @@ def test_a_lease_that_is_over_ends_its_run(call, server, tmp_path, status):
     result = call("--max-leases", "2", ecm=slow_ecm(tmp_path / "ecm", 0.02))
     thread.join()
     assert result.exit_code == 0, result.output
-    assert 1 <= server.counted(ended) < 200  # late results still count
+    assert 1 <= server.counted(ended) < 1000  # late results still count
     assert server.counted(after) == 2
     assert server.closings() == []
-    assert "the server closed the lease" in result.output
+    assert "The server closed the lease" in result.output
     assert spooled(tmp_path) == []
 
 
@@ -234,7 +243,7 @@ def test_a_broken_program_gives_its_leases_back_and_ends_the_agent(call, server,
     result = call(ecm=slow_ecm(tmp_path / "ecm", then="kill -SEGV $$", seconds=0))
     assert result.exit_code == 1
     assert "ended with status -11 after 5 completed curves" in result.output
-    # What was completed counts; the lease is given back with what GMP-ECM said.
+    # What was completed counts; the lease is returned with the end of GMP-ECM's output.
     assert [server.counted(work_id) for work_id in leases[:3]] == [5, 5, 5]
     assert len(server.leases) == 3
 
@@ -257,11 +266,11 @@ def test_one_failure_is_told_by_once(call, server, tmp_path):
     work_id = server.offer(5)
     result = call("--once", ecm=ecm)
     assert result.exit_code == 1
-    assert "it said: out of memory" in server.leases[work_id]["message"]
+    assert "last output: out of memory" in server.leases[work_id]["message"]
 
 
 def test_a_refused_result_gives_the_lease_back(call, server, tmp_path):
-    server.faults += [("submit_result", problem(400, "factor_does_not_divide"))] * 3
+    server.fail("submit_result", problem(400, "factor_does_not_divide"), times=3)
     leases = [server.offer(2) for _ in range(6)]
     result = call(ecm=slow_ecm(tmp_path / "ecm"))
     assert result.exit_code == 4
@@ -271,7 +280,7 @@ def test_a_refused_result_gives_the_lease_back(call, server, tmp_path):
 
 
 def test_a_lease_whose_answer_was_lost_is_found_again(call, server, tmp_path):
-    server.lost += ["ecm-work"]
+    server.lose_answer("ecm-work")
     work_id, other = server.offer(3), server.offer(3)
     assert call("--once", ecm=slow_ecm(tmp_path / "ecm")).exit_code == 0
     assert (server.counted(work_id), server.counted(other)) == (3, 0)
@@ -279,7 +288,7 @@ def test_a_lease_whose_answer_was_lost_is_found_again(call, server, tmp_path):
 
 def test_a_lease_that_the_spool_does_not_know_is_taken_up(call, server, tmp_path):
     work_id = server.offer(10)
-    server.give({"client_id": "me"})
+    server.give_lease({"client_id": "me"})
     server.leases[work_id]["status"] = "running"
     server.results["another"] = {"work_id": work_id, "results": {"curves_completed": 7}}
     result = call("--once", ecm=slow_ecm(tmp_path / "ecm"))
@@ -294,15 +303,13 @@ def test_a_lease_that_the_spool_does_not_know_is_taken_up(call, server, tmp_path
 )
 def test_a_lease_that_is_not_ours_to_run_is_left_alone(call, server, change):
     work_id = server.offer(10)
-    server.give({"client_id": "me"})
+    server.give_lease({"client_id": "me"})
     server.leases[work_id] |= change
     assert call("--once").exit_code == 5
     assert server.results == {}
 
 
 def test_a_full_disk_is_waited_out(call, server, tmp_path, monkeypatch):
-    from agent import spool
-
     write, full = spool.write_durably, [True, True]
 
     def fill(path, content):
@@ -326,7 +333,7 @@ def test_a_full_disk_is_waited_out(call, server, tmp_path, monkeypatch):
 
 def test_it_ends_by_the_clock(call, server, tmp_path):
     work_id = server.offer(100000)
-    result = call("--minutes", "0.01", ecm=slow_ecm(tmp_path / "ecm", 0.05))
+    result = call("--minutes", "0.05", ecm=slow_ecm(tmp_path / "ecm", 0.05))
     assert result.exit_code == 0, result.output
     assert 1 <= server.counted(work_id) < 100
     assert server.leases[work_id]["message"] == "the agent was stopped"

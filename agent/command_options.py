@@ -1,5 +1,6 @@
-"""The options that the agent's commands share, and the kinds of values they take."""
+"""Options, value types and exit codes that the agent's commands share."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,30 +13,31 @@ import click
 import platformdirs
 from pydantic import ValidationError
 
-from agent import client, gmp_ecm
+from agent import gmp_ecm, http_client
 
-# Where a field of a result comes from on the command line.
-OPTIONS = {"client_id": "--name", "composite": "NUMBER"}
+EXIT_WAITING, EXIT_REFUSED, EXIT_NO_WORK = 3, 4, 5  # click itself exits with 1 and 2
+# The command line's name of a field of a result.
+FIELD_OPTIONS = {"client_id": "--name", "composite": "NUMBER"}
 
 
 @contextmanager
-def said_before_anything_runs(root: Path) -> Iterator[None]:
-    """What cannot work (an order, GMP-ECM, the spool at `root`) ends the command with a sentence."""
+def fail_before_run(root: Path) -> Iterator[None]:
+    """Turn errors of an order, of GMP-ECM or of the spool at `root` into one sentence and an exit code."""
     try:
         yield
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise click.UsageError(f"{OPTIONS.get(where, where)}: {error.errors()[0]['msg']}") from error
+        raise click.UsageError(f"{FIELD_OPTIONS.get(where, where)}: {error.errors()[0]['msg']}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except gmp_ecm.EcmMissing as error:
+    except gmp_ecm.EcmMissingError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"the spool {root} cannot be written: {error}") from error
 
 
 class Bound(click.ParamType[int]):
-    """A bound as people write it: 50000, 11e6."""
+    """A whole number such as 50000 or 11e6."""
 
     name = "bound"
 
@@ -44,14 +46,14 @@ class Bound(click.ParamType[int]):
             number = Decimal(value)
         except (InvalidOperation, TypeError):
             number = Decimal("NaN")
-        # The exponent is looked at before the number is written out.
+        # The exponent is checked first: int() of 1e99999999 would take all memory.
         if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
             self.fail(f"{str(value)[:60]!r} is not a whole number such as 50000 or 11e6", param, ctx)
         return int(number)
 
 
-class Server(click.ParamType[str]):
-    """The coordinator's address, without the API's path."""
+class ServerUrl(click.ParamType[str]):
+    """The coordinator's address, without the path of its API."""
 
     name = "url"
 
@@ -62,14 +64,19 @@ class Server(click.ParamType[str]):
         return url
 
 
+def count_usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _use_key(_context: click.Context, _parameter: click.Parameter, key: str | None) -> None:
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise click.BadParameter("should be one word, as `clients add` printed it")
-    client.use_key(key)
+        raise click.BadParameter("must be one word, as `clients add` printed it")
+    http_client.use_key(key)
 
 
 _address_option = click.option(
-    "--server", type=Server(), required=True, envvar="ECM_SERVER", show_envvar=True, help="the coordinator's address"
+    "--server", type=ServerUrl(), required=True, envvar="ECM_SERVER", show_envvar=True, help="Address of the server."
 )
 _key_option = click.option(
     "--key",
@@ -77,12 +84,12 @@ _key_option = click.option(
     show_envvar=True,
     expose_value=False,
     callback=_use_key,
-    help="the client's key, if the server asks for one; others on this machine can read it in a command line",
+    help="Key of this client, if the server asks for one. Other users can read a command line: prefer the variable.",
 )
 
 
 def server_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--server`, and the key that goes with it."""
+    """Add `--server` and `--key`."""
     return _address_option(_key_option(command))
 
 
@@ -94,18 +101,21 @@ spool_option = click.option(
     envvar="ECM_SPOOL",
     show_envvar=True,
     show_default="the platform's state directory",
-    help="where results stay until they are settled; agents may share it",
+    help="Directory that keeps results until the server confirms them; several agents may share it.",
 )
-patience_option = click.option(
+timeout_option = click.option(
     "--patience",
+    "timeout",
     type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
-    help="seconds to try before a result is left in the spool",
+    help="Seconds to retry a request before its result is left in the spool.",
 )
-name_option = click.option("--name", default=platform.node, show_default="this host's name", help="the client's name")
+name_option = click.option(
+    "--name", default=platform.node, show_default="this host's name", help="Name of this client."
+)
 ecm_option = click.option(
     "--ecm",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="the GMP-ECM program  [default: ecm on the PATH, else the installed wheel's]",
+    help="GMP-ECM program.  [default: `ecm` on the PATH, else the one of the installed wheel]",
 )
