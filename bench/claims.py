@@ -27,7 +27,7 @@ from sqlalchemy import Engine, make_url, text
 
 from bench import load as http
 from bench.stack import private_stack
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from config.settings import Settings
 from coordinator import claims, demand, effort, planning, upkeep
 from coordinator.claims import NoWork, Wanted

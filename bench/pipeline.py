@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 
 from bench import load
 from bench.stack import free_port, private_stack
-from config.embedded.postgres import postgres_url
+from config.local.postgres import postgres_url
 from models.engine import make_engine
 
 CONNECTIONS = (1, 8, 32)

@@ -16,7 +16,7 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from bench.claims import PROJECT, load
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from coordinator import factors, listing, standing
 from coordinator.listing import Filters
 from coordinator.standing import Nearest

@@ -19,7 +19,7 @@ import gmpy2
 import structlog
 from sqlalchemy import Engine, text
 
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from config.settings import Settings
 from coordinator import claims, inbox, invariants, registry, results, upkeep, work
 from coordinator.claims import Claim, Wanted

@@ -15,7 +15,7 @@ workers = _settings.web_processes
 worker_class = "gthread"
 threads = _settings.web_threads
 # A thread may wait for an outcome, and hold a request while the database is away; neither is a hung worker.
-timeout = int(_settings.database_patience + 20) + 15
+timeout = int(_settings.database_timeout + 20) + 15
 graceful_timeout = 8
 keepalive = 30
 # Connections beyond the threads wait in the kernel's queue rather than being refused.

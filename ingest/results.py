@@ -65,7 +65,7 @@ def submit_result() -> Response:
             implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings().database_patience,
+        settings().database_timeout,
     )
     metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
@@ -111,7 +111,7 @@ def submit_results() -> Response:
             implicit_key_window=settings().implicit_key_window,
             request_id=request.environ.get("ecm.request_id"),
         ),
-        settings().database_patience,
+        settings().database_timeout,
     )
     for (index, result), receipt in zip(valid, receipts, strict=True):
         if isinstance(receipt, inbox.KeyReused):

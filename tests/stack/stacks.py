@@ -15,11 +15,12 @@ import redis
 import requests
 from sqlalchemy import NullPool, create_engine, text
 
-from config import supervision
-from config.embedded.postgres import postgres_url
-from config.embedded.valkey import valkey_url
-from config.home import drop_outside_sockets
-from config.processes import free_port, remains
+from config.local.ports import free_port
+from config.local.postgres import postgres_url
+from config.local.procfile import child_environment, find_procfile, read_procfile
+from config.local.sockets import remove_outside_sockets
+from config.local.strays import SERVERS, find_processes, stop_strays
+from config.local.valkey import valkey_url
 from coordinator import invariants
 
 # Upkeep in seconds rather than minutes, so that what it repairs is repaired while a test looks on.
@@ -75,11 +76,11 @@ class Stack:
                     *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(self.home)),
                     *("--port", str(self.port), "--flower-port", str(self.flower_port), *self.arguments),
                 ],
-                env=supervision.child_environment()
+                env=child_environment()
                 | environment
                 | QUICK
                 | self.settings
-                | {"PYTHONPATH": supervision.child_environment().get("PYTHONPATH", "")},
+                | {"PYTHONPATH": child_environment().get("PYTHONPATH", "")},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -105,17 +106,17 @@ class Stack:
         self.end()
         if self.process is not None:
             self.process.wait(30)
-        supervision.stop_orphans(self.home.resolve(), list(supervision.read_procfile(supervision.find_procfile())))
-        drop_outside_sockets(self.home)
+        stop_strays(self.home.resolve(), list(read_procfile(find_procfile())))
+        remove_outside_sockets(self.home)
 
     # Processes ---------------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        return [*supervision.read_procfile(supervision.find_procfile()), *supervision.SERVERS]
+        return [*read_procfile(find_procfile()), *SERVERS]
 
     def processes(self, name: str) -> list[psutil.Process]:
         """All live processes of a program or server."""
-        return remains(self.home.resolve(), name, supervision.lairs(self.home.resolve(), supervision.SERVERS).get(name))
+        return find_processes(self.home.resolve(), name)
 
     def leader(self, name: str) -> psutil.Process:
         """The process of a program that its other processes descend from, as soon as there is one."""

@@ -9,7 +9,7 @@ import redis
 from stacks import until
 from traffic import Traffic
 
-from config.processes import MARK
+from config.local.processes import TAG
 
 pytestmark = pytest.mark.stack
 
@@ -86,7 +86,7 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
     beats = [
         subprocess.Popen(
             [sys.executable, "-m", "celery", "--app", "tasks.app", "beat"],
-            env=environment | {MARK: "a beat too many"},
+            env=environment | {TAG: "a beat too many"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from prometheus_client import REGISTRY
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from config.embedded import start_valkey
+from config.local.valkey import start_valkey
 from coordinator.jobs import Ring
 from tasks import doorbell, silence
 

@@ -19,7 +19,7 @@ def client(monkeypatch):
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
     monkeypatch.setattr(doorbell, "make_impatient", lambda: None)
-    settings = Settings(database_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", database_patience=0)
+    settings = Settings(database_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", database_timeout=0)
     return create_app(settings).test_client()
 
 

@@ -15,7 +15,7 @@ COMPOSITE = "123456789012345678901234567890123456789"
 
 @pytest.fixture
 def settings(database_url):
-    return Settings(database_url=database_url, redis_url="redis://127.0.0.1:1/0", default_wait=0, database_patience=0)
+    return Settings(database_url=database_url, redis_url="redis://127.0.0.1:1/0", default_wait=0, database_timeout=0)
 
 
 @pytest.fixture
