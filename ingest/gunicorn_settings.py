@@ -31,7 +31,7 @@ accesslog = None
 loglevel = "warning"
 
 
-class _Logger(Logger):  # type: ignore[misc]
+class _Logger(Logger):
     """gunicorn's own messages, as lines like all others."""
 
     def setup(self, cfg: Config) -> None:
