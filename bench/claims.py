@@ -26,12 +26,12 @@ from rich.table import Table
 from sqlalchemy import Engine, make_url, text
 
 from bench import load as http
-from bench.stack import private_stack
 from config.local.postgres import start_postgres
 from config.settings import Settings
 from coordinator import claims, demand, effort, planning, upkeep
 from coordinator.claims import NoWork, Wanted
 from coordinator.demand import ECM
+from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
 from models.migrate import upgrade

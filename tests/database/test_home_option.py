@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import click
 import pytest
@@ -35,13 +36,16 @@ def commands(group=main, *path):
 FOUND = {" ".join(words): command for words, command in commands() if words != ("up",)}
 
 
-def value_for(kind, file):
-    """A value of an argument or option that its type accepts."""
+def value_for(parameter, file):
+    """A value that an argument or option accepts, by its type and name."""
+    kind = parameter.type
     if isinstance(kind, click.Path | click.File):
         return str(file)
     if isinstance(kind, click.Choice):
         return kind.choices[0]
-    return "12" if isinstance(kind, click.types.IntParamType) else "2024-01-01"
+    if isinstance(kind, click.types.IntParamType):
+        return "12"
+    return str(uuid4()) if parameter.name == "work_id" else "2024-01-01"
 
 
 def words_for(command, file):
@@ -50,7 +54,7 @@ def words_for(command, file):
     for parameter in command.params:
         if parameter.required:
             name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
-            words += [*name, value_for(parameter.type, file)]
+            words += [*name, value_for(parameter, file)]
     return words
 
 

@@ -5,7 +5,7 @@ import re
 import gmpy2
 import pytest
 
-from bench.demo import as_table, read_composites
+from ingest.commands.demo import as_table, read_composites
 
 FORMS = (
     (r"2\^(\d+)-1", lambda n: 2**n - 1),
