@@ -145,7 +145,7 @@ class SafeStream:
 def configure_logging(log_format: str, level: str) -> None:
     """Make structlog write lines of `log_format` ("console" or "json"), from `level` upward, to standard error.
 
-    Lines of libraries that use `logging` have the same form, from WARNING upward.
+    Lines of libraries that use `logging` or `warnings` have the same form, from WARNING upward.
     """
     threshold = getattr(logging, level.upper(), logging.INFO)
     stream = cast(TextIO, SafeStream(sys.stderr))
@@ -174,6 +174,7 @@ def configure_logging(log_format: str, level: str) -> None:
         )
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler])
+    logging.captureWarnings(True)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -76,6 +76,32 @@ def test_what_libraries_log_has_the_same_form():
     assert (ours["event"], ours["unit"]) == ("Transaction committed", "receive")
 
 
+GUNICORN = """
+import warnings
+from gunicorn.config import Config
+from ingest import gunicorn_settings
+cfg = Config()
+cfg.set("logger_class", gunicorn_settings.logger_class)
+cfg.set("loglevel", gunicorn_settings.loglevel)
+log = cfg.logger_class(cfg)
+log.info("chatter")
+log.error("Worker (pid:%s) was sent SIGKILL!", 7)
+warnings.warn("an old way")
+"""
+
+
+def test_what_gunicorn_and_warnings_say_has_the_same_form():
+    said = subprocess.run(
+        [sys.executable, "-c", GUNICORN],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LOG_FORMAT": "json"},
+        capture_output=True,
+        check=True,
+    ).stderr
+    gunicorn, warning = map(json.loads, said.splitlines())
+    assert (gunicorn["event"], gunicorn["logger"]) == ("Worker (pid:7) was sent SIGKILL!", "gunicorn.error")
+    assert "an old way" in warning["event"]
+
+
 # One process: half of the lines through structlog, half through `logging`; short ones, and some longer than PIPE_BUF.
 # It forks once, so that two processes share what they opened.
 WRITER = """
