@@ -85,7 +85,7 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
     environment = stack.leader("beat").environ()
     beats = [
         subprocess.Popen(
-            [sys.executable, "-m", "celery", "--app", "tasks.app", "beat"],
+            [sys.executable, "-P", "-m", "tasks", "beat"],
             env=environment | {TAG: "a beat too many"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

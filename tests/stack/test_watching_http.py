@@ -116,7 +116,9 @@ def test_flower_asks_for_its_password_and_remembers(stack, tmp_path):
         return answer.ok and answer.json()
 
     def run():
-        return subprocess.Popen([sys.executable, "-m", "tasks.flower"], env=environment, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "tasks.flower"], env=environment, stderr=subprocess.DEVNULL
+        )
 
     first = run()
     try:
