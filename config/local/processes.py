@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,10 +63,37 @@ def find_strays(home: Path, name: str, signature: ProcessSignature | None = None
 
 def _matches(process: psutil.Process, signature: ProcessSignature) -> bool:
     """Return whether `process` runs the signature's program in its directory."""
+    expected = [str(signature.directory), str(signature.program)]
     try:
-        return process.cwd() == str(signature.directory) and process.exe() == str(signature.program)
+        return process.cwd() == expected[0] and process.exe() == expected[1]
+    except psutil.AccessDenied:
+        return _read_links_as_owner(process, signature) == expected
     except (psutil.Error, OSError):
         return False
+
+
+def _read_links_as_owner(process: psutil.Process, signature: ProcessSignature) -> list[str]:
+    """Return the working directory and program of `process` if it belongs to the owner of the signature's directory.
+
+    Root of a container often lacks CAP_SYS_PTRACE, and may not look at a server that runs as another account. It may
+    become that account, which may look.
+    """
+    with contextlib.suppress(psutil.Error, OSError):
+        about = signature.directory.stat()
+        if os.geteuid() == 0 and process.uids().real == about.st_uid != 0:
+            done = subprocess.run(
+                ["/bin/sh", "-c", 'readlink "/proc/$1/cwd" "/proc/$1/exe"', "sh", str(process.pid)],
+                cwd="/",
+                user=about.st_uid,
+                group=process.gids().real,
+                extra_groups=[],
+                capture_output=True,
+                text=True,
+                errors="surrogateescape",
+                check=False,
+            )
+            return [line.removesuffix(" (deleted)") for line in done.stdout.splitlines()]
+    return []
 
 
 def terminate(processes: list[psutil.Process], signum: int = signal.SIGKILL, timeout: float = 5.0) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -126,3 +127,25 @@ def test_the_lock_file_of_a_running_server_stays_whatever_its_program_is_called(
     finally:
         server.process.send_signal(signal.SIGINT)
         server.process.wait()
+
+
+LOOK = """
+import pathlib, sys
+from config.local.strays import find_processes
+print(*(process.pid for process in find_processes(pathlib.Path(sys.argv[1]), sys.argv[2])))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can give up its rights")
+def test_root_of_a_container_who_may_not_look_at_processes_of_others(home):
+    less = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    for name, server in (("postgres", start_postgres(home, durable=False)), ("valkey", start_valkey(home))):
+        found = subprocess.run(
+            [*less, sys.executable, "-c", LOOK, home, name],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        assert str(server.pid) in found
+        server.kill()
