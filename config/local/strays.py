@@ -1,5 +1,7 @@
 """The stray processes of a home: whatever an earlier `up` left running there."""
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -13,7 +15,8 @@ SERVERS = ("postgres", "valkey")
 
 def server_signatures(home: Path) -> dict[str, ProcessSignature]:
     """Return what identifies the processes of the embedded servers that `home` has started, by server."""
-    directories = {"postgres": home / "postgres" / "data", "valkey": home / "valkey"}
+    real = Path(os.path.realpath(home))
+    directories = {"postgres": real / "postgres" / "data", "valkey": real / "valkey"}
     records = read_server_records(home)
     return {
         name: ProcessSignature(Path(records[name]["program"]), directory)
@@ -41,7 +44,17 @@ def stop_strays(home: Path, programs: list[str]) -> int:
         if strays := find_processes(home, name):
             count += len(strays)
             # PostgreSQL's child processes end with their parent. A signal to each of them would only disturb that.
-            leaders = [process for process in strays if process.ppid() not in {other.pid for other in strays}]
-            terminate(leaders, signal.SIGINT if name == "postgres" else signal.SIGTERM, timeout=5)
+            terminate(_leaders(strays), signal.SIGINT if name == "postgres" else signal.SIGTERM, timeout=5)
             count += kill_strays(home, name, server_signatures(home).get(name))
     return count
+
+
+def _leaders(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the live `processes` whose parent is not one of them."""
+    pids = {process.pid for process in processes}
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.ppid() not in pids:
+                found.append(process)
+    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from config.local import binaries
+from config.local import binaries, strays
 from config.local.postgres import prepare_postgres, start_postgres
 from config.local.processes import ProcessSignature, find_strays
 from config.local.sockets import remove_outside_sockets
@@ -127,6 +127,14 @@ def test_the_lock_file_of_a_running_server_stays_whatever_its_program_is_called(
     finally:
         server.process.send_signal(signal.SIGINT)
         server.process.wait()
+
+
+def test_a_stray_that_ends_while_they_are_stopped(home, monkeypatch):
+    with subprocess.Popen(["sleep", "60"]) as ended:
+        gone = psutil.Process(ended.pid)
+        ended.kill()
+    monkeypatch.setattr(strays, "find_processes", lambda _, name: [gone] if name == "web" else [])
+    assert stop_strays(home, ["web"]) == 1
 
 
 LOOK = """
