@@ -64,5 +64,5 @@ constraints:
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT \
 		&& $(PYTHON) -m venv "$$new/venv" \
 		&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' \
-		&& { sed '/^#/!d' constraints.txt; "$$new/venv/bin/python" -m pip freeze --exclude-editable; } > "$$new/constraints.txt" \
+		&& { sed '/^#/!d' constraints.txt; "$$new/venv/bin/python" -m pip freeze --all --exclude-editable | grep -v "^pip=="; } > "$$new/constraints.txt" \
 		&& cp "$$new/constraints.txt" constraints.txt

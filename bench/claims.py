@@ -26,8 +26,7 @@ from rich.table import Table
 from sqlalchemy import Engine, make_url, text
 
 from bench import load as http
-from bench.stack import private_stack
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from config.settings import Settings
 from coordinator import effort
 from coordinator.composites import eligibility
@@ -36,6 +35,7 @@ from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims
 from coordinator.leases.claims import NoWork, WorkRequest
+from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
 from models.migrate import upgrade

@@ -16,7 +16,7 @@ import psutil
 from gmpy2 import mpz
 from sqlalchemy import text
 
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from models.engine import make_engine
 from models.migrate import upgrade
 

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from bench import history, reading
 from bench.claims import PROJECT
-from config.embedded import start_postgres, start_valkey
+from config.local.postgres import start_postgres
+from config.local.valkey import start_valkey
 from config.logging import configure_logging
 from config.settings import Settings
 from ingest.app import create_app, keep_what_is_made

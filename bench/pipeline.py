@@ -19,8 +19,9 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from bench import load
-from bench.stack import free_port, private_stack
-from config.embedded.postgres import postgres_url
+from config.local.ports import free_port
+from config.local.postgres import postgres_url
+from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
 
 CONNECTIONS = (1, 8, 32)

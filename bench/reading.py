@@ -16,7 +16,7 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from bench.claims import PROJECT, load
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from coordinator.reading import batch_lookup, detail, factors, search
 from coordinator.reading.batch_lookup import ProgressFilters
 from coordinator.reading.search import CompositeFilters

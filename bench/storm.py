@@ -19,7 +19,7 @@ import gmpy2
 import structlog
 from sqlalchemy import Engine, text
 
-from config.embedded import start_postgres
+from config.local.postgres import start_postgres
 from config.settings import Settings
 from coordinator.base.unit_of_work import is_transient, unit_of_work
 from coordinator.composites import lease_lifecycle, registry

@@ -1,8 +1,8 @@
-"""Everything an operator can set, typed, from the environment.
+"""The settings of every process, typed, from the environment.
 
-A setting's name in the environment is its field's name in capitals (`DATABASE_URL`, `MAX_DIGITS`, ...). What belongs
-together is derived together here: one web process has `web_threads` request threads, of which at most `max_waiters`
-may stand waiting for an outcome, and its database pool has room for the rest.
+The name of a setting in the environment is the name of its field in capitals (`DATABASE_URL`, `MAX_DIGITS`, ...).
+Values that depend on one another are computed here: one web process has `web_threads` request threads, at most
+`max_waiters` of them may wait for an outcome, and the database pool has room for the other threads.
 """
 
 import os
@@ -10,21 +10,21 @@ from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def default_home() -> Path:
-    """Where one-machine data lives: `$ECM_HOME`, else the platform's data directory (`/var/lib/...` for root)."""
+    """Return the home as an absolute path: `$ECM_HOME`, else the platform's directory (`/var/lib/...` for root)."""
     if os.environ.get("ECM_HOME"):
-        return Path(os.environ["ECM_HOME"])
+        return Path(os.path.realpath(os.environ["ECM_HOME"]))
     if os.geteuid() == 0:
         return Path("/var/lib/ecm-coordinator")
     return Path(platformdirs.user_data_dir("ecm-coordinator"))
 
 
 class Settings(BaseSettings):
-    """One process's settings. Times are seconds unless the name says otherwise; sizes are bytes."""
+    """The settings of one process. Times are in seconds unless the name has another unit; sizes are in bytes."""
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     web_threads: int = Field(48, ge=4, le=512, description="request threads in each web process")
     max_waiters: int = Field(40, ge=0, description="requests in one process that may wait for their outcome at once")
     default_wait: float = Field(10.0, ge=0, le=20, description="how long a request waits for its outcome")
-    database_timeout: float = Field(15.0, ge=0, le=60, description="how long intake holds a request for the database")
+    database_timeout: float = Field(15.0, ge=0, le=60, description="how long a request waits for the database")
     max_body: int = Field(16 * 1024 * 1024, description="largest request body")
 
     # What is accepted
@@ -98,24 +98,30 @@ class Settings(BaseSettings):
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
+    @field_validator("ecm_home")
+    @classmethod
+    def _make_absolute(cls, home: Path) -> Path:
+        return Path(os.path.realpath(home))
+
     @property
     def waiters(self) -> int:
-        """How many requests of one web process may really wait: some threads are always left to take results in."""
+        """Return how many requests of one web process may wait at once. The other threads always receive results."""
         return min(self.max_waiters, self.web_threads - max(2, self.web_threads // 6))
 
     @property
     def web_pool_size(self) -> int:
-        """Connections one web process may open: its threads that are not waiting, bounded, and the poller's."""
+        """Return how many connections one web process may open: 8 at most for free threads, and 1 for the poller."""
         return max(2, min(8, self.web_threads - self.waiters)) + 1
 
     @property
     def connections(self) -> int:
-        """Database connections that all processes may open, with room for operators and migrations."""
-        workers = 2 * (self.worker_concurrency + 1)  # each child, and the analysis worker's: one more while a job runs
+        """Return how many database connections all processes may open, with room for operators and migrations."""
+        # One for each child and for the analysis worker, and a second one for each while a job runs.
+        workers = 2 * (self.worker_concurrency + 1)
         return self.web_processes * self.web_pool_size + workers + 20
 
 
 @lru_cache
 def settings() -> Settings:
-    """This process's settings, read once."""
+    """Return the settings of this process, which are read once."""
     return Settings()

@@ -19,7 +19,7 @@ COMMANDS = {
     "tlevel": "ingest.commands.tlevel:tlevel",
     "clients": "ingest.commands.clients:clients",
     "agent": "agent.cli:agent",
-    "demo": "bench.demo:demo",
+    "demo": "ingest.commands.demo:demo",
 }
 SUMMARIES = {
     "up": "Run everything on this machine.",

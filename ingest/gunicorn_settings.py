@@ -6,6 +6,10 @@ import shutil
 import tempfile
 from typing import Any
 
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+from config.logging import configure_logging
 from config.settings import settings
 
 _settings = settings()
@@ -25,6 +29,20 @@ preload_app = False
 limit_request_line = 8190
 accesslog = None
 loglevel = "warning"
+
+
+class _Logger(Logger):
+    """gunicorn's own messages, as lines like all others."""
+
+    def setup(self, cfg: Config) -> None:
+        """Have the root logger write what gunicorn logs, instead of handlers of gunicorn's own."""
+        super().setup(cfg)
+        configure_logging(_settings.log_format, _settings.log_level)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+logger_class = _Logger
 
 # Each web process writes its own metrics files here; a scrape of either sums them up.
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):

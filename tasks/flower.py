@@ -1,4 +1,4 @@
-"""Running Flower: `python -m tasks.flower`, with what the settings say.
+"""Running Flower: `python -P -m tasks.flower`, with what the settings say.
 
 Flower remembers what it has seen in the home, saved every minute; without it a restart would empty its pages. A file
 that it cannot read it moves aside by itself.
@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from config.logging import configure_logging
+from config.search_path import put_working_directory_last
 from config.settings import Settings, settings
 from tasks.app import app
 
@@ -52,6 +53,7 @@ def _memory(directory: Path) -> Path | None:
 
 def main() -> None:
     """Run Flower in the place of this process's own code."""
+    put_working_directory_last()
     configure_logging(settings().log_format, settings().log_level)
     chosen = options(settings(), dict(os.environ))
     for name in [name for name in os.environ if name.startswith("FLOWER_")]:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import Engine, make_url
 
-from config.embedded import start_postgres
-from config.embedded.postgres import libpq_url
+from config.local.postgres import libpq_url, start_postgres
 from models.engine import make_engine
 from models.migrate import upgrade
 

@@ -22,12 +22,13 @@ from typing import Any
 
 import click
 
-from config import home as homes
-from config import supervision
+from config.local.home import HomeError, lock_home, prepare_home
+from config.local.procfile import find_procfile, read_procfile
+from config.local.strays import stop_strays
 from config.settings import default_home, settings
+from ingest.commands.home import HOME_OPTION
 
 FORMAT = 1
-HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
 
 
 @click.command()
@@ -36,7 +37,7 @@ HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=F
 def backup(file: Path, home: Path | None) -> None:
     """Write the database and the residue files to FILE. The coordinator may be running."""
     with _errors():
-        home = homes.prepare_home(home or default_home())
+        home = prepare_home(home or default_home())
         with _database(home, while_running=True) as url, tempfile.TemporaryDirectory(dir=_beside(file)) as scratch:
             dump = Path(scratch, "database.dump")
             # The dump first: a residue uploaded meanwhile is a file without a row, and not a row without its file.
@@ -72,12 +73,12 @@ def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:
 def restore(file: Path, force: bool, home: Path | None) -> None:
     """Put the database and the residue files back as they are in FILE, all of it or nothing."""
     with _errors():
-        home = homes.prepare_home(home or default_home())
+        home = prepare_home(home or default_home())
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             manifest = _unpack(file, Path(scratch))
             with _database(home, while_running=False) as url:
                 if not force and (held := _holds(url, home)):
-                    raise homes.HomeError(f"there is data already ({held}); --force replaces it by the backup's")
+                    raise HomeError(f"there is data already ({held}); --force replaces it by the backup's")
                 _replace_database(url, Path(scratch))
             _replace_residues(home, Path(scratch))
         click.echo(
@@ -92,7 +93,7 @@ def _errors() -> Iterator[None]:
 
     try:
         yield
-    except homes.HomeError as error:
+    except HomeError as error:
         raise click.ClickException(str(error)) from error
     except OperationalError as error:
         raise click.ClickException(f"the database does not answer: {error.orig}") from error
@@ -103,7 +104,7 @@ def _errors() -> Iterator[None]:
 def _beside(file: Path) -> Path:
     """The directory of `file`, where a temporary one can be moved into its place in one step."""
     if not file.absolute().parent.is_dir():
-        raise homes.HomeError(f"{file.absolute().parent} is not a directory")
+        raise HomeError(f"{file.absolute().parent} is not a directory")
     return file.absolute().parent
 
 
@@ -113,17 +114,17 @@ def _database(home: Path, *, while_running: bool) -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    from config.embedded import postgres
+    from config.local import postgres
 
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(homes.lock_home(home))
-        except homes.HomeError:
+            held.enter_context(lock_home(home))
+        except HomeError:
             if not while_running:
-                raise homes.HomeError(f"`up` is running on {home}, and would go on writing; stop it first") from None
+                raise HomeError(f"`up` is running on {home}, and would go on writing; stop it first") from None
             yield postgres.postgres_url(home)
             return
-        supervision.stop_orphans(home, list(supervision.read_procfile(supervision.find_procfile())))
+        stop_strays(home, list(read_procfile(find_procfile())))
         server = postgres.start_postgres(home)
         held.callback(server.stop)
         yield server.url
@@ -164,7 +165,7 @@ def _is_installed() -> bool:
 
 def _tool(name: str, url: str) -> Path:
     """The client program that fits the server at `url`."""
-    from config.embedded.software import client_tool
+    from config.local.binaries import client_tool
 
     (number,) = _rows(url, "SHOW server_version_num")
     return client_tool(name, int(number) // 10_000)
@@ -182,7 +183,7 @@ def _run(program: Path, *arguments: str, url: str | None = None) -> None:
         [str(program), *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode != 0:
-        raise homes.HomeError(f"{program.name} failed, and nothing was changed: {done.stderr.strip()[-2000:]}")
+        raise HomeError(f"{program.name} failed, and nothing was changed: {done.stderr.strip()[-2000:]}")
 
 
 def _libpq_environment(url: str) -> dict[str, str]:
@@ -225,9 +226,9 @@ def _unpack(file: Path, scratch: Path) -> dict[str, Any]:
             _extract(tar, scratch)
         manifest: dict[str, Any] = json.loads((scratch / "manifest.json").read_text())
         if manifest["format"] != FORMAT or not (scratch / "database.dump").is_file():
-            raise homes.HomeError(f"{file} has format {manifest['format']}; this version reads format {FORMAT}")
+            raise HomeError(f"{file} has format {manifest['format']}; this version reads format {FORMAT}")
     except (tarfile.TarError, ValueError, KeyError, FileNotFoundError) as error:
-        raise homes.HomeError(f"{file} is not a backup made by `ecm-coordinator backup` ({error})") from error
+        raise HomeError(f"{file} is not a backup made by `ecm-coordinator backup` ({error})") from error
     return manifest
 
 

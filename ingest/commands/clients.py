@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.database import database, one_line, operator
+from ingest.commands.home import HOME_OPTION
 
 
 @click.group()

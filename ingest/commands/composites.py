@@ -11,7 +11,8 @@ import click
 
 from config.settings import settings
 from ingest.commands import composites_admin
-from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.database import database, one_line, operator
+from ingest.commands.home import HOME_OPTION
 
 # What is not a number or belongs to one: a line of a table has several cells of that length.
 CELLS, BESIDES = 8, 100_000

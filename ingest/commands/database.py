@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from coordinator.base.audit import Actor
 
-HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: $ECM_HOME.")
-
 
 def one_line(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     """A text that the database takes and a table can show."""
@@ -69,10 +67,14 @@ def database(home: Path | None) -> Iterator["Engine"]:
 
 
 def _embedded_url(home: Path) -> str:
-    from config.embedded import postgres
+    from config.local import postgres
+    from config.local.home import HomeError
 
     if not postgres.data_directory(home).exists():
         raise click.ClickException(
             f"DATABASE_URL is not set, and {home} has no database; name the home of `up` with --home"
         )
-    return postgres.postgres_url(home)
+    try:
+        return postgres.postgres_url(home)
+    except HomeError as error:
+        raise click.ClickException(str(error)) from error

@@ -8,7 +8,8 @@ import click
 
 from config.settings import settings
 from ingest.commands.answers import JSON_OPTION
-from ingest.commands.database import HOME_OPTION, database
+from ingest.commands.database import database
+from ingest.commands.home import HOME_OPTION
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 

@@ -8,7 +8,8 @@ import click
 
 from config.settings import settings
 from ingest.commands.answers import JSON_OPTION, sentences
-from ingest.commands.database import HOME_OPTION, database, one_line
+from ingest.commands.database import database, one_line
+from ingest.commands.home import HOME_OPTION
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no models

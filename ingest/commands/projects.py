@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from ingest.commands.answers import JSON_OPTION, YES_OPTION, sentences
-from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.database import database, one_line, operator
+from ingest.commands.home import HOME_OPTION
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 MANY = 10_000

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from ingest.commands.database import HOME_OPTION, database
+from ingest.commands.database import database
+from ingest.commands.home import HOME_OPTION
 
 
 @click.command("recompute-effort")

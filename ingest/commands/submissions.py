@@ -7,7 +7,8 @@ import click
 
 from config.settings import settings
 from ingest.commands.answers import JSON_OPTION, sentences
-from ingest.commands.database import HOME_OPTION, database, operator
+from ingest.commands.database import database, operator
+from ingest.commands.home import HOME_OPTION
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 STATES = ("received", "applied", "duplicate", "rejected", "failed")

@@ -16,10 +16,14 @@ from typing import Any, NoReturn
 
 import click
 
-from config import home as homes
-from config import supervision
-from config.processes import is_free
+from config.local.home import HomeError, admin_key, lock_home, prepare_home
+from config.local.ports import is_free
+from config.local.procfile import child_environment, find_procfile, read_procfile
+from config.local.sockets import remove_outside_sockets
+from config.local.strays import stop_strays
+from config.local.supervisord import Supervisor
 from config.settings import default_home
+from ingest.commands.home import HOME_OPTION
 
 # Workers and beat show that they live every few seconds. One silent for this long while the broker answers is frozen:
 # a worker that merely stopped consuming sees that itself and ends, sooner.
@@ -32,7 +36,7 @@ DATABASE_TIMEOUT = 30.0
 
 
 @click.command()
-@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Where data lives (default: $ECM_HOME).")
+@HOME_OPTION
 @click.option("--host", envvar="HOST", default="127.0.0.1", show_default=True, help="Address of the web process.")
 @click.option("--port", envvar="PORT", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--flower-port", envvar="FLOWER_PORT", default=5555, show_default=True, type=click.IntRange(1, 65535))
@@ -47,10 +51,10 @@ def up(
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        home = homes.prepare_home(home or default_home())
-        with homes.lock_home(home):
-            programs = supervision.read_procfile(procfile or supervision.find_procfile())
-            if killed := supervision.stop_orphans(home, list(programs)):
+        home = prepare_home(home or default_home())
+        with lock_home(home):
+            programs = read_procfile(procfile or find_procfile())
+            if killed := stop_strays(home, list(programs)):
                 click.echo(f"stopped {killed} processes that an earlier run left behind", err=True)
             if no_flower:
                 programs.pop("flower", None)
@@ -58,7 +62,7 @@ def up(
             if not no_flower:
                 _check_port("--flower-port", os.environ.get("FLOWER_ADDRESS", "127.0.0.1"), flower_port)
             _run(home, programs, host=host, port=port, flower_port=flower_port, workers=workers)
-    except homes.HomeError as error:
+    except HomeError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         sys.exit(0)  # told to stop before anything ran
@@ -71,21 +75,21 @@ def _interrupt(_signum: int, _frame: Any) -> NoReturn:
 def _check_port(option: str, host: str, port: int) -> None:
     """Refuse a port that somebody else has, before anything starts."""
     if not is_free(host, port):
-        raise homes.HomeError(f"cannot listen on port {port} of {host}: it is in use; choose another with {option}")
+        raise HomeError(f"cannot listen on port {port} of {host}: it is in use; choose another with {option}")
 
 
 def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_port: int, workers: int) -> None:
     """Start everything, say so once, and keep it running until a signal comes; then stop it in order."""
-    environment = supervision.child_environment()
+    environment = child_environment()
     servers = _prepare_servers(home, environment)
     key_place = "$ADMIN_API_KEY" if environment.get("ADMIN_API_KEY") else str(home / "admin.key")
     environment.setdefault("ADMIN_API_KEY", "")
-    environment["ADMIN_API_KEY"] = environment["ADMIN_API_KEY"] or homes.admin_key(home)
+    environment["ADMIN_API_KEY"] = environment["ADMIN_API_KEY"] or admin_key(home)
     environment.update(
         ECM_HOME=str(home), HOST=host, PORT=str(port), FLOWER_PORT=str(flower_port), WORKER_CONCURRENCY=str(workers)
     )
     environment["PROMETHEUS_MULTIPROC_DIR"] = str(_empty(home / "run" / "metrics"))
-    supervisor = supervision.Supervisor(home, programs, servers, environment)
+    supervisor = Supervisor(home, programs, servers, environment)
     try:
         _bring_up(supervisor)
         _keep(supervisor, host, port, key_place)
@@ -96,7 +100,7 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         supervisor.stop()
-        homes.drop_outside_sockets(home)
+        remove_outside_sockets(home)
     click.echo("stopped", err=True)
 
 
@@ -111,22 +115,22 @@ def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]
     """Make the embedded servers ready that no URL replaces, and put their URLs into `environment`."""
     servers = []
     if not environment.get("DATABASE_URL"):
-        from config.embedded import postgres
+        from config.local import postgres
 
-        postgres.postgres_launch(home)  # whatever is wrong with the cluster is said here, once, and not in a log
+        postgres.prepare_postgres(home)  # whatever is wrong with the cluster is said here, once, and not in a log
         environment["DATABASE_URL"] = postgres.postgres_url(home)
         servers.append("postgres")
     if not environment.get("REDIS_URL"):
-        from config.embedded import valkey
+        from config.local import valkey
 
-        valkey.choose_port(home)
-        valkey.valkey_launch(home)
+        valkey.change_occupied_port(home)
+        valkey.prepare_valkey(home)
         environment["REDIS_URL"] = valkey.valkey_url(home)
         servers.append("valkey")
     return tuple(servers)
 
 
-def _bring_up(supervisor: supervision.Supervisor) -> None:
+def _bring_up(supervisor: Supervisor) -> None:
     """Start the servers, apply the migrations, and start the programs."""
     from alembic.util import CommandError
     from sqlalchemy.exc import ArgumentError, OperationalError
@@ -142,25 +146,25 @@ def _bring_up(supervisor: supervision.Supervisor) -> None:
                 eligibility_refresh.refresh_database(supervisor.environment["DATABASE_URL"])
             break
         except ArgumentError as error:
-            raise homes.HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error
+            raise HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error
         except CommandError as error:
-            raise homes.HomeError(
+            raise HomeError(
                 f"the database's schema is unknown to this version of ecm-coordinator ({error}); "
                 "it was made by a newer one: install that, or restore an older backup"
             ) from error
         except OperationalError as error:
             now = time.monotonic()
             if "postgres" not in supervisor.servers and now - began > DATABASE_TIMEOUT:
-                raise homes.HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error
+                raise HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error
             if now - said > 10:
                 said = now
                 click.echo(f"waiting for the database: {str(error.orig).strip()}", err=True)
-            supervisor.revive()
+            supervisor.start_failed()
             time.sleep(0.1)
     supervisor.start_programs()
 
 
-def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: str) -> NoReturn:
+def _keep(supervisor: Supervisor, host: str, port: int, key_place: str) -> NoReturn:
     """Watch over everything for ever: supervisord itself, programs it gave up on, and those that fell silent."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     status_url = f"http://{_bracketed(reachable)}:{port}/status"
@@ -174,11 +178,11 @@ def _keep(supervisor: supervision.Supervisor, host: str, port: int, key_place: s
             click.echo("supervisord ended; starting it again", err=True)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)
-            supervision.stop_orphans(supervisor.home, list(supervisor.programs))
+            stop_strays(supervisor.home, list(supervisor.programs))
             _bring_up(supervisor)
         if now >= next_watch:
             next_watch = now + WATCH_EVERY
-            supervisor.revive()
+            supervisor.start_failed()
             if ready:
                 _, status = fetch_status(status_url)
                 for name in silence.frozen(status, now):

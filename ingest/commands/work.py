@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.commands.answers import identify, sentences
-from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.commands.database import database, one_line, operator
+from ingest.commands.home import HOME_OPTION
 from ingest.commands.tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no database library

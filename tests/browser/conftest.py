@@ -10,7 +10,7 @@ from bodies import SCRIPT
 from browsers import PROGRAM
 from stacks import Stack, until
 
-from bench.demo import read_composites
+from ingest.commands.demo import read_composites
 
 WIDTHS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 # A machine that also runs the rest of the suite takes its time.

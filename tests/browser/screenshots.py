@@ -15,7 +15,7 @@ from conftest import WIDTHS
 from PIL import Image
 from stacks import Stack, until
 
-from bench.demo import read_composites
+from ingest.commands.demo import read_composites
 
 need_one()
 PICTURES = Path(__file__).parents[2] / "docs" / "screenshots"

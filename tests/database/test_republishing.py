@@ -10,7 +10,7 @@ from kombu import Connection
 from pipeline import receive, result, rows, run_sql
 from primes import prime, product
 
-from config.embedded import start_valkey
+from config.local.valkey import start_valkey
 from config.settings import settings
 from coordinator.base import jobs
 from coordinator.base.unit_of_work import unit_of_work

@@ -1,10 +1,8 @@
 """A whole coordinator to test against: what `ecm-coordinator up` runs, its database, its broker and its processes."""
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +13,17 @@ import redis
 import requests
 from sqlalchemy import NullPool, create_engine, text
 
-from config import supervision
-from config.embedded.postgres import postgres_url
-from config.embedded.valkey import valkey_url
-from config.home import drop_outside_sockets
-from config.processes import free_port, remains
+from config.local.ports import free_port
+from config.local.postgres import postgres_url
+from config.local.procfile import find_procfile, read_procfile
+from config.local.sockets import remove_outside_sockets
+from config.local.strays import SERVERS, find_processes, stop_strays
+from config.local.valkey import valkey_url
 from coordinator.reading import invariants
+from ingest.commands.private_stack import start_coordinator, wait_until_ready
 
 # Upkeep in seconds rather than minutes, so that what it repairs is repaired while a test looks on.
 QUICK = {"HOUSEKEEPING_EVERY": "1", "REPUBLISH_AFTER": "2"}
-OUTSIDE = ("DATABASE_URL", "REDIS_URL", "ADMIN_API_KEY", "ECM_HOME", "HOST", "PORT", "FLOWER_PORT")
-START_PATIENCE = 120.0
 RECORDS = (
     "submissions",
     "composites",
@@ -68,25 +66,9 @@ class Stack:
         """Run `up` and wait until it is ready."""
         self.home.mkdir(exist_ok=True)
         log = self.home / "up.log"
-        environment = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(self.home)),
-                    *("--port", str(self.port), "--flower-port", str(self.flower_port), *self.arguments),
-                ],
-                env=supervision.child_environment()
-                | environment
-                | QUICK
-                | self.settings
-                | {"PYTHONPATH": supervision.child_environment().get("PYTHONPATH", "")},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        until(lambda: b"\nready: " in b"\n" + log.read_bytes() or self.process.poll() is not None, START_PATIENCE)
-        assert self.process.poll() is None, log.read_text()
+        ports = ("--port", str(self.port), "--flower-port", str(self.flower_port))
+        self.process = start_coordinator(self.home, log, *ports, *self.arguments, **(QUICK | self.settings))
+        assert wait_until_ready(self.process, log) == self.url
         self.database = create_engine(postgres_url(self.home), poolclass=NullPool)
         self.broker = redis.Redis.from_url(valkey_url(self.home), decode_responses=True)
         return self
@@ -105,17 +87,17 @@ class Stack:
         self.end()
         if self.process is not None:
             self.process.wait(30)
-        supervision.stop_orphans(self.home.resolve(), list(supervision.read_procfile(supervision.find_procfile())))
-        drop_outside_sockets(self.home)
+        stop_strays(self.home.resolve(), list(read_procfile(find_procfile())))
+        remove_outside_sockets(self.home)
 
     # Processes ---------------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        return [*supervision.read_procfile(supervision.find_procfile()), *supervision.SERVERS]
+        return [*read_procfile(find_procfile()), *SERVERS]
 
     def processes(self, name: str) -> list[psutil.Process]:
         """All live processes of a program or server."""
-        return remains(self.home.resolve(), name, supervision.lairs(self.home.resolve(), supervision.SERVERS).get(name))
+        return find_processes(self.home.resolve(), name)
 
     def leader(self, name: str) -> psutil.Process:
         """The process of a program that its other processes descend from, as soon as there is one."""

@@ -9,7 +9,7 @@ import pytest
 import requests
 from stacks import until
 
-from bench.demo import read_composites, stop_agent
+from ingest.commands.demo import read_composites, stop_agent
 
 pytestmark = pytest.mark.stack
 

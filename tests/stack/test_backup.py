@@ -6,9 +6,8 @@ import psycopg2
 import pytest
 from click.testing import CliRunner
 
-from config.embedded import start_postgres
-from config.embedded.postgres import libpq_url
-from config.home import lock_home, prepare_home
+from config.local.home import lock_home, prepare_home
+from config.local.postgres import libpq_url, start_postgres
 from ingest.commands.backup import backup, restore
 from models import migrate
 

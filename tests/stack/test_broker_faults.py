@@ -9,7 +9,7 @@ import redis
 from stacks import until
 from traffic import Traffic
 
-from config.processes import MARK
+from config.local.processes import TAG
 
 pytestmark = pytest.mark.stack
 
@@ -85,8 +85,8 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
     environment = stack.leader("beat").environ()
     beats = [
         subprocess.Popen(
-            [sys.executable, "-m", "celery", "--app", "tasks.app", "beat"],
-            env=environment | {MARK: "a beat too many"},
+            [sys.executable, "-P", "-m", "tasks", "beat"],
+            env=environment | {TAG: "a beat too many"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

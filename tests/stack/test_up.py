@@ -18,11 +18,12 @@ import psutil
 import psycopg2
 import pytest
 
-from config import supervision
-from config.embedded import start_postgres
-from config.embedded.postgres import libpq_url
-from config.home import drop_outside_sockets
-from config.processes import free_port, remains
+from config.local import supervisord
+from config.local.ports import free_port
+from config.local.postgres import libpq_url, start_postgres
+from config.local.procfile import child_environment
+from config.local.sockets import remove_outside_sockets
+from config.local.strays import find_processes, stop_strays
 
 pytestmark = pytest.mark.stack
 
@@ -64,7 +65,7 @@ class Up:
                 *(sys.executable, "-c", "from ingest.cli import main; main()", "up", "--home", str(home)),
                 *("--port", str(self.port), "--no-flower", "--procfile", str(procfile)),
             ],
-            env={**supervision.child_environment(), "PYTHONUNBUFFERED": "1"},
+            env={**child_environment(), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -80,9 +81,8 @@ class Up:
             return json.load(answer)
 
     def running(self):
-        lairs = supervision.lairs(self.home, supervision.SERVERS)
         names = ("supervisord", "web", "worker", "postgres", "valkey")
-        return {name: {p.pid for p in remains(self.home, name, lairs.get(name))} for name in names}
+        return {name: {p.pid for p in find_processes(self.home, name)} for name in names}
 
     def stop(self, signum=signal.SIGTERM):
         """Stop it; returns its exit status, the seconds it took, and what it said."""
@@ -111,8 +111,8 @@ def start(home):
         if up.process.poll() is None:
             up.stop()
         up.process.communicate()
-    supervision.stop_orphans(home.resolve(), ["web", "worker"])
-    drop_outside_sockets(home)
+    stop_strays(home.resolve(), ["web", "worker"])
+    remove_outside_sockets(home)
 
 
 def until(condition, patience=20.0):
@@ -263,19 +263,19 @@ def test_a_program_that_supervisord_gave_up_on_is_started_again(home, monkeypatc
     home.mkdir()
     for name in ("run", "logs"):
         (home / name).mkdir()
-    monkeypatch.setattr(supervision, "RETRIES", 0)
+    monkeypatch.setattr(supervisord, "RETRIES", 0)
     fixed = home / "fixed"
     program = {"worker": f"sh -c 'test -e {fixed} && exec sleep 600'"}
-    supervisor = supervision.Supervisor(home, program, (), supervision.child_environment())
+    supervisor = supervisord.Supervisor(home, program, (), child_environment())
     supervisor.start()
     try:
         supervisor.start_programs()
         until(lambda: supervisor.states() == {"worker": "FATAL"})
         fixed.touch()
-        assert supervisor.revive() == ["worker"]
+        assert supervisor.start_failed() == ["worker"]
         until(lambda: supervisor.states() == {"worker": "RUNNING"})
-        assert supervisor.revive() == []
+        assert supervisor.start_failed() == []
     finally:
         supervisor.stop()
-        drop_outside_sockets(home)
-    assert remains(home, "worker") == []
+        remove_outside_sockets(home)
+    assert find_processes(home, "worker") == []

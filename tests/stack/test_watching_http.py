@@ -12,9 +12,9 @@ from bodies import claiming, plain
 from stacks import until
 from watched import expressions, labels_in, metrics_in
 
-from config import supervision
-from config.embedded.valkey import valkey_url
-from config.processes import free_port
+from config.local.ports import free_port
+from config.local.procfile import child_environment
+from config.local.valkey import valkey_url
 
 pytestmark = pytest.mark.stack
 
@@ -105,7 +105,7 @@ def test_flower_asks_for_its_password_and_remembers(stack, tmp_path):
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     settings = {"ECM_HOME": str(tmp_path), "REDIS_URL": valkey_url(stack.home), "FLOWER_PORT": str(port)}
-    environment = supervision.child_environment() | settings | {"FLOWER_BASIC_AUTH": "ann:secret"}
+    environment = child_environment() | settings | {"FLOWER_BASIC_AUTH": "ann:secret"}
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
     def shows(name):
@@ -116,7 +116,9 @@ def test_flower_asks_for_its_password_and_remembers(stack, tmp_path):
         return answer.ok and answer.json()
 
     def run():
-        return subprocess.Popen([sys.executable, "-m", "tasks.flower"], env=environment, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "tasks.flower"], env=environment, stderr=subprocess.DEVNULL
+        )
 
     first = run()
     try:

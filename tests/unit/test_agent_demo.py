@@ -1,11 +1,14 @@
 """The demo's numbers are what their comments say."""
 
 import re
+from types import SimpleNamespace
 
+import click
 import gmpy2
 import pytest
 
-from bench.demo import as_table, read_composites
+from ingest.commands import demo
+from ingest.commands.demo import as_table, read_composites
 
 FORMS = (
     (r"2\^(\d+)-1", lambda n: 2**n - 1),
@@ -49,3 +52,13 @@ def test_the_table_says_what_became_of_each():
         ("F(1)", "3", "3", "12.50", "19.0", "p2 * p2"),
         ("F(2)", "60", "3", "12.50", "19.0", "not finished"),
     ]
+
+
+def test_an_agent_that_ends_ends_the_demo_with_its_last_line(tmp_path, monkeypatch):
+    waiting = SimpleNamespace(json=lambda: {"status": "composite"})
+    monkeypatch.setattr(demo.requests, "get", lambda *_, **__: waiting)
+    log = tmp_path / "ada.log"
+    log.write_text("starting\nError: GMP-ECM is not installed\n")
+    agents = {log: SimpleNamespace(poll=lambda: 1)}
+    with pytest.raises(click.ClickException, match="GMP-ECM is not installed"):
+        demo.watch("http://nowhere", [("143", "F(1)")], agents)

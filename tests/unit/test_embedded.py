@@ -10,9 +10,11 @@ import psycopg2
 import pytest
 import redis
 
-from config.embedded import start_postgres, start_valkey
-from config.embedded.postgres import data_directory, libpq_url, postgres_launch
-from config.home import LONGEST_SOCKET_PATH, HomeError, server_owner
+from config.local.accounts import choose_server_account
+from config.local.home import HomeError
+from config.local.postgres import data_directory, libpq_url, prepare_postgres, start_postgres
+from config.local.sockets import LONGEST_SOCKET_PATH
+from config.local.valkey import start_valkey
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_a_cluster_of_another_major_version_is_refused_with_the_way_to_upgrade(s
     version.write_text("15\n")
     try:
         with pytest.raises(HomeError, match=r"PostgreSQL 15.*To upgrade.*backup.*restore"):
-            postgres_launch(home)
+            prepare_postgres(home)
     finally:
         version.write_text(ours)
 
@@ -103,7 +105,7 @@ def test_a_half_made_cluster_is_made_anew_and_a_long_path_gets_a_short_socket(tm
 
 def test_a_lock_file_whose_number_another_process_has_now_does_not_keep_the_server_down(server, home):
     server.stop()
-    owner = server_owner(data_directory(home))
+    owner = choose_server_account(data_directory(home))
     # PostgreSQL believes in a lock whose number belongs to any process of its own account.
     other = subprocess.Popen(["sleep", "60"], user=owner.uid if owner else None)
     try:

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
-from config.processes import free_port
+from config.local.ports import free_port
 from tasks import metrics
 
 # A worker's child: it settles results, holds a connection, and waits until it is told to end.

@@ -8,7 +8,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OURS = ("agent", "bench", "config", "coordinator", "ingest", "models", "tasks")
+OURS = ("agent", "config", "coordinator", "ingest", "models", "tasks")
 # Imported where it is there, and said to be missing where it is not; and what pydantic requires in one exact version.
 ELSEWHERE = {"cypari", "pillow", "pydantic-core"}
 

@@ -7,7 +7,7 @@ import sys
 
 import psutil
 
-from config.processes import MARK, clear, end, mark, remains
+from config.local.processes import TAG, find_strays, kill_strays, program_tag, terminate
 
 # A program that has a child, in a session of its own, and says its number.
 FORKS = "import os,time\np=os.fork()\nif not p: os.setsid()\nelse: print(p, flush=True)\ntime.sleep(60)"
@@ -15,7 +15,10 @@ FORKS = "import os,time\np=os.fork()\nif not p: os.setsid()\nelse: print(p, flus
 
 def start(home, name, script=FORKS):
     return subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, MARK: mark(home, name)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        env={**os.environ, TAG: program_tag(home, name)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -25,15 +28,15 @@ def test_orphans_of_a_killed_program_are_found_and_killed_and_others_left_alone(
         orphan, child_of_other = int(program.stdout.readline()), int(other.stdout.readline())
         program.kill()
         program.wait()
-        assert [process.pid for process in remains(tmp_path, "web")] == [orphan]
-        assert remains(tmp_path / "elsewhere", "web") == []
-        assert clear(tmp_path, "web") == 1
-        assert remains(tmp_path, "web") == []
+        assert [process.pid for process in find_strays(tmp_path, "web")] == [orphan]
+        assert find_strays(tmp_path / "elsewhere", "web") == []
+        assert kill_strays(tmp_path, "web") == 1
+        assert find_strays(tmp_path, "web") == []
         assert other.poll() is None
-        assert {process.pid for process in remains(tmp_path, "worker")} == {other.pid, child_of_other}
+        assert {process.pid for process in find_strays(tmp_path, "worker")} == {other.pid, child_of_other}
     finally:
         other.kill()
-        clear(tmp_path, "worker")
+        kill_strays(tmp_path, "worker")
         for process in (program, other):
             process.wait()
             process.stdout.close()
@@ -50,6 +53,6 @@ def test_a_stopped_process_is_ended_in_peace_when_it_listens_and_by_force_when_n
             assert program.stdout.readline() == "ready\n"
             program.send_signal(signal.SIGSTOP)
             # A busy machine takes its time to let the willing one speak.
-            end([psutil.Process(program.pid)], signal.SIGTERM, patience=1 if handler == deaf else 20)
+            terminate([psutil.Process(program.pid)], signal.SIGTERM, timeout=1 if handler == deaf else 20)
             last_words[handler] = program.stdout.read()
     assert last_words == {deaf: "", willing: "peace"}

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from prometheus_client import REGISTRY
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from config.embedded import start_valkey
+from config.local.valkey import start_valkey
 from coordinator.base.jobs import JobRef
 from tasks import broker_circuit, publishing
 

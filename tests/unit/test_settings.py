@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.embedded.postgres import postgres_launch
+from config.local.postgres import prepare_postgres
 from config.settings import Settings
 
 
@@ -24,6 +24,6 @@ def test_the_defaults_keep_what_is_documented():
 def test_the_embedded_database_takes_every_connection_that_the_settings_allow(tmp_path, monkeypatch):
     monkeypatch.setenv("WEB_PROCESSES", "64")
     monkeypatch.setenv("WORKER_CONCURRENCY", "100")
-    argv = postgres_launch(tmp_path, durable=False).argv
+    argv = prepare_postgres(tmp_path, durable=False).argv
     (most,) = (int(word.split("=")[1]) for word in argv if word.startswith("--max_connections="))
     assert most >= 64 * Settings().web_pool_size + 2 * 100

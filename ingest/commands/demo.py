@@ -1,14 +1,12 @@
-"""`ecm-coordinator demo`: the main job once through, on real numbers, with a private coordinator and two agents.
+"""`ecm-coordinator demo`: the main job from start to end, on real numbers, with a private coordinator and two agents.
 
-A coordinator of its own is started on free ports with its data in a temporary directory; the numbers of
-demo_composites.txt are loaded; two agents lease work, run GMP-ECM and send their results until every number is fully
-factored; then the table is printed, and everything is stopped and removed.
+It starts a coordinator on free ports with its data in a temporary directory, and loads the numbers of
+demo_composites.txt. Two agents lease work, run GMP-ECM and send their results until every number is fully factored.
+Then it prints a table, and stops and removes everything.
 """
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,37 +20,32 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from agent import gmp_ecm
-from bench.stack import StackError, private_stack
+from ingest.commands.private_stack import COMMAND, StackError, private_environment, private_stack
 
 AGENTS = ("ada", "bob")
 LEASE_MINUTES = 0.05  # seconds of work rather than an hour: many leases for so few numbers
-PATIENCE = 240.0  # seconds, for all numbers; a quiet machine takes a tenth of that
+TIMEOUT = 240.0  # seconds, for all numbers; a quiet machine takes a tenth of that
 LOOK_EVERY = 0.3
-STOP_PATIENCE = 30.0
+STOP_TIMEOUT = 30.0
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()
 def demo() -> None:
-    """Let two agents factor a dozen real composites against a private coordinator, and show what came of it."""
-    try:
-        gmp_ecm.find_ecm()
-    except gmp_ecm.EcmMissingError as error:
-        raise click.ClickException(str(error)) from error
+    """Let two agents factor a dozen real composites with a private coordinator, and show the result."""
     composites = read_composites()
     console.print("starting a private coordinator ...")
     started = time.monotonic()
     with started_stack() as (server, home):
         console.print(f"{server} is ready after {time.monotonic() - started:.1f} s")
         load(server, [number for number, _ in composites])
-        agents = [start_agent(server, name, home) for name in AGENTS]
+        agents = {home / f"{name}.log": start_agent(server, name, home) for name in AGENTS}
         console.print(f"{len(composites)} numbers are loaded; the agents {' and '.join(AGENTS)} begin")
         try:
-            stats = watch(server, composites)
+            stats = watch(server, composites, agents)
         finally:
-            for agent in agents:
+            for agent in agents.values():
                 stop_agent(agent)
     console.print(as_table(composites, stats))
     finished = sum(is_finished(stat) for stat in stats)
@@ -67,7 +60,7 @@ def demo() -> None:
 
 @contextmanager
 def started_stack() -> Iterator[tuple[str, Path]]:
-    """A private stack, whose failures are told in a line."""
+    """Run a private coordinator; raise ClickException if it does not become ready."""
     try:
         with private_stack("--no-flower", LEASE_TARGET_MINUTES=str(LEASE_MINUTES)) as stack:
             yield stack
@@ -76,14 +69,14 @@ def started_stack() -> Iterator[tuple[str, Path]]:
 
 
 def read_composites() -> list[tuple[str, str]]:
-    """The demo's numbers: (decimal number, where it comes from)."""
-    text = (files("bench") / "demo_composites.txt").read_text()
+    """Return the demo's numbers: (decimal number, its origin)."""
+    text = (files("ingest.commands") / "demo_composites.txt").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(number, source) for number, source in (line.split("  # ") for line in lines)]
 
 
 def load(server: str, numbers: list[str]) -> None:
-    """Make the numbers known: a result of no curves registers its number."""
+    """Register the numbers: a result of no curves registers its number."""
     for number in numbers:
         body = {"client_id": "demo", "composite": number, "parameters": {"b1": 100, "curves": 0}}
         answer = requests.post(f"{server}/api/v1/submit_result", json=body, timeout=60)
@@ -92,32 +85,37 @@ def load(server: str, numbers: list[str]) -> None:
 
 
 def start_agent(server: str, name: str, home: Path) -> subprocess.Popen[bytes]:
-    """`agent work` on one core, with a spool and a log of its own under `home`."""
+    """Start `agent work` on one core, with a spool and a log of its own in `home`."""
     options = ["--server", server, "--name", name, "--threads", "1", "--spool", str(home / name)]
     with (home / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", "from ingest.cli import main; main()", "agent", "work", *options],
+            [*COMMAND, "agent", "work", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | {"NO_COLOR": "1"},
+            env=private_environment(NO_COLOR="1"),
             start_new_session=True,
         )
 
 
 def stop_agent(agent: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C does it: what is done is sent, and the lease given back."""
+    """Stop an agent as Ctrl-C does: it sends what it has done and returns its lease."""
     agent.send_signal(signal.SIGINT)
     try:
-        agent.wait(STOP_PATIENCE)
+        agent.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         agent.kill()
         agent.wait()
 
 
-def watch(server: str, composites: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """What the server says of each number in the end, telling of each as it is finished."""
-    until = time.monotonic() + PATIENCE
+def watch(
+    server: str, composites: list[tuple[str, str]], agents: dict[Path, subprocess.Popen[bytes]]
+) -> list[dict[str, Any]]:
+    """Print each number when it is factored; return the server's last answer for each number.
+
+    `agents` are the agents by their logs. Raises ClickException with the last line of its log if one ends.
+    """
+    until = time.monotonic() + TIMEOUT
     known: dict[str, dict[str, Any]] = {}
     while time.monotonic() < until:
         for number, source in composites:
@@ -129,6 +127,9 @@ def watch(server: str, composites: list[tuple[str, str]]) -> list[dict[str, Any]
                 console.print(f"{done:2}/{len(composites)}  {source} = {' * '.join(known[number]['factors_found'])}")
         if all(map(is_finished, known.values())):
             break
+        for log, agent in agents.items():
+            if agent.poll() is not None:
+                raise click.ClickException(f"an agent ended: {(log.read_text().splitlines() or [''])[-1]}")
         time.sleep(LOOK_EVERY)
     return [known[number] for number, _ in composites]
 
@@ -138,7 +139,7 @@ def is_finished(stats: dict[str, Any]) -> bool:
 
 
 def as_table(composites: list[tuple[str, str]], stats: list[dict[str, Any]]) -> Table:
-    """Number by number: its size, its factors' sizes, and what it took."""
+    """Return a table with each number's size, effort, and sizes of its factors."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, justify in (
         ("number", "left"),

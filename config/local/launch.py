@@ -1,4 +1,4 @@
-"""Starting an embedded server as the right user, and holding on to one that runs."""
+"""Starting an embedded server as the right account, and controlling one that runs."""
 
 import contextlib
 import os
@@ -9,39 +9,40 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config.home import HomeError, Owner
-from config.processes import MARK, die_with_parent
+from config.local.accounts import ServerAccount
+from config.local.home import HomeError
+from config.local.processes import TAG, die_with_parent
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start one server: what to run, where, as whom, and which signal ends it quickly and cleanly."""
+    """How to start one server: its command, working directory and account, and the signal that stops it quickly."""
 
     argv: list[str]
     directory: Path
-    owner: Owner | None
+    account: ServerAccount | None
     stop_signal: signal.Signals
     stdin: Path | None = None
 
     def become(self) -> None:
-        """Turn this process into the server; never returns."""
-        # Directory and file are opened while we may still open them.
+        """Replace this process by the server; never returns."""
+        # Before the change of account: the server's account may not be able to open them.
         os.chdir(self.directory)
         source = os.open(self.stdin or os.devnull, os.O_RDONLY)
         os.dup2(source, 0)
         os.close(source)
-        if self.owner is not None:
+        if self.account is not None:
             os.setgroups([])
-            os.setgid(self.owner.gid)
-            os.setuid(self.owner.uid)
+            os.setgid(self.account.gid)
+            os.setuid(self.account.uid)
         die_with_parent(self.stop_signal)
-        # Not the whole environment: it holds keys that the server's account must not see.
-        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ", MARK}}
+        # The rest of the environment holds keys that the server's account must not see.
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ", TAG}}
         os.execve(self.argv[0], self.argv, kept)
 
     def spawn(self, log: Path) -> "subprocess.Popen[bytes]":
-        """Start the server as a child, in a process group of its own, which ends when this process does."""
-        owner = self.owner
+        """Start the server as a child in a process group of its own; it ends when this process does."""
+        account = self.account
         with log.open("ab") as output, (self.stdin or Path(os.devnull)).open("rb") as source:
             return subprocess.Popen(
                 self.argv,
@@ -50,17 +51,17 @@ class Launch:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                user=owner.uid if owner else None,
-                group=owner.gid if owner else None,
-                extra_groups=[] if owner else None,
-                # One system call: safe beside threads in practice, and nothing else can ask the kernel for this.
+                user=account.uid if account else None,
+                group=account.gid if account else None,
+                extra_groups=[] if account else None,
+                # It makes one system call, which is safe beside threads, and subprocess has no option for it.
                 preexec_fn=lambda: die_with_parent(self.stop_signal),  # noqa: PLW1509
             )
 
 
 @dataclass
 class Server:
-    """A running embedded server. Its URL stays the same through `kill`, `stop` and `start`."""
+    """A running embedded server. Its URL stays the same after `kill`, `stop` and `start`."""
 
     name: str
     url: str
@@ -72,7 +73,7 @@ class Server:
     _launch: Launch = field(init=False)
 
     def start(self) -> None:
-        """Start it and wait until it answers, however long recovery takes. Raises HomeError when it ends instead."""
+        """Start it and wait until it answers, however long its recovery takes. Raises HomeError if it ends instead."""
         self._launch = self.prepare()
         begin = self.log.stat().st_size if self.log.exists() else 0
         self.process = self._launch.spawn(self.log)
@@ -80,35 +81,35 @@ class Server:
             if self.process.poll() is not None:
                 with self.log.open("rb") as file:
                     file.seek(begin)
-                    said = file.read()[-2000:].decode(errors="replace")
-                raise HomeError(f"{self.name} ended with status {self.process.returncode} while starting:\n{said}")
+                    output = file.read()[-2000:].decode(errors="replace")
+                raise HomeError(f"{self.name} ended with status {self.process.returncode} while starting:\n{output}")
             time.sleep(0.02)
 
-    def stop(self, patience: float = 30.0) -> None:
-        """End it cleanly; kill it when it takes longer than `patience` seconds."""
+    def stop(self, timeout: float = 30.0) -> None:
+        """Stop it; kill it if that takes longer than `timeout` seconds."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(self._launch.stop_signal)
             self.process.send_signal(signal.SIGCONT)
         try:
-            self.process.wait(patience)
+            self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
         if self.socket is not None:
-            # A short directory outside of the home would otherwise stay behind when the home is thrown away.
+            # A directory outside of the home would stay when the home is deleted.
             with contextlib.suppress(OSError):
                 self.socket.rmdir()
 
     def kill(self) -> None:
-        """SIGKILL it, as a power cut would."""
+        """Kill it (SIGKILL), as a power cut would end it."""
         self.process.kill()
         self.process.wait()
 
     def restart(self) -> None:
-        """Stop it cleanly and start it again at the same URL."""
+        """Stop it and start it again at the same URL."""
         self.stop()
         self.start()
 
     @property
     def pid(self) -> int:
-        """Its process id now (another one after a restart)."""
+        """Return its process id, which is another one after each start."""
         return self.process.pid
