@@ -21,7 +21,6 @@ UNITS = {
     "max_body": "bytes",
     "max_raw_output": "bytes",
     "max_residue": "bytes",
-    "max_digits": "decimal digits",
     "task_time_limit": "seconds",
     "analysis_time_limit": "seconds",
 }
@@ -97,28 +96,25 @@ def _option(context: click.Context, option: click.Parameter) -> tuple[str, str] 
 
 
 def settings() -> str:
-    """Return the page of all settings: what a variable is called, its default, its unit, its range and its meaning."""
-    rows = [
-        (
-            f"`{name.upper()}`",
-            shown_default(field),
-            _unit(name, field),
-            _range(field),
-            _escape(field.description or ""),
-        )
-        for name, field in Settings.model_fields.items()
-    ]
+    """Return the page of all settings: a variable's name, its default, what it means, its unit and its range."""
+    rows = [_setting(name, field) for name, field in Settings.model_fields.items()]
     return "\n\n".join(
         [
             "# Settings",
             "Every process reads its settings from environment variables when it starts. A value of the wrong kind, or "
             "out of its range, stops the process with a message that names the variable; an empty one counts as unset.",
-            _table(("variable", "default", "unit", "range", "meaning"), rows),
+            _table(("variable", "default", "meaning (unit, range)"), rows),
             "`ecm-coordinator up` also takes some of them as options: see [Commands](commands.md).",
             "## Other variables",
             _table(("variable", "default", "meaning"), OTHER_VARIABLES),
         ]
     )
+
+
+def _setting(name: str, field: FieldInfo) -> tuple[str, str, str]:
+    values = ", ".join(part for part in (_unit(name, field), _range(field)) if part)
+    meaning = _escape(field.description or "")
+    return f"`{name.upper()}`", shown_default(field), f"{meaning} ({values})" if values else meaning
 
 
 def shown_default(field: FieldInfo) -> str:

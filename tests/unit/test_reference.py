@@ -32,14 +32,14 @@ def test_every_setting_has_a_row_with_its_default_and_meaning(pages):
     assert [row[0] for row in rows] == [f"`{name.upper()}`" for name in Settings.model_fields]
     for row, field in zip(rows, Settings.model_fields.values(), strict=True):
         assert row[1] == reference.shown_default(field)
-        assert re.sub(r"\\(.)", r"\1", row[-1]) == field.description
+        assert re.sub(r"\\(.)", r"\1", row[2]).startswith(field.description)
 
 
 def test_settings_have_units_and_ranges(pages):
     rows = {line.split("`")[1]: line for line in pages["settings"].splitlines() if line.startswith("| `")}
-    assert "| 10.0 | seconds | 0 to 20 |" in rows["DEFAULT_WAIT"]
-    assert "| 90 | days | above 0 to 3,650 |" in rows["RESIDUE_EXPIRY_DAYS"]
-    assert "| 16777216 | bytes |" in rows["MAX_BODY"]
+    assert rows["DEFAULT_WAIT"].endswith("| 10.0 | how long a request waits for its outcome (seconds, 0 to 20) |")
+    assert rows["RESIDUE_EXPIRY_DAYS"].endswith("(days, above 0 to 3,650) |")
+    assert rows["MAX_BODY"].endswith("| 16777216 | largest request body (bytes) |")
     assert reference.UNITS.keys() <= Settings.model_fields.keys()
 
 
