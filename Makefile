@@ -6,14 +6,14 @@ ARGS ?=
 # A checkout that others may only read needs its environment elsewhere: make VENV=~/ecm-venv test
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := embedded,agent,plot,test
+EXTRAS := embedded,agent,plot,test,docs
 # Written when an installation is complete. It holds the checkout's path: an environment does not survive a move.
 INSTALLED := $(VENV)/installed-for
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: install run test demo bench screenshots lint lint-rules lint-format lint-types lint-floors constraints
+.PHONY: install run test demo bench docs screenshots lint lint-rules lint-format lint-types lint-floors constraints
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -43,6 +43,10 @@ bench: install
 # ones (database, stack) begin first, and the many quick ones fill in.
 test: install
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The guide: HTML that the web process serves at /docs/guide/, and that a wheel built after this contains.
+docs: install
+	@exec $(BIN)/python -m docs $(ARGS)
 
 # The pictures in docs/screenshots; needs a browser, as the tests in tests/browser do.
 screenshots: install

@@ -21,6 +21,7 @@ from ingest.admin.submissions import admin_submissions
 from ingest.admin.work import admin_work
 from ingest.directory import directory
 from ingest.factors import factors
+from ingest.guide import GUIDE, guide
 from ingest.operations import health, operations
 from ingest.pages import pages, respond
 from ingest.problems import answer_with_problems
@@ -48,6 +49,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         ENGINE=process_engine(settings.database_url, settings.web_pool_size, STATEMENT_TIMEOUT_MS),
         BROKER=heartbeats.connect(settings.redis_url),
         MAX_CONTENT_LENGTH=settings.max_body,
+        GUIDE=GUIDE,
         KEY_OWNERS=keys.Owners(),
         LIMITS=limits.Counters(settings),
     )
@@ -70,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     app.register_blueprint(pages)
     app.register_blueprint(admin_pages)
+    app.register_blueprint(guide)
     login.use_cookies(app, settings.admin_api_key.get_secret_value())
     openapi.serve(app)
     answer_with_problems(app, respond)

@@ -27,6 +27,7 @@ from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
 
 HOURS_SHOWN = 48
 FEW, SOME, MANY = 10, 50, 100
+SHOWN = ("pages", "admin_pages", "guide")  # blueprints whose errors are pages
 COUNTED = 1_000  # numbers of each project in a page of those
 
 pages = Blueprint("pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
@@ -264,7 +265,7 @@ def error_page(problem: Problem) -> Response:
 
 def respond(problem: Problem) -> Response:
     """A problem for whoever asks: people who look at pages, or programs."""
-    if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in ("pages", "admin_pages")):
+    if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in SHOWN):
         return problem.response()
     is_person = request.accept_mimetypes.best_match(["application/problem+json", "text/html"]) == "text/html"
     return error_page(problem) if request.endpoint or is_person else problem.response()

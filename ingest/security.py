@@ -12,8 +12,8 @@ _PAGE = (
     "default-src 'none'; script-src 'self'{scripts}; style-src 'self'{styles}; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# The specification's viewer comes from a wheel: a script in its page, and styles that its scripts make as they run.
-VIEWER = "/docs/"
+# The specification's viewer and the guide: scripts and styles in their pages, and styles that scripts make as they run.
+DOCUMENTATION = "/docs/"
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL | re.IGNORECASE)
 
 
@@ -30,9 +30,9 @@ def add_headers(response: Response) -> Response:
 def _policy(response: Response) -> str:
     if response.mimetype != "text/html":
         return _NO_PAGE
-    if not request.path.startswith(VIEWER) or response.is_streamed or response.direct_passthrough:
+    if not request.path.startswith(DOCUMENTATION) or response.is_streamed or response.direct_passthrough:
         return _PAGE.format(scripts="", styles="")
     found = [script for script in _INLINE.findall(response.get_data()) if script.strip()]
     hashes = [f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in found]
-    # It shows nothing that a client has sent.
+    # These pages show nothing that a client has sent.
     return _PAGE.format(scripts="".join(hashes), styles=" 'unsafe-inline'")

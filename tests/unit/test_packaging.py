@@ -51,7 +51,7 @@ def test_every_requirement_is_pinned():
     pinned = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     extras = [
         line
-        for extra in ("embedded", "agent", "analysis", "plot", "test")
+        for extra in ("embedded", "agent", "analysis", "plot", "docs", "test")
         for line in lines("options.extras_require", extra)
     ]
     required = {normal(line) for line in [*lines("options", "install_requires"), *extras]}
