@@ -22,7 +22,7 @@ import psutil
 
 from agent import gmp_ecm, held, spool
 from agent.gmp_ecm import EcmFailed, Output
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 MAX_RAW_OUTPUT = 64 * 1024  # bytes of GMP-ECM's output that go with a result: the tail, as the server keeps it
 

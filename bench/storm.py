@@ -26,7 +26,7 @@ from coordinator.claims import Claim, Wanted
 from coordinator.unit_of_work import is_transient, unit_of_work
 from models.engine import make_engine
 from models.migrate import upgrade
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 # Seconds of work in a lease: so short that 10,000 of them do not bring 200 numbers to their targets.
 LEASE_SECONDS = 3.0

@@ -29,7 +29,7 @@ from coordinator.families import Divisor
 from coordinator.refusals import Conflict, Unknown
 from coordinator.unit_of_work import unit_of_work
 from models.tables import Submission
-from models.wire import SubmitResult, split_sigma
+from models.wire.results import SubmitResult, split_sigma
 
 DEAD = ("failed", "rejected")
 # The outcome of a refused submission says which of its claims are true, until they are accepted.

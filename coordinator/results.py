@@ -32,7 +32,7 @@ from coordinator.registry import Found
 from coordinator.unit_of_work import savepoint, unit_of_work
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, EcmAttempt, Submission
-from models.wire import FoundFactor, SubmitResult, split_sigma
+from models.wire.results import FoundFactor, SubmitResult, split_sigma
 
 
 class Rejected(Exception):

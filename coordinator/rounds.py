@@ -23,7 +23,7 @@ from coordinator.ledger import Account
 from coordinator.results import Applied
 from coordinator.unit_of_work import counts_as_try, unit_of_work
 from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 log = structlog.get_logger("rounds")
 

@@ -23,7 +23,7 @@ from coordinator.list_formats import Given
 from coordinator.registry import Fresh, sha256
 from coordinator.trial_division import small_primes_of
 from models.limits import MAX_CURVES
-from models.wire_composites import GivenComposite
+from models.wire.loading import GivenComposite
 
 
 class BadLine(NamedTuple):

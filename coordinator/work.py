@@ -19,7 +19,7 @@ from coordinator import demand, effort, parking, stages
 from coordinator.unit_of_work import unit_of_work
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, Residue, WorkAssignment
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 EXPIRY_BATCH = 100
 OPEN = ("assigned", "claimed", "running")

@@ -7,8 +7,8 @@ from flask import Response
 from coordinator import clients, projects
 from ingest import openapi
 from ingest.answers import engine, json_of
-from models.wire_admin import ProjectNamePath, ProjectPath
-from models.wire_reading import ClientsPage, ClientsQuery, PageQuery, ProjectListed, ProjectsPage
+from models.wire.common import PageQuery, ProjectNamePath, ProjectPath
+from models.wire.reading import ClientsPage, ClientsQuery, ProjectListed, ProjectsPage
 
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 INVALID: dict[Any, Any] = {422: openapi.problem("A parameter or the cursor is malformed")}

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from models.wire_reading import FactorListed
+from models.wire.reading import FactorListed
 
 FORMATS = ("csv", "ndjson")
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}

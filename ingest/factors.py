@@ -9,8 +9,8 @@ from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.factor_files import CONTENT_TYPES, lines
 from ingest.stats import check_written
-from models.wire_admin import FactorPath
-from models.wire_reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
+from models.wire.common import FactorPath
+from models.wire.reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
 
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite` or `unknown_project`")}
 INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}

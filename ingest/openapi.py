@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from werkzeug.wrappers import Response as AnyResponse
 
 from ingest.problems import invalid
-from models.wire import Problem
+from models.wire.common import ProblemDetails
 
 API = "/api/v1"
 
@@ -95,7 +95,7 @@ def make_app() -> OpenAPI:
             description="The coordination server for distributed integer factorization by ECM, P-1 and P+1.",
         ),
         doc_ui=False,
-        validation_error_model=Problem,
+        validation_error_model=ProblemDetails,
         validation_error_callback=lambda error: invalid(error, "query").response(),
         security_schemes={
             "admin_key": {"type": "apiKey", "in": "header", "name": "X-Admin-Key"},

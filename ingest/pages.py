@@ -20,7 +20,8 @@ from ingest.openapi import API
 from ingest.operations import installation
 from ingest.problems import Problem, invalid
 from ingest.stats import check_written
-from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
+from models.wire.common import PageQuery
+from models.wire.reading import CompositesQuery, FactorsQuery
 
 HOURS_SHOWN = 48
 FEW, SOME, MANY = 10, 50, 100

@@ -15,7 +15,7 @@ from coordinator.cursors import BadCursor
 from coordinator.expressions import ExpressionError, shorten
 from coordinator.refusals import Conflict, Refusal, Unknown
 from coordinator.unit_of_work import is_transient
-from models.wire import Name, printable
+from models.wire.common import Name, printable
 
 _NAME = TypeAdapter(Annotated[Name, AfterValidator(printable)])
 

@@ -15,15 +15,15 @@ from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body, uploaded_file
 from ingest.problems import RETRY, Problem, checked_name
-from models.wire_residues import (
+from models.wire.common import ResiduePath
+from models.wire.residues import (
     ResidueCompleted,
-    ResiduePath,
     ResiduesSummary,
     ResidueState,
     ResidueWork,
     ResidueWorkQuery,
     Stage2Done,
-    Uploaded,
+    UploadedResidue,
     UploadQuery,
 )
 from tasks.doorbell import ring_jobs
@@ -53,7 +53,7 @@ def _forbid_caching(response: Response) -> Response:
     operation_id="upload_residue",
     request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
     responses={
-        200: Uploaded,
+        200: UploadedResidue,
         400: openapi.problem("`bad_residue`, `duplicate_residue`, `unknown_attempt`, `not_its_stage1`, ..."),
         404: openapi.problem("`unknown_composite`: N is no number of this server"),
         409: openapi.problem("`result_pending`: the result of stage 1 is not applied yet; upload again in a moment"),
@@ -93,7 +93,7 @@ def upload(query: UploadQuery) -> Response:
         raise
     row = made.residue
     fields = {**_fields(row), "expires_at": row.expires_at, "message": made.message}
-    return json_of(Uploaded, fields)
+    return json_of(UploadedResidue, fields)
 
 
 def _limited(target: BinaryIO) -> Any:

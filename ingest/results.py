@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import orjson
 import structlog
 from flask import Response, current_app, request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import Row
 
 from coordinator import inbox
@@ -18,7 +18,8 @@ from ingest import keys, limits, metrics, openapi
 from ingest.answers import engine, settings
 from ingest.bodies import parse_json, read_body, without_nul
 from ingest.problems import Problem, database_away, invalid, unreadable_number
-from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
+from models.wire.common import PRINTABLE, SubmissionStatePath
+from models.wire.results import BatchAnswer, ResultAnswer, Submission, SubmitResult
 from tasks import doorbell
 
 log = structlog.get_logger("results")
@@ -126,16 +127,12 @@ def submit_results() -> Response:
     return _json({"accepted": len(items) - refused, "refused": refused, "results": verdicts}, 200)
 
 
-class SubmissionPath(BaseModel):
-    submission_id: int = Field(description="the `submission_id` of an answer")
-
-
 @results.get(
     "/submissions/<int:submission_id>",
     operation_id="submission_state",
-    responses={200: SubmissionState, 404: openapi.problem("`unknown_submission`")},
+    responses={200: Submission, 404: openapi.problem("`unknown_submission`")},
 )
-def submission_state(path: SubmissionPath) -> Response:
+def submission_state(path: SubmissionStatePath) -> Response:
     """What became of a submission."""
     row = None
     if path.submission_id < 2**63:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from flask import Response
-from pydantic import BaseModel, Field
 
 from coordinator import listing, standing
 from coordinator.expressions import parse_number, shorten
@@ -11,13 +10,13 @@ from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body
 from ingest.problems import Problem
-from models.wire import CompositeStats
-from models.wire_admin import CompositePath
-from models.wire_reading import (
+from models.wire.common import CompositePath, WrittenNumberPath
+from models.wire.reading import (
     BatchStatus,
     CompositeEffortAnswer,
     CompositesPage,
     CompositesQuery,
+    CompositeStats,
     CompositeWhole,
     MostAdvanced,
     Numbers,
@@ -34,10 +33,6 @@ UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 stats = openapi.blueprint("stats", openapi.READING)
 
 
-class WrittenPath(BaseModel):
-    composite: str = Field(description="decimal or an expression; may contain /")
-
-
 def check_written(written: str, field: str) -> None:
     """Raise a problem for what would take too long to be looked up here."""
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
@@ -49,7 +44,7 @@ def check_written(written: str, field: str) -> None:
 @stats.get(
     "/stats/<path:composite>", operation_id="composite_stats", responses={200: CompositeStats, **UNKNOWN, **INVALID}
 )
-def composite_stats(path: WrittenPath) -> Response:
+def composite_stats(path: WrittenNumberPath) -> Response:
     """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
     check_written(path.composite, "composite")
     parse_number(path.composite, settings().max_digits)

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from flask import Response, request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from sqlalchemy import Row
 
 from coordinator import claims
@@ -14,9 +14,10 @@ from coordinator import work as leases
 from coordinator.claims import Busy, Claim, NoWork, Wanted
 from ingest import keys, openapi
 from ingest.answers import engine, settings
-from ingest.problems import Problem, checked_name
+from ingest.problems import Problem
 from models.limits import DEFAULT_B2
-from models.wire_work import (
+from models.wire.common import ClientPath, WorkPath
+from models.wire.work import (
     AbandonQuery,
     AnyWork,
     AnyWorkQuery,
@@ -81,10 +82,6 @@ def any_work(query: AnyWorkQuery) -> Response:
     return answer
 
 
-class WorkPath(BaseModel):
-    work_id: str = Field(description="the `work_id` of a lease")
-
-
 @work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def claim_work(path: WorkPath, query: ClientQuery) -> Response:
     """assigned -> claimed."""
@@ -122,16 +119,11 @@ def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
     )
 
 
-class ClientPath(BaseModel):
-    client_id: str
-
-
 @work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
 def client_work(path: ClientPath) -> Response:
     """A client's last 50 leases, open ones first, with everything needed to take them up again."""
-    client_id = checked_name("client_id", path.client_id)
-    rows = leases.of_client(engine(), client_id, LEASES_SHOWN)
-    return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
+    rows = leases.of_client(engine(), path.client_id, LEASES_SHOWN)
+    return _json(ClientWork, {"client_id": path.client_id, "assignments": [assignment(row) for row in rows]})
 
 
 def assignment(row: Row[Any]) -> dict[str, Any]:

@@ -11,22 +11,22 @@ from ingest.answers import engine, settings
 from ingest.bodies import read_body
 from ingest.problems import Problem
 from ingest.stats import LONGEST_EXPRESSION
-from models.wire_admin import (
+from models.wire.administration import (
     Completion,
+    CompositeDeleted,
     CompositeDetail,
-    CompositePath,
     CompositesFound,
     CompositesStatus,
-    Deleted,
     FactorsAdded,
     FindQuery,
     NewPriority,
     PriorityQuery,
     PriorityState,
-    Recalculated,
     RecalculateQuery,
     RecalculationState,
+    TLevelRecalculated,
 )
+from models.wire.common import CompositePath
 from tasks.doorbell import ring_jobs
 
 admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
@@ -124,7 +124,11 @@ def factored(done: administration.Factored, message: str) -> dict[str, object]:
 @admin_composites.delete(
     "/composites/<int:composite_id>",
     operation_id="admin_delete_composite",
-    responses={200: Deleted, 409: openapi.problem("`is_part`: another number's factor needs it"), **UNKNOWN_COMPOSITE},
+    responses={
+        200: CompositeDeleted,
+        409: openapi.problem("`is_part`: another number's factor needs it"),
+        **UNKNOWN_COMPOSITE,
+    },
 )
 def delete(path: CompositePath) -> Response:
     """Delete a number for good, with its attempts, factors, effort, leases and jobs, and the numbers split off it.
@@ -190,7 +194,7 @@ def recalculation(row: Row) -> dict[str, object]:
 @admin_composites.post(
     "/composites/<int:composite_id>/recalculate-t-level",
     operation_id="admin_recalculate_t_level",
-    responses={200: Recalculated, **UNKNOWN_COMPOSITE},
+    responses={200: TLevelRecalculated, **UNKNOWN_COMPOSITE},
 )
 def recalculate(path: CompositePath) -> Response:
     """Compute one number's effort and t-level anew from its attempts and prior work, now."""

@@ -15,7 +15,7 @@ from ingest.admin.blueprints import answer, make
 from ingest.answers import engine, settings
 from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
 from ingest.problems import Problem, invalid
-from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
+from models.wire.loading import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import doorbell
 
 # A line of a table has several numbers, and more.

@@ -22,9 +22,8 @@ from ingest.answers import engine, settings
 from ingest.bodies import printable_name
 from ingest.problems import Problem, invalid, of_refusal
 from ingest.work import with_lease
-from models.wire_admin import NewPriority, RecalculateQuery
-from models.wire_composites import LoadQuery, UploadForm
-from models.wire_work import ReasonQuery, Reservation
+from models.wire.administration import NewPriority, ReasonQuery, RecalculateQuery, Reservation
+from models.wire.loading import LoadQuery, UploadForm
 from tasks.doorbell import ring_jobs, ring_submission
 
 FEW, SOME = 20, 60  # three lists of so many rows, each with its form, stay below 200 KB

@@ -12,22 +12,19 @@ from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
 from ingest.admin.composites import factored
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from models.wire_admin import (
+from models.wire.administration import (
     AttemptDeleted,
-    AttemptPath,
     AttemptsVoided,
     FactorDeleted,
-    FactorPath,
     FactorsAdded,
     KnownFactors,
     NewProject,
-    ProjectNamePath,
-    ProjectPath,
     ProjectState,
     Summary,
     Voiding,
     WhyQuery,
 )
+from models.wire.common import AttemptPath, FactorPath, ProjectNamePath, ProjectPath
 from tasks.doorbell import ring_jobs
 
 admin_records = make("admin_records", openapi.ADMIN_RECORDS)

@@ -11,8 +11,9 @@ from ingest import openapi
 from ingest.admin.blueprints import by, make
 from ingest.answers import engine, json_of, settings
 from ingest.residues import UNKNOWN, residue_state
-from models.wire_admin import WhyQuery
-from models.wire_residues import OrphansCleaned, ResiduePath, ResiduesCleaned, ResidueState
+from models.wire.administration import WhyQuery
+from models.wire.common import ResiduePath
+from models.wire.residues import OrphansCleaned, ResiduesCleaned, ResidueState
 from tasks.doorbell import ring_jobs
 
 admin_residues = make("admin_residues", openapi.ADMIN_RESIDUES)

@@ -7,13 +7,14 @@ from coordinator import dead_letters
 from ingest import openapi
 from ingest.admin.blueprints import answer, by, make
 from ingest.answers import engine, settings
-from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
+from models.wire.administration import DeadLetters, RetryQuery, SubmissionRetried, SubmissionsQuery
+from models.wire.common import SubmissionPath
 from tasks.doorbell import ring_jobs, ring_submission
 
 admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
 
-@admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: Letters})
+@admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: DeadLetters})
 def submissions(query: SubmissionsQuery) -> Response:
     """Submissions by state, those refused that hold true factors first, then the newest first."""
     after = None
@@ -47,7 +48,7 @@ def letter(row: Row) -> dict[str, object]:
     "/submissions/<int:submission_id>/retry",
     operation_id="admin_retry_submission",
     responses={
-        200: Retried,
+        200: SubmissionRetried,
         404: openapi.problem("`unknown_submission`"),
         409: openapi.problem("`not_dead`: it is neither rejected nor failed; `no_true_factors`; `unknown_composite`"),
     },

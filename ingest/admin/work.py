@@ -11,9 +11,10 @@ from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from ingest.work import WorkPath, assignment, lease_state, with_lease
-from models.wire_admin import CompositePath
-from models.wire_work import CleanedUp, HoldState, LeaseState, OpenWork, ReasonQuery, Reservation, Reserved
+from ingest.work import assignment, lease_state, with_lease
+from models.wire.administration import HoldState, OpenWork, OverdueEnded, ReasonQuery, Reservation, Reserved
+from models.wire.common import CompositePath, WorkPath
+from models.wire.work import LeaseState
 
 admin_work = make("admin_work", openapi.ADMIN_WORK)
 
@@ -37,7 +38,7 @@ def cancel(path: WorkPath, query: ReasonQuery) -> Response:
     )
 
 
-@admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
+@admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: OverdueEnded})
 def cleanup() -> Response:
     """Time out overdue leases now, as beat does every few seconds."""
     expired = upkeep.expire_work(engine(), datetime.now(UTC))

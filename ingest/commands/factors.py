@@ -14,7 +14,7 @@ from ingest.commands.tables import add_row, print_json, print_table, table_of
 if TYPE_CHECKING:  # the command's --help needs no models
     from sqlalchemy import Row
 
-    from models.wire_reading import FactorListed
+    from models.wire.reading import FactorListed
 
 DIGITS = click.IntRange(0, 1_000_000)
 PROJECT = click.option("--project", callback=one_line, help="Only factors of this project's numbers.")
@@ -53,7 +53,7 @@ def ls(
 ) -> None:
     """Show factors, the newest first; with NUMBER those of this number (any value it has had)."""
     from coordinator import factors as registry
-    from models.wire_reading import FactorListed
+    from models.wire.reading import FactorListed
 
     filters = registry.Filters(number and number.strip(), project, client, min_digits, max_digits)
     order = registry.LARGEST if largest else registry.NEWEST

@@ -10,7 +10,7 @@ from coordinator import analysis, inbox, invariants, results, work
 from coordinator.inbox import Receipt
 from coordinator.results import Applied
 from models.tables import Base, Job
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 SETTINGS = Settings(max_digits=20_000)
 Apply = Callable[[Engine, int, Settings], Applied | None]

@@ -14,7 +14,7 @@ from coordinator import claims, inbox, invariants, registry, rounds, work
 from coordinator.claims import Claim, NoWork, Wanted
 from coordinator.unit_of_work import is_transient, unit_of_work
 from models.engine import make_engine
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 
 def test_a_storm_of_claims_keeps_every_bound_at_every_moment(engine, database_url):

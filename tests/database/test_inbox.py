@@ -9,7 +9,7 @@ from primes import prime, product
 from coordinator import inbox, registry, results
 from coordinator.inbox import KeyReused
 from coordinator.unit_of_work import unit_of_work
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
 

@@ -8,7 +8,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from config.settings import Settings, default_home
-from models.wire import CompositeStats, ResultAnswer, SubmitResult
+from models.wire.reading import CompositeStats
+from models.wire.results import ResultAnswer, SubmitResult
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ANSWERS = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
