@@ -35,7 +35,7 @@ _bodies: dict[str, Any] = {}
 
 def problem(description: str) -> dict[str, Any]:
     """A documented error answer."""
-    schema = {"$ref": "#/components/schemas/Problem"}
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator import gauges, queries
 from ingest import openapi, security
 from ingest.answers import engine
-from ingest.problems import RETRY, Problem, database_away
+from ingest.problems import RETRY, ProblemError, database_away
 from models.migrate import newest_revision
 from tasks import heartbeats
 from tasks.metrics import AllProcesses, watch_pool
@@ -52,7 +52,7 @@ def ready() -> Response:
         raise database_away() from error
     if revision != newest_revision():
         detail = f"The schema is at {revision}, this version needs {newest_revision()}: run `ecm-coordinator migrate`."
-        raise Problem(503, "schema_outdated", detail, headers=RETRY)
+        raise ProblemError(503, "schema_outdated", detail, headers=RETRY)
     return _json({"status": "ready"}, 200)
 
 

@@ -18,7 +18,7 @@ from coordinator.refusals import no_composite
 from ingest.answers import engine, settings
 from ingest.openapi import API
 from ingest.operations import installation
-from ingest.problems import Problem, invalid
+from ingest.problems import ProblemError, invalid
 from ingest.stats import check_written
 from models.wire.common import PageQuery
 from models.wire.reading import CompositesQuery, FactorsQuery
@@ -248,13 +248,13 @@ def _query(model: type[Any]) -> Any:
         raise invalid(error, "query") from error
 
 
-def error_page(problem: Problem) -> Response:
+def error_page(problem: ProblemError) -> Response:
     """A problem for people."""
     words = render_template("error.html", status=problem.status, words=problem.detail)
     return Response(words, problem.status, problem.headers)
 
 
-def respond(problem: Problem) -> Response:
+def respond(problem: ProblemError) -> Response:
     """A problem for whoever asks: people who look at pages, or programs."""
     if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in ("pages", "admin_pages")):
         return problem.response()

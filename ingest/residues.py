@@ -14,7 +14,7 @@ from coordinator.residue_storage import Storage, StorageError, storage
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body, uploaded_file
-from ingest.problems import RETRY, Problem, checked_name
+from ingest.problems import RETRY, ProblemError, checked_name
 from models.wire.common import ResiduePath
 from models.wire.residues import (
     ResidueCompleted,
@@ -72,9 +72,9 @@ def upload(query: UploadQuery) -> Response:
             # As it streams through, so that what is checked is what is stored.
             saved = read(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
     except BadResidue as error:
-        raise Problem(400, "bad_residue", f"{error}.") from error
+        raise ProblemError(400, "bad_residue", f"{error}.") from error
     except OSError as error:
-        raise Problem(
+        raise ProblemError(
             503, "storage_away", "The residue storage does not take the file; send it again later.", headers=RETRY
         ) from error
     try:
@@ -104,7 +104,7 @@ def _limited(target: BinaryIO) -> Any:
         taken += len(piece)
         if taken > most:
             detail = f"The file is larger than {most:,} bytes; split it, and the result of stage 1 with it."
-            raise Problem(413, "body_too_large", detail)
+            raise ProblemError(413, "body_too_large", detail)
         target.write(piece)
 
     return keep
@@ -152,7 +152,7 @@ def download(path: ResiduePath) -> Response:
     try:
         file = _storage().open(row.file_name)
     except FileNotFoundError as error:
-        raise Problem(410, "file_lost", f"The file of residue {row.id} is gone; claim another one.") from error
+        raise ProblemError(410, "file_lost", f"The file of residue {row.id} is gone; claim another one.") from error
     answer = Response(_pieces(file), 200, content_type="application/octet-stream")
     answer.headers["Content-Length"] = str(row.file_size_bytes)
     answer.headers["Content-Disposition"] = f"attachment; filename=residue-{row.id}.save"
@@ -240,7 +240,7 @@ def _client() -> str:
     given = request.headers.get(HEADER)
     if given is None:
         detail = f"Say who asks in the header {HEADER}."
-        raise Problem(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
+        raise ProblemError(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
     return checked_name(HEADER, given)
 
 
@@ -248,4 +248,4 @@ def _storage() -> Storage:
     try:
         return storage(settings())
     except StorageError as error:
-        raise Problem(503, "storage_away", f"{error}.", headers=RETRY) from error
+        raise ProblemError(503, "storage_away", f"{error}.", headers=RETRY) from error

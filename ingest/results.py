@@ -16,8 +16,8 @@ from coordinator.expressions import ExpressionError
 from coordinator.unit_of_work import is_transient
 from ingest import keys, limits, metrics, openapi
 from ingest.answers import engine, settings
-from ingest.bodies import parse_json, read_body, without_nul
-from ingest.problems import Problem, database_away, invalid, unreadable_number
+from ingest.bodies import parse_json, read_body, received_body, without_nul
+from ingest.problems import ProblemError, database_away, invalid, unreadable_number
 from models.wire.common import PRINTABLE, SubmissionStatePath
 from models.wire.results import BatchAnswer, ResultAnswer, Submission, SubmitResult
 from tasks import doorbell
@@ -100,7 +100,7 @@ def submit_results() -> Response:
             result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
             keys.act_as(result.client_id)
             inbox.check_numbers(result, settings().max_digits)
-        except (ValidationError, ExpressionError, Problem) as error:
+        except (ValidationError, ExpressionError, ProblemError) as error:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
@@ -138,7 +138,7 @@ def submission_state(path: SubmissionStatePath) -> Response:
     if path.submission_id < 2**63:
         row = inbox.state(engine(), path.submission_id)
     if row is None:
-        raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
+        raise ProblemError(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
     # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.
     outcome = _success(row) if row.state in ("applied", "duplicate") else None
     return _json(
@@ -165,14 +165,16 @@ def _batch_items() -> list[Any]:
     A line that is no JSON is refused by itself; where an array is none, nobody can say where its items end, so all of
     it is refused.
     """
-    body = request.get_data(cache=False)
+    body = received_body()
     is_array = body.lstrip()[:1] == b"["
     items = parse_json(body, nul_allowed=True) if is_array else [line for line in body.splitlines() if line.strip()]
     if not items:
-        raise Problem(422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[])
+        raise ProblemError(
+            422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[]
+        )
     if len(items) > MOST_IN_A_BATCH:
         detail = f"The batch has {len(items)} results; send at most {MOST_IN_A_BATCH} at a time."
-        raise Problem(422, "batch_too_large", detail, errors=[])
+        raise ProblemError(422, "batch_too_large", detail, errors=[])
     return items
 
 
@@ -186,11 +188,11 @@ def _verdict(receipt: inbox.Receipt) -> dict[str, Any]:
     return {"status": "success", "submission_id": first.id, "attempt_id": first.outcome["attempt_id"]}
 
 
-def _refusal(problem: Problem) -> dict[str, Any]:
+def _refusal(problem: ProblemError) -> dict[str, Any]:
     return {"status": "refused", "reason": problem.reason, "detail": problem.detail}
 
 
-def _as_problem(error: ValidationError | ExpressionError | Problem) -> Problem:
+def _as_problem(error: ValidationError | ExpressionError | ProblemError) -> ProblemError:
     if isinstance(error, ValidationError):
         return invalid(error)
     return unreadable_number(error) if isinstance(error, ExpressionError) else error
@@ -202,7 +204,7 @@ def _idempotency_key() -> str | None:
         return None
     if not (0 < len(key) <= LONGEST_KEY and PRINTABLE.fullmatch(key)):
         detail = f"Idempotency-Key should be 1 to {LONGEST_KEY} printable characters."
-        raise Problem(422, "malformed", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+        raise ProblemError(422, "malformed", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
     return key
 
 
@@ -248,9 +250,9 @@ def _patiently(store: Callable[[], Answer], patience: float) -> Answer:
         time.sleep(0.2)
 
 
-def _key_reused() -> Problem:
+def _key_reused() -> ProblemError:
     detail = "This Idempotency-Key was used before for a different result; give every result a key of its own."
-    return Problem(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+    return ProblemError(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
 
 
 def _accepted(receipt: inbox.Receipt) -> Response:
@@ -272,7 +274,7 @@ def _accepted(receipt: inbox.Receipt) -> Response:
 def _settled(row: Row[Any], replay: bool) -> Response:
     if row.state == "rejected":
         status = 404 if row.reason == "unknown_composite" else 400
-        raise Problem(status, row.reason, row.detail, submission_id=row.id)
+        raise ProblemError(status, row.reason, row.detail, submission_id=row.id)
     body = _success(row)
     if replay:
         body["factor_status"] = "duplicate"

@@ -9,7 +9,7 @@ from coordinator.expressions import parse_number, shorten
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 from models.wire.common import CompositePath, WrittenNumberPath
 from models.wire.reading import (
     BatchStatus,
@@ -38,7 +38,7 @@ def check_written(written: str, field: str) -> None:
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
         detail = f"An expression of {len(written)} characters takes too long to compute here; "
         detail += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
-        raise Problem(422, "number_too_large", detail, errors=[{"field": field, "message": detail}])
+        raise ProblemError(422, "number_too_large", detail, errors=[{"field": field, "message": detail}])
 
 
 @stats.get(
@@ -50,7 +50,7 @@ def composite_stats(path: WrittenNumberPath) -> Response:
     parse_number(path.composite, settings().max_digits)
     found = standing.composite_stats(engine(), path.composite, settings().max_digits)
     if found is None:
-        raise Problem(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
+        raise ProblemError(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
     return json_of(CompositeStats, found)
 
 

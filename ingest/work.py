@@ -14,7 +14,7 @@ from coordinator import work as leases
 from coordinator.claims import Busy, Claim, NoWork, Wanted
 from ingest import keys, openapi
 from ingest.answers import engine, settings
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 from models.limits import DEFAULT_B2
 from models.wire.common import ClientPath, WorkPath
 from models.wire.work import (
@@ -169,12 +169,14 @@ def _wanted(query: WorkFilters, **more: Any) -> Wanted:
 
 def _claim(wanted: Wanted) -> Claim | NoWork:
     if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
-        raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
+        raise ProblemError(
+            405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"}
+        )
     try:
         return claims.claim(engine(), wanted, settings())
     except Busy as error:
         detail = f"There is work, but {error}. Ask again in a second."
-        raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
+        raise ProblemError(503, "busy", detail, headers={"Retry-After": "1"}) from error
 
 
 def _answer(model: type[BaseModel], wanted: Wanted, fields: Callable[[Claim], dict[str, Any]]) -> Response:
@@ -244,11 +246,11 @@ def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any
     try:
         lease_id = uuid.UUID(work_id)
     except ValueError as error:
-        raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
+        raise ProblemError(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
     try:
         return change(lease_id)
     except leases.UnknownLease as error:
-        raise Problem(404, "unknown_work", f"{error}.") from error
+        raise ProblemError(404, "unknown_work", f"{error}.") from error
 
 
 def lease_state(row: Row[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, by, make
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 from ingest.stats import LONGEST_EXPRESSION
 from models.wire.administration import (
     Completion,
@@ -44,7 +44,7 @@ def find(query: FindQuery) -> Response:
     word = query.q.strip()
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
-        raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
+        raise ProblemError(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
     rows = overview.find(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
@@ -64,7 +64,7 @@ def show(path: CompositePath) -> Response:
     """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
     found = overview.composite(engine(), path.composite_id)
     if found is None:
-        raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
+        raise ProblemError(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
     return answer({"composite_id": found.pop("id"), **found})
 
 

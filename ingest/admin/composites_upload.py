@@ -13,8 +13,8 @@ from coordinator.screening import JsonFields
 from ingest import openapi
 from ingest.admin.blueprints import answer, make
 from ingest.answers import engine, settings
-from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
-from ingest.problems import Problem, invalid
+from ingest.bodies import parse_json, printable_name, received_body, refuse_encoding, uploaded_file
+from ingest.problems import ProblemError, invalid
 from models.wire.loading import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import doorbell
 
@@ -87,9 +87,9 @@ def bulk_structured(query: LoadQuery) -> Response:
 def _items(name: str, model: type[LoadDefaults]) -> tuple[list[Any], LoadDefaults]:
     """(the array that the body is or has under `name`, the defaults beside it)."""
     refuse_encoding()
-    body = request.get_data(cache=False)
+    body = received_body()
     if not body:
-        raise Problem(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
+        raise ProblemError(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
     value = parse_json(body)
     if isinstance(value, list):
         return value, LoadDefaults()
@@ -129,7 +129,7 @@ def _given_composite(place: int, item: Any) -> Given:
 
 
 def load_file(stream: IO[bytes], name: str, defaults: LoadDefaults, query: LoadQuery) -> dict[str, Any]:
-    """Load a text or CSV file called `name`; the LoadReport. Raises a Problem that names the bad lines."""
+    """Load a text or CSV file called `name`; the LoadReport. Raises a ProblemError that names the bad lines."""
     try:
         listing = read_list(stream, name, CELLS * settings().max_digits + BESIDES)  # type: ignore[arg-type]
         return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
@@ -161,11 +161,11 @@ def _load(
     except ListError as error:
         raise _unreadable(error) from error
     except Busy as error:
-        raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
+        raise ProblemError(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
     except InvalidNumbers as error:
         said = _said(error.report, ignored_columns)
         said["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in said["errors"]]
-        raise Problem(422, "invalid_numbers", f"{error}.", **said) from error
+        raise ProblemError(422, "invalid_numbers", f"{error}.", **said) from error
     doorbell.ring_jobs(report.rings)
     return _said(report, ignored_columns)
 
@@ -175,5 +175,5 @@ def _said(report: Report, ignored_columns: list[str] | None) -> dict[str, Any]:
     return said.model_dump()
 
 
-def _unreadable(error: ListError) -> Problem:
-    return Problem(422, error.reason, f"{error}.", errors=[])
+def _unreadable(error: ListError) -> ProblemError:
+    return ProblemError(422, error.reason, f"{error}.", errors=[])

@@ -20,7 +20,7 @@ from ingest.admin.composites import recalculation
 from ingest.admin.composites_upload import load_file
 from ingest.answers import engine, settings
 from ingest.bodies import printable_name
-from ingest.problems import Problem, invalid, of_refusal
+from ingest.problems import ProblemError, invalid, of_refusal
 from ingest.work import with_lease
 from models.wire.administration import NewPriority, ReasonQuery, RecalculateQuery, Reservation
 from models.wire.loading import LoadQuery, UploadForm
@@ -70,7 +70,7 @@ def log_in() -> ResponseReturnValue:
         return redirect(after, 303) if login.is_operator() else render_template("admin/login.html")
     try:
         login.log_in(request.form.get("key", "").strip())
-    except Problem as problem:
+    except ProblemError as problem:
         return render_template("admin/login.html", refusal=problem.detail), problem.status, problem.headers
     return redirect(after, 303)
 
@@ -91,7 +91,7 @@ def _done(back: str, do: Callable[[], str]) -> ResponseReturnValue:
         said, kind = do(), "done"
     except Refusal as error:
         said, kind = of_refusal(error).detail, "refused"
-    except Problem as problem:
+    except ProblemError as problem:
         said, kind = problem.detail, "refused"
     flash(said if len(said) <= LONGEST_SAYING else f"{said[:LONGEST_SAYING]} ...", kind)
     return redirect(back, 303)
@@ -161,7 +161,7 @@ def load() -> ResponseReturnValue:
         return render_template("admin/load.html")
     try:
         report = _load()
-    except Problem as problem:
+    except ProblemError as problem:
         page = render_template("admin/load.html", refusal=problem.detail, errors=problem.more.get("errors", []))
         return page, problem.status, problem.headers
     return render_template("admin/load.html", report=report, errors=report["errors"])
@@ -172,7 +172,7 @@ def _load() -> dict[str, Any]:
     file, pasted = request.files.get("file"), request.form.get("numbers", "")
     if file is not None and file.filename:
         if pasted.strip():
-            raise Problem(422, "invalid", "There is both a file and a list; load one after the other.")
+            raise ProblemError(422, "invalid", "There is both a file and a list; load one after the other.")
         return load_file(file.stream, printable_name(file.filename), defaults, wish)
     return load_file(BytesIO(pasted.encode()), "pasted.txt", defaults, wish)
 
@@ -300,7 +300,7 @@ def retry() -> ResponseReturnValue:
 
     def do() -> str:
         if not chosen:
-            raise Problem(422, "invalid", "None was chosen; tick those that are meant.")
+            raise ProblemError(422, "invalid", "None was chosen; tick those that are meant.")
         refusals, found = [], 0
         for submission_id in chosen[:CHOSEN_AT_ONCE]:
             try:
