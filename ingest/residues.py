@@ -38,7 +38,6 @@ PIECE = 256 * 1024
 ENVELOPE = 64 * 1024
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_residue`")}
 NOT_YOURS: dict[Any, Any] = {409: openapi.problem("`not_claimed`: not by this client")}
-INVALID: dict[Any, Any] = {422: openapi.problem(f"A parameter or the header {HEADER} is missing or malformed")}
 FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
 
 
@@ -51,19 +50,18 @@ def _forbid_caching(response: Response) -> Response:
 @residues.post(
     "/residues/upload",
     operation_id="upload_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
     responses={
         200: UploadedResidue,
         400: openapi.problem("`bad_residue`, `duplicate_residue`, `unknown_attempt`, `not_its_stage1`, ..."),
         404: openapi.problem("`unknown_composite`: N is no number of this server"),
         409: openapi.problem("`result_pending`: the result of stage 1 is not applied yet; upload again in a moment"),
-        413: openapi.problem("`body_too_large`"),
         415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
-        **INVALID,
     },
 )
 def upload(query: UploadQuery) -> Response:
-    """Upload what `ecm -save` wrote: each line is checked, and all of the file is stored or nothing."""
+    """Upload a file that `ecm -save` wrote. Every line is checked, and the whole file is stored or nothing."""
     client, files = _client(), _storage()
     request.max_content_length = settings().max_residue + ENVELOPE
     sent = uploaded_file("c155.save")
@@ -113,10 +111,11 @@ def _limited(target: BinaryIO) -> Any:
 @residues.get(
     "/residues/work",
     operation_id="residue_work",
-    responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`"), **INVALID},
+    openapi_extensions=openapi.reads_headers(HEADER),
+    responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`")},
 )
 def work(query: ResidueWorkQuery) -> Response:
-    """Claim a residue to run stage 2 of: the highest priority first, then the oldest."""
+    """Claim a residue to run stage 2 on it: the highest priority first, then the oldest."""
     chosen = query.model_dump(exclude={"claim_timeout_hours"})
     wanted = registry.Wanted(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
     row = registry.claim(engine(), wanted, settings().max_work_per_client)
@@ -138,16 +137,20 @@ def work(query: ResidueWorkQuery) -> Response:
 @residues.get(
     "/residues/<int:residue_id>/download",
     operation_id="download_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     responses={
-        200: {"description": "the file, byte for byte", "content": {"application/octet-stream": {}}},
-        410: openapi.problem("`file_lost`"),
+        200: {
+            "description": "The file, byte for byte",
+            "headers": {"X-Residue-SHA256": {}},
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        410: openapi.problem("`file_lost`: the file is gone"),
         **UNKNOWN,
         **NOT_YOURS,
-        **INVALID,
     },
 )
 def download(path: ResiduePath) -> Response:
-    """Download a residue that this client has claimed, byte for byte as it was uploaded."""
+    """Download the file of a residue that this client has claimed, byte for byte as it was uploaded."""
     row = registry.claimed_file(engine(), path.residue_id, _client())
     try:
         file = _storage().open(row.file_name)
@@ -169,17 +172,17 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 @residues.post(
     "/residues/<int:residue_id>/complete",
     operation_id="complete_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     request_body=openapi.takes(Stage2Done),
     responses={
         200: ResidueCompleted,
         400: openapi.problem("`unknown_attempt`, `not_its_stage2`, `stage2_too_small`"),
         **UNKNOWN,
         **NOT_YOURS,
-        **INVALID,
     },
 )
 def complete(path: ResiduePath) -> Response:
-    """Say which attempt was its stage 2; idempotent. A result that names the residue has done the same already."""
+    """Link the attempt that was its stage 2 to a residue. It is linked already if its result named the residue."""
     said = read_body(Stage2Done)
     done = registry.complete(engine(), path.residue_id, _client(), said.stage2_attempt_id)
     ring_jobs(done.rings)
@@ -198,22 +201,23 @@ def complete(path: ResiduePath) -> Response:
 @residues.delete(
     "/residues/<int:residue_id>/claim",
     operation_id="release_residue",
-    responses={200: ResidueState, **UNKNOWN, **NOT_YOURS, **INVALID},
+    openapi_extensions=openapi.reads_headers(HEADER),
+    responses={200: ResidueState, **UNKNOWN, **NOT_YOURS},
 )
 def release(path: ResiduePath) -> Response:
-    """Give a claim back; idempotent."""
+    """Give a claim back. A residue that the client no longer has stays as it is."""
     return residue_state(registry.release(engine(), path.residue_id, _client()))
 
 
 @residues.get("/residues/<int:residue_id>", operation_id="residue", responses={200: ResidueState, **UNKNOWN})
 def one(path: ResiduePath) -> Response:
-    """How a residue stands."""
+    """Return the state of a residue."""
     return residue_state(registry.find(engine(), path.residue_id))
 
 
 @residues.get("/residues/stats/summary", operation_id="residues_summary", responses={200: ResiduesSummary})
 def summary() -> Response:
-    """How many residues there are, by status."""
+    """Return the number of residues and of their curves by status."""
     return json_of(ResiduesSummary, registry.summary(engine()))
 
 

@@ -39,18 +39,26 @@ Answer = TypeVar("Answer")
     operation_id="submit_result",
     security=openapi.BY_CLIENT,
     request_body=openapi.takes(SubmitResult),
+    openapi_extensions=openapi.reads_headers("Prefer", "Idempotency-Key"),
     responses={
         200: ResultAnswer,
         202: ResultAnswer,
-        400: openapi.problem("Refused: a factor that does not divide, a prime, ...; nothing was recorded"),
+        400: openapi.problem(
+            "The result was rejected and nothing but the submission was recorded: `factor_does_not_divide`, "
+            "`composite_is_prime`, ...; or `bad_request`"
+        ),
         404: openapi.problem("`unknown_composite`: this server takes results for its own numbers only"),
-        413: openapi.problem("The body is too large"),
-        422: openapi.problem("Malformed; nothing was stored"),
+        422: openapi.problem("`invalid`, `malformed`, ...: nothing was stored; or `idempotency_key_reused`"),
         **openapi.CLIENT_KEY,
     },
 )
 def submit_result() -> Response:
-    """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
+    """Store a result, and answer with its outcome if it is settled within the wait.
+
+    A repetition changes nothing and gets the answer of the first: the same Idempotency-Key, or without one the same
+    body. A result that is not settled within the wait (10 s, or as `Prefer` says) is answered with 202; `Location` is
+    where to ask for its outcome.
+    """
     result = read_body(SubmitResult)
     keys.act_as(result.client_id)
     limits.limit_client(result.client_id)
@@ -83,14 +91,18 @@ def submit_result() -> Response:
     "/submit_results",
     operation_id="submit_results",
     security=openapi.BY_CLIENT,
-    request_body=openapi.takes(SubmitResult, many=True),
-    responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one"), **openapi.CLIENT_KEY},
+    request_body=openapi.takes_many(SubmitResult, MOST_IN_A_BATCH),
+    responses={
+        200: BatchAnswer,
+        422: openapi.problem("`malformed`: the body is no batch; or `batch_too_large`"),
+        **openapi.CLIENT_KEY,
+    },
 )
 def submit_results() -> Response:
-    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other.
+    """Store up to 1,000 results, sent as a JSON array or as NDJSON, and answer with one verdict for each.
 
-    An array that is not valid JSON is refused whole (422), for where its results end is unknown; with NDJSON such a
-    fault stays within its line.
+    An invalid result does not affect the others. An array that is not valid JSON is refused as a whole, because it is
+    unknown where its results end; in NDJSON such a fault affects only its line.
     """
     items = _batch_items()
     verdicts: list[dict[str, Any]] = []
@@ -133,7 +145,7 @@ def submit_results() -> Response:
     responses={200: Submission, 404: openapi.problem("`unknown_submission`")},
 )
 def submission_state(path: SubmissionStatePath) -> Response:
-    """What became of a submission."""
+    """Return the state of a submission, and its outcome once it is settled."""
     row = None
     if path.submission_id < 2**63:
         row = inbox.state(engine(), path.submission_id)

@@ -38,7 +38,6 @@ LEASES_SHOWN = 50
 NOT_YOURS: dict[Any, Any] = {
     404: openapi.problem("`unknown_work`: no such lease, another client's, or in a state that forbids it")
 }
-INVALID: dict[Any, Any] = {422: openapi.problem("A parameter is missing or malformed")}
 
 
 @work.after_request
@@ -47,9 +46,9 @@ def _forbid_caching(response: Response) -> Response:
     return response
 
 
-@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
+@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork})
 def ecm_work(query: EcmWorkQuery) -> Response:
-    """Lease ECM work: a whole number for days, or with `shared` a number of curves."""
+    """Lease ECM work: a whole number for days, or with `shared` a number of curves on it."""
     wanted = _wanted(
         query,
         order=query.work_type or "standard",
@@ -60,15 +59,15 @@ def ecm_work(query: EcmWorkQuery) -> Response:
     return _answer(EcmWork, wanted, _ecm_fields)
 
 
-@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
+@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work})
 def p1_work(query: P1WorkQuery) -> Response:
-    """Lease P-1 or P+1 work, or both, on a number that lacks it."""
+    """Lease P-1 work, P+1 work, or both, on a number that needs it."""
     return _answer(P1Work, _wanted(query, method=query.method), _p1_fields)
 
 
-@work.get("/work", operation_id="any_work", responses={200: AnyWork, **INVALID})
+@work.get("/work", operation_id="any_work", responses={200: AnyWork})
 def any_work(query: AnyWorkQuery) -> Response:
-    """Lease work of the first of these methods that there is any of: one run, with its parameters."""
+    """Lease one run of the first method that has work, with the parameters of the run."""
     answer: Response | None = None
     for method in query.methods.split(","):
         wanted = Wanted(
@@ -82,21 +81,28 @@ def any_work(query: AnyWorkQuery) -> Response:
     return answer
 
 
-@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS})
 def claim_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned -> claimed."""
+    """Mark a lease as claimed."""
     return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "claimed"), path)
 
 
-@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS})
 def start_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned or claimed -> running."""
+    """Mark a lease as running."""
     return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "running"), path)
 
 
-@work.put("/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.put(
+    "/work/<work_id>/progress",
+    operation_id="work_progress",
+    responses={200: LeaseState, **NOT_YOURS},
+)
 def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
-    """A heartbeat: extends the lease if curves advanced. A `status` that is not open says that the lease is over."""
+    """Report progress; the lease is extended if the number of curves has grown.
+
+    A `status` of completed, failed or timeout means that the lease is over.
+    """
     return _lease(
         lambda work_id: leases.heartbeat(engine(), work_id, query.client_id, query.curves_completed, query.message),
         path,
@@ -104,24 +110,26 @@ def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
 
 
 @work.post(
-    "/work/<work_id>/complete", operation_id="complete_work", responses={200: LeaseState, **NOT_YOURS, **INVALID}
+    "/work/<work_id>/complete",
+    operation_id="complete_work",
+    responses={200: LeaseState, **NOT_YOURS},
 )
 def complete_work(path: WorkPath, query: ClientQuery) -> Response:
-    """Done with a lease; idempotent, and also for one that is closed already in whatever way."""
+    """Complete a lease. A lease that is over already stays as it is."""
     return _lease(lambda work_id: leases.complete(engine(), work_id, query.client_id), path)
 
 
-@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS})
 def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
-    """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
+    """Give a lease up. A lease that is over already stays as it is."""
     return _lease(
         lambda work_id: leases.abandon(engine(), work_id, query.client_id or keys.by_key(), query.reason), path
     )
 
 
-@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
+@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork})
 def client_work(path: ClientPath) -> Response:
-    """A client's last 50 leases, open ones first, with everything needed to take them up again."""
+    """List a client's last 50 leases, open ones first, with all that the client needs to continue them."""
     rows = leases.of_client(engine(), path.client_id, LEASES_SHOWN)
     return _json(ClientWork, {"client_id": path.client_id, "assignments": [assignment(row) for row in rows]})
 

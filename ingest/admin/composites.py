@@ -34,13 +34,16 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
-    """How many numbers there are of each kind; large tables are estimated, never counted."""
+    """Return how many numbers there are of each kind. Large tables are estimated."""
     return answer(overview.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
 def find(query: FindQuery) -> Response:
-    """The numbers that a value (number, expression, an old cofactor) or an id may mean; results go to the first."""
+    """Find the numbers that a value or an id may mean; results go to the first of them.
+
+    The value is a number or an old cofactor, in decimal or as an expression.
+    """
     word = query.q.strip()
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
@@ -61,7 +64,7 @@ def short(row: Row) -> dict[str, object]:
     responses={200: CompositeDetail, **UNKNOWN_COMPOSITE},
 )
 def show(path: CompositePath) -> Response:
-    """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
+    """Return a number with its factors and their ids, its effort, open leases, projects and parts."""
     found = overview.composite(engine(), path.composite_id)
     if found is None:
         raise ProblemError(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
@@ -71,11 +74,11 @@ def show(path: CompositePath) -> Response:
 @admin_composites.put(
     "/composites/<int:composite_id>/priority",
     operation_id="admin_set_priority",
-    request_body=openapi.takes(NewPriority),
+    request_body=openapi.takes(NewPriority, required=False),
     responses={200: PriorityState, **UNKNOWN_COMPOSITE},
 )
 def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
-    """Set a number's priority, in the query or in the body: higher ones are leased first."""
+    """Set a number's priority, given in the query or in the body. Higher priorities are leased first."""
     priority = query.priority if query.priority is not None else read_body(NewPriority).priority
     before = administration.set_priority(engine(), by(), path.composite_id, priority)
     message = f"The priority was {before}"
@@ -85,7 +88,7 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
 @admin_composites.post(
     "/composites/<int:composite_id>/complete",
     operation_id="admin_complete",
-    request_body=openapi.takes(Completion),
+    request_body=openapi.takes(Completion, required=False),
     responses={
         200: FactorsAdded,
         400: openapi.problem("`factor_does_not_divide`"),
@@ -94,7 +97,10 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
     },
 )
 def complete(path: CompositePath) -> Response:
-    """Finish a number with the factors given and those known: all must multiply to it, and be prime. Idempotent."""
+    """Finish a number with the given factors and the known ones.
+
+    The product of all factors must be the number, and all must be prime. A finished number stays as it is.
+    """
     wish = read_body(Completion) if request.get_data() else Completion()
     done = administration.complete(
         engine(),
@@ -131,9 +137,9 @@ def factored(done: administration.Factored, message: str) -> dict[str, object]:
     },
 )
 def delete(path: CompositePath) -> Response:
-    """Delete a number for good, with its attempts, factors, effort, leases and jobs, and the numbers split off it.
+    """Delete a number with its attempts, factors, effort, leases and jobs, and the numbers that were split from it.
 
-    What clients sent stays: its submissions are refused now (`composite_deleted`), and can be retried.
+    The submissions of clients stay as rejected (`composite_deleted`), and can be retried.
     """
     gone, rings = deletions.delete_composite(engine(), by(), path.composite_id, settings().max_digits)
     ring_jobs(rings)
@@ -147,23 +153,24 @@ def delete(path: CompositePath) -> Response:
 @admin_composites.post(
     "/composites/calculate-t-levels",
     operation_id="admin_calculate_t_levels",
-    responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`")},
+    responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`: one is running already")},
 )
 def calculate_t_levels(query: RecalculateQuery) -> Response:
-    """Compute effort and t-levels anew from the attempts, of all numbers or of those that lack them.
+    """Start to recalculate effort and t-levels from the attempts.
 
-    In chunks without locks; then all that differed is written at once, or nothing. See recalculate-status.
+    The values are computed without locks; then all differences are written at once, or nothing. Ask recalculate-status
+    for the progress.
     """
     row, rings = maintenance.start(engine(), by(), only_missing=not query.recalculate_all)
     ring_jobs(rings)
-    return answer(recalculation(row), 202)
+    return answer(recalculation(row), 202, location="/admin/composites/recalculate-status")
 
 
 @admin_composites.get(
     "/composites/recalculate-status", operation_id="admin_recalculate_status", responses={200: RecalculationState}
 )
 def recalculate_status() -> Response:
-    """How far the latest recalculation is."""
+    """Return the progress of the latest recalculation."""
     row = maintenance.status(engine())
     if row is None:
         return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
@@ -197,7 +204,7 @@ def recalculation(row: Row) -> dict[str, object]:
     responses={200: TLevelRecalculated, **UNKNOWN_COMPOSITE},
 )
 def recalculate(path: CompositePath) -> Response:
-    """Compute one number's effort and t-level anew from its attempts and prior work, now."""
+    """Recalculate the effort and the t-level of one number from its attempts and prior work."""
     before, after = administration.recalculate(engine(), by(), path.composite_id)
     message = "It was right" if before == after else "It has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}

@@ -27,15 +27,19 @@ BUSY_RETRY = {"Retry-After": "30"}
 admin_upload = make("admin_upload", openapi.ADMIN_COMPOSITES)
 
 REFUSALS: dict[Any, Any] = {
-    413: openapi.problem("`body_too_large`; longer lists are loaded by `ecm-coordinator composites import`"),
+    413: openapi.problem("`body_too_large`: load longer lists with `ecm-coordinator composites import`"),
     415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
-    422: openapi.problem("`invalid_numbers`: some are not valid, so nothing was stored; `errors` names them"),
+    422: openapi.problem("`invalid_numbers`: nothing was stored, `errors` names the first 100; or `malformed`, ..."),
 }
 FILE = {
     "type": "object",
     "required": ["file"],
     "properties": {
-        "file": {"type": "string", "format": "binary", "description": "text, a number a line, or CSV with a header"},
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "One number per line, or CSV with a header.",
+        },
         "default_priority": {"type": "integer"},
         "project_name": {"type": "string"},
     },
@@ -49,7 +53,7 @@ FILE = {
     responses={200: LoadReport, **REFUSALS},
 )
 def upload(query: LoadQuery) -> Response:
-    """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
+    """Load the numbers of a text or CSV file: all of them, or nothing if a line is invalid (unless `on_error=skip`)."""
     file = uploaded_file("numbers.txt")
     defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
     return answer(load_file(file.stream, printable_name(file.filename or ""), defaults, query))
@@ -58,11 +62,11 @@ def upload(query: LoadQuery) -> Response:
 @admin_upload.post(
     "/composites/bulk",
     operation_id="admin_bulk",
-    request_body=openapi.takes(BulkNumbers),
+    request_body=openapi.takes(BulkNumbers, or_array=True),
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk(query: LoadQuery) -> Response:
-    """Load numbers, also as a bare array with `default_priority` and `project_name` in the query."""
+    """Load numbers, sent in an object or as a bare array."""
     numbers, defaults = _items("numbers", BulkNumbers)
     given = (_given_number(place, item) for place, item in enumerate(numbers, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk"))
@@ -71,11 +75,11 @@ def bulk(query: LoadQuery) -> Response:
 @admin_upload.post(
     "/composites/bulk-structured",
     operation_id="admin_bulk_structured",
-    request_body=openapi.takes(BulkComposites),
+    request_body=openapi.takes(BulkComposites, or_array=True),
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk_structured(query: LoadQuery) -> Response:
-    """Load numbers with what is known of them; what is left out stays as it is on numbers known already."""
+    """Load numbers with what is known of them. Fields that are left out change nothing on a known number."""
     composites, defaults = _items("composites", BulkComposites)
     given = (_given_composite(place, item) for place, item in enumerate(composites, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk-structured"))

@@ -16,7 +16,7 @@ admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
 @admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: DeadLetters})
 def submissions(query: SubmissionsQuery) -> Response:
-    """Submissions by state, those refused that hold true factors first, then the newest first."""
+    """List submissions by state: first the rejected ones that have true factors, then the newest first."""
     after = None
     if query.cursor:
         kind, _, submission_id = query.cursor.partition("-")
@@ -54,7 +54,7 @@ def letter(row: Row) -> dict[str, object]:
     },
 )
 def retry(path: SubmissionPath, query: RetryQuery) -> Response:
-    """Queue a rejected or failed submission again; with `accept_factors` use its true factors instead."""
+    """Queue a rejected or failed submission again, or with `accept_factors` use its true factors."""
     number = path.submission_id
     if query.accept_factors:
         done = dead_letters.accept_factors(engine(), by(), number, settings().max_digits)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictInt, field_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, field_validator
 
 from models.wire.common import (
     MOST_DIGITS,
@@ -333,3 +333,36 @@ class ClientsPage(WireModel):
 
     clients: list[ClientListed]
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
+
+
+# The installation --------------------------------------------------------------------------------------------------
+
+
+class Health(WireModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(WireModel):
+    """Results can be taken."""
+
+    status: Literal["ready"]
+
+
+class ComponentStatus(WireModel):
+    """Whether a component of the installation does its work, and more about it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ok: bool
+
+
+class InstallationStatus(WireModel):
+    """Every component of the installation. `degraded`: at least one does not do its work."""
+
+    status: Literal["ok", "degraded"]
+    database: ComponentStatus
+    broker: ComponentStatus
+    workers: ComponentStatus
+    beat: ComponentStatus
