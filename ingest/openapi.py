@@ -68,7 +68,7 @@ def takes(model: type[BaseModel], *, required: bool = True, or_array: bool = Fal
     """Return a documented JSON body that the view reads itself; `or_array`: an array of entries may stand alone."""
     schema: Json = {"$ref": f"{REF}{model.__name__}"}
     if or_array:
-        schema = {"anyOf": [schema, {"type": "array"}]}
+        schema = {"anyOf": [schema, {"type": "array", "minItems": 1}]}
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 

@@ -150,7 +150,11 @@ class KnownFactors(WireModel):
     source: Remark | None = Field(None, description="Who says so: a table, a person, a paper.")
     found_at: UtcTime | None = Field(None, description="When they were found; UTC without a time zone.")
 
-    @field_validator("factors", mode="before", json_schema_input_type=FactorText | list[FactorText])
+    @field_validator(
+        "factors",
+        mode="before",
+        json_schema_input_type=FactorText | Annotated[list[FactorText], Field(min_length=1, max_length=MOST_FACTORS)],
+    )
     @classmethod
     def _one(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -26,6 +26,7 @@ from pydantic_core import CoreSchema, core_schema
 from models.limits import MAX_B1, MIN_B1
 
 PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+DATE = re.compile(r"\s*\d{4}-\d\d-\d\d")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 MOST_DIGITS = 1_000_000
 HIGHEST_T_LEVEL = 100
@@ -79,6 +80,13 @@ def one_line(value: Any) -> Any:
     return " ".join(UNPRINTABLE.sub(" ", value).split())[:LONGEST_REASON] or None
 
 
+def _time_text(value: Any) -> Any:
+    """Refuse numbers: nobody knows whether they count seconds or milliseconds, or years."""
+    if isinstance(value, datetime) or (isinstance(value, str) and DATE.match(value)):
+        return value
+    raise ValueError("should be a time such as 2026-01-31T12:00:00Z")
+
+
 def _in_utc(value: datetime) -> datetime:
     """Read a time without a time zone as UTC."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -120,7 +128,7 @@ StrictPriority = Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)]
 Digits = Annotated[int, Field(ge=1, le=MOST_DIGITS)]
 TLevel = Annotated[float, Field(ge=0, le=HIGHEST_T_LEVEL, allow_inf_nan=False)]
 B1 = Annotated[int, Field(ge=MIN_B1, le=MAX_B1)]
-UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
+UtcTime = Annotated[datetime, BeforeValidator(_time_text), AfterValidator(_in_utc)]
 Switch = Annotated[bool, BeforeValidator(_false_if_blank)]
 
 # Words -------------------------------------------------------------------------------------------------------------

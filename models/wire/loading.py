@@ -75,13 +75,13 @@ class BulkNumbers(LoadDefaults):
     """Numbers to load."""
 
     # Entries are validated one by one afterwards, so that the answer names every bad one.
-    numbers: list[SkipValidation[NumberText]]
+    numbers: list[SkipValidation[NumberText]] = Field(json_schema_extra={"minItems": 1})
 
 
 class BulkComposites(LoadDefaults):
     """Numbers to load, with what is known of them."""
 
-    composites: list[SkipValidation[GivenComposite]]
+    composites: list[SkipValidation[GivenComposite]] = Field(json_schema_extra={"minItems": 1})
 
 
 class LoadQuery(LoadDefaults):
