@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psutil
 import redis
 import requests
+import served_document
 from sqlalchemy import NullPool, create_engine, text
 
 from config import supervision
@@ -61,6 +62,7 @@ class Stack:
         self.api = f"{self.url}/api/v1"
         self.http = requests.Session()
         self.process: subprocess.Popen[bytes] | None = None
+        served_document.servers.add(self.url)
 
     # Starting and stopping ---------------------------------------------------------------------------------------
 
