@@ -221,12 +221,12 @@ def summary() -> Response:
     return json_of(ResiduesSummary, registry.summary(engine()))
 
 
-def residue_state(row: Row) -> Response:
+def residue_state(row: Row[Any]) -> Response:
     """A residue as anybody may read it."""
     return json_of(ResidueState, {**row._asdict(), "checksum": row.sha256.hex()})
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Row[Any]) -> dict[str, Any]:
     return {
         "residue_id": row.id,
         "composite_id": row.composite_id,

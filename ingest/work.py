@@ -68,17 +68,16 @@ def p1_work(query: P1WorkQuery) -> Response:
 @work.get("/work", operation_id="any_work", responses={200: AnyWork})
 def any_work(query: AnyWorkQuery) -> Response:
     """Lease one run of the first method that has work, with the parameters of the run."""
-    answer: Response | None = None
+    nothing: dict[str, Any] = {}  # there is always a method
     for method in query.methods.split(","):
         wanted = Wanted(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
         made = _claim(wanted)
-        answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
         if isinstance(made, Claim):
-            break
-    assert answer is not None  # there is always a method
-    return answer
+            return _json(AnyWork, _any_fields(made))
+        nothing = _no_work(made)
+    return _json(AnyWork, nothing)
 
 
 @work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS})
@@ -211,7 +210,8 @@ def _common_fields(made: Claim) -> dict[str, Any]:
 
 
 def _ecm_fields(made: Claim) -> dict[str, Any]:
-    assert made.plan is not None  # an ECM lease has one
+    if made.plan is None:
+        raise ValueError("an ECM lease has a plan")
     return _common_fields(made) | {
         "prior_t_level": made.prior_t_level,
         "b1": made.plan.b1,

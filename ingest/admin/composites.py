@@ -1,5 +1,7 @@
 """Numbers, for operators: look, set a priority, finish, delete, compute effort anew."""
 
+from typing import Any
+
 from flask import Response, request
 from sqlalchemy import Row
 
@@ -52,7 +54,7 @@ def find(query: FindQuery) -> Response:
     return answer({"composites": [short(row) for row in rows]})
 
 
-def short(row: Row) -> dict[str, object]:
+def short(row: Row[Any]) -> dict[str, object]:
     """A number as lists show it."""
     said = dict(row._asdict())
     return {"composite_id": said.pop("id"), **said}
@@ -177,7 +179,7 @@ def recalculate_status() -> Response:
     return answer(recalculation(row))
 
 
-def recalculation(row: Row) -> dict[str, object]:
+def recalculation(row: Row[Any]) -> dict[str, object]:
     """How a recalculation stands."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
     state = maintenance.FAILED if given_up else row.state

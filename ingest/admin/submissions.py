@@ -1,5 +1,7 @@
 """The dead letters: what was refused or failed, sent again by hand, and true factors taken out of a refusal."""
 
+from typing import Any
+
 from flask import Response
 from sqlalchemy import Row
 
@@ -27,7 +29,7 @@ def submissions(query: SubmissionsQuery) -> Response:
     return answer({"submissions": [letter(row) for row in rows], "next": more})
 
 
-def letter(row: Row) -> dict[str, object]:
+def letter(row: Row[Any]) -> dict[str, object]:
     """A submission as lists show it."""
     return {
         "submission_id": row.id,

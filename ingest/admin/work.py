@@ -106,6 +106,6 @@ def resume(path: CompositePath) -> Response:
     return _hold(reservations.resume(engine(), path.composite_id, by()), "It gets work again")
 
 
-def _hold(row: Row, message: str) -> Response:
+def _hold(row: Row[Any], message: str) -> Response:
     said = {"composite_id": row.id, "hold": row.hold, "hold_reason": row.hold_reason}
     return answer({**said, "message": message})
