@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 
 from flask import Response, redirect
 from flask_openapi.blueprint import APIBlueprint
-from flask_openapi.models import Info, Tag
+from flask_openapi.models.info import Info
 from flask_openapi.models.license import License
+from flask_openapi.models.tag import Tag
 from flask_openapi.openapi import OpenAPI
 from flask_openapi.utils import parse_rule
 from flask_openapi_swagger.plugins import RegisterPlugin

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from flask import Response, request
 from flask_openapi.blueprint import APIBlueprint
-from flask_openapi.models import Tag
+from flask_openapi.models.tag import Tag
 
 from coordinator.audit import ADMIN, By
 from ingest import openapi
