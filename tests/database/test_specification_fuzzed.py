@@ -18,7 +18,7 @@ from models.engine import make_engine
 from tasks import doorbell
 from tests.conftest import administer
 
-EXAMPLES = 8
+EXAMPLES = 5
 LENGTHS, LONGEST = ("maxLength", "maxItems"), 200
 ADMIN_KEY = "the-admin-key-of-these-tests"
 
