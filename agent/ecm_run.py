@@ -23,7 +23,7 @@ import psutil
 from agent import gmp_ecm, local_lease, spool
 from agent.gmp_ecm import EcmFailedError, EcmOutput
 from agent.terminal import count_of
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 MAX_RAW_OUTPUT = 64 * 1024  # bytes: a result has the end of GMP-ECM's output, as much as the server keeps
 

@@ -30,7 +30,7 @@ from coordinator.reading import invariants
 from coordinator.results import applying, inbox
 from models.engine import make_engine
 from models.migrate import upgrade
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 # Seconds of work in a lease: so short that 10,000 of them do not bring 200 numbers to their targets.
 LEASE_SECONDS = 3.0

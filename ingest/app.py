@@ -31,7 +31,7 @@ from ingest.stats import stats
 from ingest.waiting import OutcomePoller
 from ingest.work import work
 from models.engine import process_engine
-from models.wire import PRINTABLE
+from models.wire.common import PRINTABLE
 from tasks import heartbeats, publishing
 
 # Nothing that a request asks takes this long of a database in health; a thread must not stand still for one in trouble.

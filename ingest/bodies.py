@@ -7,13 +7,13 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import FileStorage
 
-from ingest.problems import Problem, invalid
+from ingest.problems import ProblemError, invalid
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_json(body: bytes, *, nul_allowed: bool = False) -> Any:
-    """The value of a JSON text; raises a 422 Problem that says where it is wrong.
+    """The value of a JSON text; raises a 422 ProblemError that says where it is wrong.
 
     Stricter than most parsers: no NaN or Infinity, no key twice, no lone surrogates, no deep nesting (200 levels), and
     no NUL characters, which PostgreSQL cannot store (`nul_allowed`: the caller looks at the parts, `without_nul`).
@@ -26,15 +26,15 @@ def parse_json(body: bytes, *, nul_allowed: bool = False) -> Any:
             detail += "; numbers of thousands of digits are sent as strings"
         elif "hex escape" in detail:
             detail += "; \\u is followed by four hexadecimal digits, and half of a surrogate pair by its other half"
-        raise Problem(422, "malformed", f"The body is not valid JSON: {detail}", errors=[]) from error
+        raise ProblemError(422, "malformed", f"The body is not valid JSON: {detail}", errors=[]) from error
     # The escape may also be the harmless text "\\u0000": look closer only where it occurs at all.
     return without_nul(value) if b"\\u0000" in body and not nul_allowed else value
 
 
 def without_nul(value: Any) -> Any:
-    """`value`, a part of a JSON text, if no text in it has a NUL character; raises a 422 Problem."""
+    """`value`, a part of a JSON text, if no text in it has a NUL character; raises a 422 ProblemError."""
     if _has_nul(value):
-        raise Problem(422, "malformed", "A text in the body has a NUL character (\\u0000); remove it.", errors=[])
+        raise ProblemError(422, "malformed", "A text in the body has a NUL character (\\u0000); remove it.", errors=[])
     return value
 
 
@@ -46,11 +46,22 @@ def _has_nul(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_nul, value))
 
 
-def read_body(model: type[Model]) -> Model:
-    """The request's JSON body as a `model`; raises a 413 or 422 problem."""
+def received_body() -> bytes:
+    """Return the request's body; raises a 413 problem, or 400 for a body that ends before its Content-Length."""
     body = request.get_data(cache=False)
+    length = request.content_length
+    # gunicorn says that its streams end by themselves, and so nobody else compares.
+    if length is not None and len(body) < length:
+        detail = f"The body ended after {len(body):,} of {length:,} bytes; send all of it again."
+        raise ProblemError(400, "bad_request", detail, headers={"Connection": "close"})
+    return body
+
+
+def read_body(model: type[Model]) -> Model:
+    """The request's JSON body as a `model`; raises a 400, 413 or 422 problem."""
+    body = received_body()
     if not body:
-        raise Problem(422, "malformed", "The body is empty; send a JSON object.", errors=[])
+        raise ProblemError(422, "malformed", "The body is empty; send a JSON object.", errors=[])
     value = parse_json(body)
     try:
         return model.model_validate(value)
@@ -59,27 +70,27 @@ def read_body(model: type[Model]) -> Model:
 
 
 def uploaded_file(example: str) -> FileStorage:
-    """The file of a multipart/form-data body, in its field `file`; raises a 415 or 422 Problem, or 413."""
+    """The file of a multipart/form-data body, in its field `file`; raises a 415 or 422 ProblemError, or 413."""
     refuse_encoding()
     if request.mimetype != "multipart/form-data":
         detail = f"Send the file as multipart/form-data in the field `file`, as `curl -F file=@{example}` does."
-        raise Problem(415, "unsupported_media_type", detail)
+        raise ProblemError(415, "unsupported_media_type", detail)
     # Fields count like files against the largest body, so that a list sent as a field is told what is wrong.
     request.max_form_memory_size = request.max_content_length
     file = request.files.get("file")
     if file is None:
         where = "is no file; send it as one" if "file" in request.form else "is missing; send the file in it"
         detail = f"The field `file` {where}, as `curl -F file=@{example}` does."
-        raise Problem(422, "malformed", detail, errors=[{"field": "file", "message": "is required"}])
+        raise ProblemError(422, "malformed", detail, errors=[{"field": "file", "message": "is required"}])
     return file
 
 
 def refuse_encoding() -> None:
-    """Raise a 415 Problem for a compressed body."""
+    """Raise a 415 ProblemError for a compressed body."""
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"The body is compressed (Content-Encoding: {printable_name(encoding)[:40]}); send it as it is."
-        raise Problem(415, "unsupported_media_type", detail)
+        raise ProblemError(415, "unsupported_media_type", detail)
 
 
 def printable_name(name: str) -> str:

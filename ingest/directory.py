@@ -7,42 +7,39 @@ from flask import Response
 from coordinator.reading import clients, projects
 from ingest import openapi
 from ingest.answers import engine, json_of
-from models.wire_admin import ProjectNamePath, ProjectPath
-from models.wire_reading import ClientsPage, ClientsQuery, PageQuery, ProjectListed, ProjectsPage
+from models.wire.common import PageQuery, ProjectNamePath, ProjectPath
+from models.wire.reading import ClientsPage, ClientsQuery, ProjectListed, ProjectsPage
 
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
-INVALID: dict[Any, Any] = {422: openapi.problem("A parameter or the cursor is malformed")}
 
 directory = openapi.blueprint("directory", openapi.READING)
 
 
-@directory.get("/projects", operation_id="projects", responses={200: ProjectsPage, **INVALID})
+@directory.get("/projects", operation_id="projects", responses={200: ProjectsPage})
 def all_projects(query: PageQuery) -> Response:
-    """A page of the projects, by name."""
+    """List the projects by name, page by page."""
     found = projects.list_projects(engine(), limit=query.limit, cursor=query.cursor)
     return json_of(ProjectsPage, {"projects": [row._mapping for row in found.rows], "next": found.next})
 
 
-@directory.get(
-    "/projects/<int:project_id>", operation_id="project", responses={200: ProjectListed, **UNKNOWN, **INVALID}
-)
+@directory.get("/projects/<int:project_id>", operation_id="project", responses={200: ProjectListed, **UNKNOWN})
 def project(path: ProjectPath) -> Response:
-    """One project by its id."""
+    """Return a project by its id."""
     return json_of(ProjectListed, projects.read_project(engine(), project_id=path.project_id)._mapping)
 
 
 @directory.get(
     "/projects/by-name/<path:name>",
     operation_id="project_by_name",
-    responses={200: ProjectListed, **UNKNOWN, **INVALID},
+    responses={200: ProjectListed, **UNKNOWN},
 )
 def project_by_name(path: ProjectNamePath) -> Response:
-    """One project by its name."""
+    """Return a project by its name."""
     return json_of(ProjectListed, projects.read_project(engine(), name=path.name)._mapping)
 
 
-@directory.get("/clients", operation_id="clients", responses={200: ClientsPage, **INVALID})
+@directory.get("/clients", operation_id="clients", responses={200: ClientsPage})
 def all_clients(query: ClientsQuery) -> Response:
-    """A page of the clients, those seen last first, or by name; noted by upkeep, so up to a minute late."""
+    """List the clients, page by page. New clients appear after up to a minute."""
     found = clients.list_clients(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
     return json_of(ClientsPage, {"clients": [row._mapping for row in found.rows], "next": found.next})

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from models.wire_reading import FactorListed
+from models.wire.reading import FactorListed
 
 FORMATS = ("csv", "ndjson")
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
@@ -16,7 +16,7 @@ COLUMNS = tuple(FactorListed.model_fields)
 FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def lines(batches: Iterable[list[Row]], form: str) -> Iterator[str]:
+def lines(batches: Iterable[list[Row[Any]]], form: str) -> Iterator[str]:
     """The file's text, piece by piece, of batches of coordinator.reading.factors' rows; `form` is one of FORMATS."""
     if form == "ndjson":
         for batch in batches:

@@ -9,18 +9,17 @@ from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.factor_files import CONTENT_TYPES, lines
 from ingest.stats import check_written
-from models.wire_admin import FactorPath
-from models.wire_reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
+from models.wire.common import FactorPath
+from models.wire.reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
 
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite` or `unknown_project`")}
-INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}
 
 factors = openapi.blueprint("factors", openapi.READING)
 
 
-@factors.get("/factors", operation_id="factors", responses={200: FactorsPage, **UNKNOWN, **INVALID})
+@factors.get("/factors", operation_id="factors", responses={200: FactorsPage, **UNKNOWN})
 def listed(query: FactorsQuery) -> Response:
-    """A page of the factors that pass these filters, the newest or the largest first."""
+    """List the factors that pass the filters, page by page."""
     if query.composite is not None:
         check_written(query.composite, "composite")
     filters = registry.FactorFilters(
@@ -38,7 +37,7 @@ def listed(query: FactorsQuery) -> Response:
     responses={200: FactorListed, 404: openapi.problem("`unknown_factor`")},
 )
 def one(path: FactorPath) -> Response:
-    """One factor by its id."""
+    """Return a factor by its id."""
     return json_of(FactorListed, registry.read_factor(engine(), path.factor_id)._mapping)
 
 
@@ -46,13 +45,15 @@ def one(path: FactorPath) -> Response:
     "/export/factors",
     operation_id="export_factors",
     responses={
-        200: {"description": "CSV with a header, or NDJSON", "content": {kind: {} for kind in CONTENT_TYPES.values()}},
+        200: {
+            "description": "CSV with a header, or NDJSON",
+            "content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/x-ndjson")},
+        },
         404: openapi.problem("`unknown_project`"),
-        **INVALID,
     },
 )
 def export(query: ExportQuery) -> Response:
-    """All factors, or a project's or a client's, oldest first, streamed."""
+    """Export factors as CSV or NDJSON, the oldest first."""
     batches = registry.export_factors(engine(), project=query.project, client_id=query.client_id, since=query.since)
     answer = Response(lines(batches, query.format), 200, content_type=CONTENT_TYPES[query.format])
     answer.headers["Content-Disposition"] = f"attachment; filename=factors.{query.format}"

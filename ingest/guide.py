@@ -8,7 +8,7 @@ from pathlib import Path
 from flask import Blueprint, current_app, send_from_directory
 from flask.typing import ResponseReturnValue
 
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 
 # Made by `python -m docs`; in the wheel if it was there when the wheel was built.
 GUIDE = Path(__file__).parent / "guide_site"
@@ -33,7 +33,7 @@ def page(name: str = "index.html") -> ResponseReturnValue:
     """A file of the guide; 404 with the way to build it where it has not been built."""
     if not guide_is_built():
         detail = "The guide has not been built here. Run `make docs` in a checkout; the web process then serves it."
-        raise Problem(404, "guide_not_built", detail)
+        raise ProblemError(404, "guide_not_built", detail)
     is_page = name.endswith(".html")
     # A page is sent whole every time. The policy of a 304 would have no hashes, as it has no body, and browsers use it.
     answer = send_from_directory(_directory(), name, max_age=CACHED_SECONDS, conditional=not is_page, etag=not is_page)

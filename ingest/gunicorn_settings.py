@@ -16,7 +16,8 @@ _settings = settings()
 
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.web_processes
-worker_class = "gthread"
+# Threads, with problems instead of HTML for requests that never reach the application.
+worker_class = "ingest.web_worker.ProblemWorker"
 threads = _settings.web_threads
 # A thread may wait for an outcome, and hold a request while the database is away; neither is a hung worker.
 timeout = int(_settings.database_timeout + 20) + 15

@@ -11,7 +11,7 @@ from flask import current_app, g, request
 from coordinator.administration import client_keys
 from coordinator.base.unit_of_work import is_transient
 from ingest.answers import engine, settings
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 
 SCHEME = "bearer"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ecm-coordinator"'}
@@ -59,13 +59,13 @@ def check_key() -> None:
     if given is None:
         if settings().require_client_keys:
             detail = "This server asks clients for their key: send the header Authorization: Bearer KEY."
-            raise Problem(401, "unauthorized", detail, headers=CHALLENGE)
+            raise ProblemError(401, "unauthorized", detail, headers=CHALLENGE)
         return
     scheme, _, key = given.partition(" ")
     name = current_app.config["KEY_OWNERS"].of(key.strip()) if scheme.lower() == SCHEME else None
     if name is None:
         detail = "The key in Authorization is no client's, or was revoked; it should read: Bearer KEY."
-        raise Problem(401, "unauthorized", detail, headers=CHALLENGE)
+        raise ProblemError(401, "unauthorized", detail, headers=CHALLENGE)
     g.client_by_key = name
     for named in names():
         act_as(named)
@@ -88,4 +88,4 @@ def act_as(client_id: str) -> None:
     own = by_key()
     if own is not None and client_id != own:
         detail = f"This key is {own}'s, and the request is made as {client_id[:100]}; use your own name."
-        raise Problem(403, "wrong_client", detail)
+        raise ProblemError(403, "wrong_client", detail)

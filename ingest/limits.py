@@ -18,7 +18,7 @@ from redis.retry import Retry
 from config.settings import Settings
 from ingest import keys
 from ingest.openapi import API
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 from tasks import broker_circuit
 
 log = structlog.get_logger("limits")
@@ -129,7 +129,7 @@ def _count(kind: str, name: str) -> None:
     if g.limit.left < 0:
         most, _, reset = g.limit
         detail = f"More than {most} requests; ask again in {reset} seconds."
-        raise Problem(429, "too_many_requests", detail, headers={"Retry-After": str(reset)})
+        raise ProblemError(429, "too_many_requests", detail, headers={"Retry-After": str(reset)})
 
 
 def say_limit(response: Response) -> Response:

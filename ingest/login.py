@@ -18,7 +18,7 @@ from wtforms.validators import ValidationError
 
 from ingest import limits
 from ingest.admin.access import is_key
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 
 SESSION = timedelta(hours=12)
 PURPOSE = b"ecm-coordinator: cookies of operators' browsers"
@@ -61,7 +61,9 @@ def log_in(key: str) -> None:
     """Begin a session if `key` is the admin key; raises a 403 problem if not, 429 after too many tries."""
     limits.limit_login()
     if not is_key(key):
-        raise Problem(403, "forbidden", "That is not this server's admin key; it is in the file admin.key of its home.")
+        raise ProblemError(
+            403, "forbidden", "That is not this server's admin key; it is in the file admin.key of its home."
+        )
     session.clear()
     session.permanent = True
     session["until"] = time() + SESSION.total_seconds()
@@ -78,7 +80,7 @@ def check_token() -> None:
         validate_csrf(request.form.get(TOKEN))
     except ValidationError as error:
         detail = "This form is out of date, or was not made by this server; open its page again and repeat it."
-        raise Problem(400, "bad_token", detail) from error
+        raise ProblemError(400, "bad_token", detail) from error
 
 
 def way_back(address: str | None) -> str | None:

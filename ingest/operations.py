@@ -16,14 +16,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator.reading import health_queries, metrics_queries
 from ingest import openapi, security
 from ingest.answers import engine
-from ingest.problems import RETRY, Problem, database_away
+from ingest.problems import RETRY, ProblemError, database_away
 from models.migrate import newest_revision
+from models.wire.reading import Health, InstallationStatus, Readiness
 from tasks import heartbeats
 from tasks.metrics import AllProcesses, watch_pool
 
 log = structlog.get_logger("operations")
 
-operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
+operations = openapi.operations_blueprint("operations", openapi.OPERATIONS)
 
 operations.record(lambda made: watch_pool(made.app.config["ENGINE"]))
 # Of every answer of the application, not of this blueprint's alone.
@@ -34,17 +35,19 @@ LAG_LIMIT = 120.0
 QUEUES = ("results", "analysis", "housekeeping")
 
 
-@operations.get("/health", operation_id="health")
+@operations.get("/health", operation_id="health", responses={200: Health})
 def health() -> Response:
-    """The process is up."""
+    """Tell that the process is up. It asks nothing else."""
     return _json({"status": "ok"}, 200)
 
 
 @operations.get(
-    "/ready", operation_id="ready", responses={503: openapi.problem("`database_away` or `schema_outdated`")}
+    "/ready",
+    operation_id="ready",
+    responses={200: Readiness, 503: openapi.problem("`database_away` or `schema_outdated`")},
 )
 def ready() -> Response:
-    """Whether results can be taken: the database answers and its schema is the one this version needs."""
+    """Tell whether results can be taken: the database answers, and its schema is the one that this version needs."""
     try:
         revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
@@ -52,13 +55,13 @@ def ready() -> Response:
         raise database_away() from error
     if revision != newest_revision():
         detail = f"The schema is at {revision}, this version needs {newest_revision()}: run `ecm-coordinator migrate`."
-        raise Problem(503, "schema_outdated", detail, headers=RETRY)
+        raise ProblemError(503, "schema_outdated", detail, headers=RETRY)
     return _json({"status": "ready"}, 200)
 
 
-@operations.get("/status", operation_id="status")
+@operations.get("/status", operation_id="status", responses={200: InstallationStatus, 503: InstallationStatus})
 def status() -> Response:
-    """Every part of the installation, and whether it does its work; 503 when one does not."""
+    """Return the status of every component of the installation; 503 when one does not do its work."""
     parts = installation()
     ok = all(part["ok"] for part in parts.values())
     # Not a problem document: operators and `ecm-coordinator up` read the parts.
@@ -73,9 +76,15 @@ def installation() -> dict[str, dict[str, Any]]:
     return {"database": _database(), **_broker_and_processes()}
 
 
-@operations.get("/metrics", operation_id="metrics")
+@operations.get(
+    "/metrics",
+    operation_id="metrics",
+    responses={
+        200: {"description": "Prometheus's text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    },
+)
 def prometheus() -> Response:
-    """What all processes have counted, and gauges read from the database and the broker now."""
+    """Return the metrics: what all processes have counted, and the present state of the database and the broker."""
     now = CollectorRegistry()
     now.register(_Gauges())
     return Response(_counted() + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)

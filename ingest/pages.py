@@ -21,9 +21,10 @@ from coordinator.reading import admin_queries, batch_lookup, clients, detail, fa
 from ingest.answers import engine, settings
 from ingest.openapi import API
 from ingest.operations import installation
-from ingest.problems import Problem, invalid
+from ingest.problems import ProblemError, invalid
 from ingest.stats import check_written
-from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
+from models.wire.common import PageQuery
+from models.wire.reading import CompositesQuery, FactorsQuery
 
 HOURS_SHOWN = 48
 FEW, SOME, MANY = 10, 50, 100
@@ -257,13 +258,13 @@ def _query(model: type[Any]) -> Any:
         raise invalid(error, "query") from error
 
 
-def error_page(problem: Problem) -> Response:
+def error_page(problem: ProblemError) -> Response:
     """A problem for people."""
     words = render_template("error.html", status=problem.status, words=problem.detail)
     return Response(words, problem.status, problem.headers)
 
 
-def respond(problem: Problem) -> Response:
+def respond(problem: ProblemError) -> Response:
     """A problem for whoever asks: people who look at pages, or programs."""
     if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in SHOWN):
         return problem.response()

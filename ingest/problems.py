@@ -15,31 +15,30 @@ from coordinator.base.cursors import InvalidCursorError
 from coordinator.base.errors import ConflictError, DomainError, NotFoundError
 from coordinator.base.unit_of_work import is_transient
 from coordinator.numbers.expressions import ExpressionError, shorten
-from models.wire import Name, printable
+from ingest import protocol_errors
+from models.wire.common import Name, printable
 
 _NAME = TypeAdapter(Annotated[Name, AfterValidator(printable)])
 
 log = structlog.get_logger("problems")
 
 REASONS = {
-    400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
     413: "body_too_large",
-    414: "address_too_long",
     415: "unsupported_media_type",
     429: "too_many_requests",
     500: "internal_error",
     503: "database_away",
-}
+} | protocol_errors.REASONS
 RETRY_SECONDS = 5
 RETRY = {"Retry-After": str(RETRY_SECONDS)}
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """Raised anywhere in a request to answer it with a problem; `more` are further members of its body."""
 
     def __init__(
@@ -51,26 +50,25 @@ class Problem(Exception):
 
     def response(self) -> Response:
         """The problem as an answer to the current request."""
-        body = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            "reason": self.reason,
-            "instance": request.path[:200],
-            **self.more,
-        }
-        return Response(orjson.dumps(body), self.status, self.headers, content_type="application/problem+json")
+        _, body = problem_body(self.status, self.reason, self.detail, request.path[:200], **self.more)
+        return Response(body, self.status, self.headers, content_type="application/problem+json")
 
 
-def invalid(error: ValidationError, whole: str = "body") -> Problem:
+def problem_body(status: int, reason: str, detail: str, instance: str, **more: Any) -> tuple[str, bytes]:
+    """Return (title, JSON) of a problem."""
+    title = HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "reason": reason}
+    return title, orjson.dumps(body | {"instance": instance} | more)
+
+
+def invalid(error: ValidationError, whole: str = "body") -> ProblemError:
     """422 for a body (or whatever the `whole` is) of a wrong shape, naming each field and what would be right."""
     errors = [
         {"field": ".".join(map(str, item["loc"])) or whole, "message": _complaint(item)}
         for item in error.errors(include_url=False, include_context=False)[:100]
     ]
     first = errors[0]
-    return Problem(422, "invalid", f"{first['field']}: {first['message']}", errors=errors)
+    return ProblemError(422, "invalid", f"{first['field']}: {first['message']}", errors=errors)
 
 
 def checked_name(field: str, value: str) -> str:
@@ -79,7 +77,9 @@ def checked_name(field: str, value: str) -> str:
         return _NAME.validate_python(value)
     except ValidationError as error:
         message = _complaint(error.errors(include_url=False, include_context=False)[0])
-        raise Problem(422, "invalid", f"{field}: {message}", errors=[{"field": field, "message": message}]) from error
+        raise ProblemError(
+            422, "invalid", f"{field}: {message}", errors=[{"field": field, "message": message}]
+        ) from error
 
 
 def _complaint(item: ErrorDetails) -> str:
@@ -99,31 +99,31 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, int) and value.bit_length() > 63
 
 
-def unreadable_number(error: ExpressionError) -> Problem:
+def unreadable_number(error: ExpressionError) -> ProblemError:
     """422 for a number that cannot be read or is too large."""
-    return Problem(422, error.reason, error.detail, errors=[{"field": error.field, "message": error.detail}])
+    return ProblemError(422, error.reason, error.detail, errors=[{"field": error.field, "message": error.detail}])
 
 
-def database_away() -> Problem:
+def database_away() -> ProblemError:
     """503 for the current request: nothing was read or stored; ask again soon."""
     if request.method in ("GET", "HEAD"):
         detail = f"The database does not answer. Ask again in {RETRY_SECONDS} seconds."
     else:
         detail = f"The database does not answer; nothing was stored. Send the same again in {RETRY_SECONDS} seconds."
-    return Problem(503, "database_away", detail, headers=RETRY)
+    return ProblemError(503, "database_away", detail, headers=RETRY)
 
 
-def of_refusal(error: DomainError) -> Problem:
+def of_refusal(error: DomainError) -> ProblemError:
     """404 for what there is not, 409 for what something stands against, 400 for what is not true."""
     status = 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, ConflictError) else 400
-    return Problem(status, error.reason, f"{error}.")
+    return ProblemError(status, error.reason, f"{error}.")
 
 
-def answer_with_problems(app: Flask, respond: Callable[[Problem], Response] = Problem.response) -> None:
+def answer_with_problems(app: Flask, respond: Callable[[ProblemError], Response] = ProblemError.response) -> None:
     """Make every error of the app a problem, which `respond` makes an answer."""
 
-    @app.errorhandler(Problem)
-    def _problem(error: Problem) -> Response:
+    @app.errorhandler(ProblemError)
+    def _problem(error: ProblemError) -> Response:
         return respond(error)
 
     @app.errorhandler(ExpressionError)
@@ -137,7 +137,7 @@ def answer_with_problems(app: Flask, respond: Callable[[Problem], Response] = Pr
     @app.errorhandler(InvalidCursorError)
     def _bad_cursor(error: InvalidCursorError) -> Response:
         detail = f"{error}."
-        return respond(Problem(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]))
+        return respond(ProblemError(422, "bad_cursor", detail, errors=[{"field": "cursor", "message": detail}]))
 
     @app.errorhandler(HTTPException)
     def _http(error: HTTPException) -> Response:
@@ -149,13 +149,18 @@ def answer_with_problems(app: Flask, respond: Callable[[Problem], Response] = Pr
             detail = f"The body is larger than {request.max_content_length} bytes; send it in parts."
         headers = dict(error.get_response().headers) if status in (405, 429) else {}
         allowed = {name: value for name, value in headers.items() if name in ("Allow", "Retry-After")}
-        return respond(Problem(status, REASONS.get(status, "error"), detail, headers=allowed))
+        return respond(ProblemError(status, REASONS.get(status, "error"), detail, headers=allowed))
 
     @app.errorhandler(Exception)
     def _unexpected(error: Exception) -> Response:
+        described = protocol_errors.describe(error)
+        if described is not None:
+            status, detail = described
+            # What follows on this connection cannot be told from the rest of the body.
+            return respond(ProblemError(status, REASONS[status], detail, headers={"Connection": "close"}))
         if is_transient(error):
             log.warning("The database does not answer", error=str(error)[:200])
             return respond(database_away())
         log.exception("A request failed", path=request.path[:200])
         detail = "Something went wrong on this server; it has been logged. Sending the same again later is safe."
-        return respond(Problem(500, "internal_error", detail))
+        return respond(ProblemError(500, "internal_error", detail))

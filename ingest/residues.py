@@ -14,16 +14,16 @@ from coordinator.residues.save_files import SaveFileError, read_save_file
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body, uploaded_file
-from ingest.problems import RETRY, Problem, checked_name
-from models.wire_residues import (
+from ingest.problems import RETRY, ProblemError, checked_name
+from models.wire.common import ResiduePath
+from models.wire.residues import (
     ResidueCompleted,
-    ResiduePath,
     ResiduesSummary,
     ResidueState,
     ResidueWork,
     ResidueWorkQuery,
     Stage2Done,
-    Uploaded,
+    UploadedResidue,
     UploadQuery,
 )
 from tasks.publishing import publish_jobs
@@ -38,7 +38,6 @@ PIECE = 256 * 1024
 ENVELOPE = 64 * 1024
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_residue`")}
 NOT_YOURS: dict[Any, Any] = {409: openapi.problem("`not_claimed`: not by this client")}
-INVALID: dict[Any, Any] = {422: openapi.problem(f"A parameter or the header {HEADER} is missing or malformed")}
 FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
 
 
@@ -51,19 +50,18 @@ def _forbid_caching(response: Response) -> Response:
 @residues.post(
     "/residues/upload",
     operation_id="upload_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
     responses={
-        200: Uploaded,
+        200: UploadedResidue,
         400: openapi.problem("`bad_residue`, `duplicate_residue`, `unknown_attempt`, `not_its_stage1`, ..."),
         404: openapi.problem("`unknown_composite`: N is no number of this server"),
         409: openapi.problem("`result_pending`: the result of stage 1 is not applied yet; upload again in a moment"),
-        413: openapi.problem("`body_too_large`"),
         415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
-        **INVALID,
     },
 )
 def upload(query: UploadQuery) -> Response:
-    """Upload what `ecm -save` wrote: each line is checked, and all of the file is stored or nothing."""
+    """Upload a file that `ecm -save` wrote. Every line is checked, and the whole file is stored or nothing."""
     client, files = _client(), _storage()
     request.max_content_length = settings().max_residue + ENVELOPE
     sent = uploaded_file("c155.save")
@@ -72,9 +70,9 @@ def upload(query: UploadQuery) -> Response:
             # As it streams through, so that what is checked is what is stored.
             saved = read_save_file(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
     except SaveFileError as error:
-        raise Problem(400, "bad_residue", f"{error}.") from error
+        raise ProblemError(400, "bad_residue", f"{error}.") from error
     except OSError as error:
-        raise Problem(
+        raise ProblemError(
             503, "storage_away", "The residue storage does not take the file; send it again later.", headers=RETRY
         ) from error
     try:
@@ -93,7 +91,7 @@ def upload(query: UploadQuery) -> Response:
         raise
     row = made.residue
     fields = {**_fields(row), "expires_at": row.expires_at, "message": made.message}
-    return json_of(Uploaded, fields)
+    return json_of(UploadedResidue, fields)
 
 
 def _limited(target: BinaryIO) -> Any:
@@ -104,7 +102,7 @@ def _limited(target: BinaryIO) -> Any:
         taken += len(piece)
         if taken > most:
             detail = f"The file is larger than {most:,} bytes; split it, and the result of stage 1 with it."
-            raise Problem(413, "body_too_large", detail)
+            raise ProblemError(413, "body_too_large", detail)
         target.write(piece)
 
     return keep
@@ -113,10 +111,11 @@ def _limited(target: BinaryIO) -> Any:
 @residues.get(
     "/residues/work",
     operation_id="residue_work",
-    responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`"), **INVALID},
+    openapi_extensions=openapi.reads_headers(HEADER),
+    responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`")},
 )
 def work(query: ResidueWorkQuery) -> Response:
-    """Claim a residue to run stage 2 of: the highest priority first, then the oldest."""
+    """Claim a residue to run stage 2 on it: the highest priority first, then the oldest."""
     chosen = query.model_dump(exclude={"claim_timeout_hours"})
     wanted = registry.ResidueRequest(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
     row = registry.claim_residue(engine(), wanted, settings().max_work_per_client)
@@ -138,21 +137,25 @@ def work(query: ResidueWorkQuery) -> Response:
 @residues.get(
     "/residues/<int:residue_id>/download",
     operation_id="download_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     responses={
-        200: {"description": "the file, byte for byte", "content": {"application/octet-stream": {}}},
-        410: openapi.problem("`file_lost`"),
+        200: {
+            "description": "The file, byte for byte",
+            "headers": {"X-Residue-SHA256": {}},
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        410: openapi.problem("`file_lost`: the file is gone"),
         **UNKNOWN,
         **NOT_YOURS,
-        **INVALID,
     },
 )
 def download(path: ResiduePath) -> Response:
-    """Download a residue that this client has claimed, byte for byte as it was uploaded."""
+    """Download the file of a residue that this client has claimed, byte for byte as it was uploaded."""
     row = registry.claimed_file(engine(), path.residue_id, _client())
     try:
         file = _storage().open(row.file_name)
     except FileNotFoundError as error:
-        raise Problem(410, "file_lost", f"The file of residue {row.id} is gone; claim another one.") from error
+        raise ProblemError(410, "file_lost", f"The file of residue {row.id} is gone; claim another one.") from error
     answer = Response(_pieces(file), 200, content_type="application/octet-stream")
     answer.headers["Content-Length"] = str(row.file_size_bytes)
     answer.headers["Content-Disposition"] = f"attachment; filename=residue-{row.id}.save"
@@ -169,17 +172,17 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 @residues.post(
     "/residues/<int:residue_id>/complete",
     operation_id="complete_residue",
+    openapi_extensions=openapi.reads_headers(HEADER),
     request_body=openapi.takes(Stage2Done),
     responses={
         200: ResidueCompleted,
         400: openapi.problem("`unknown_attempt`, `not_its_stage2`, `stage2_too_small`"),
         **UNKNOWN,
         **NOT_YOURS,
-        **INVALID,
     },
 )
 def complete(path: ResiduePath) -> Response:
-    """Say which attempt was its stage 2; idempotent. A result that names the residue has done the same already."""
+    """Link the attempt that was its stage 2 to a residue. It is linked already if its result named the residue."""
     said = read_body(Stage2Done)
     done = registry.complete_residue(engine(), path.residue_id, _client(), said.stage2_attempt_id)
     publish_jobs(done.to_publish)
@@ -198,31 +201,32 @@ def complete(path: ResiduePath) -> Response:
 @residues.delete(
     "/residues/<int:residue_id>/claim",
     operation_id="release_residue",
-    responses={200: ResidueState, **UNKNOWN, **NOT_YOURS, **INVALID},
+    openapi_extensions=openapi.reads_headers(HEADER),
+    responses={200: ResidueState, **UNKNOWN, **NOT_YOURS},
 )
 def release(path: ResiduePath) -> Response:
-    """Give a claim back; idempotent."""
+    """Give a claim back. A residue that the client no longer has stays as it is."""
     return residue_state(registry.release_claim(engine(), path.residue_id, _client()))
 
 
 @residues.get("/residues/<int:residue_id>", operation_id="residue", responses={200: ResidueState, **UNKNOWN})
 def one(path: ResiduePath) -> Response:
-    """How a residue stands."""
+    """Return the state of a residue."""
     return residue_state(registry.read_residue(engine(), path.residue_id))
 
 
 @residues.get("/residues/stats/summary", operation_id="residues_summary", responses={200: ResiduesSummary})
 def summary() -> Response:
-    """How many residues there are, by status."""
+    """Return the number of residues and of their curves by status."""
     return json_of(ResiduesSummary, registry.summarize_residues(engine()))
 
 
-def residue_state(row: Row) -> Response:
+def residue_state(row: Row[Any]) -> Response:
     """A residue as anybody may read it."""
     return json_of(ResidueState, {**row._asdict(), "checksum": row.sha256.hex()})
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Row[Any]) -> dict[str, Any]:
     return {
         "residue_id": row.id,
         "composite_id": row.composite_id,
@@ -240,7 +244,7 @@ def _client() -> str:
     given = request.headers.get(HEADER)
     if given is None:
         detail = f"Say who asks in the header {HEADER}."
-        raise Problem(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
+        raise ProblemError(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
     return checked_name(HEADER, given)
 
 
@@ -248,4 +252,4 @@ def _storage() -> Storage:
     try:
         return storage(settings())
     except StorageError as error:
-        raise Problem(503, "storage_away", f"{error}.", headers=RETRY) from error
+        raise ProblemError(503, "storage_away", f"{error}.", headers=RETRY) from error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import orjson
 import structlog
 from flask import Response, current_app, request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import Row
 
 from coordinator.base.unit_of_work import is_transient
@@ -16,9 +16,10 @@ from coordinator.numbers.expressions import ExpressionError
 from coordinator.results import inbox
 from ingest import keys, limits, metrics, openapi
 from ingest.answers import engine, settings
-from ingest.bodies import parse_json, read_body, without_nul
-from ingest.problems import Problem, database_away, invalid, unreadable_number
-from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
+from ingest.bodies import parse_json, read_body, received_body, without_nul
+from ingest.problems import ProblemError, database_away, invalid, unreadable_number
+from models.wire.common import PRINTABLE, SubmissionStatePath
+from models.wire.results import BatchAnswer, ResultAnswer, Submission, SubmitResult
 from tasks import publishing
 
 log = structlog.get_logger("results")
@@ -38,18 +39,26 @@ Answer = TypeVar("Answer")
     operation_id="submit_result",
     security=openapi.BY_CLIENT,
     request_body=openapi.takes(SubmitResult),
+    openapi_extensions=openapi.reads_headers("Prefer", "Idempotency-Key"),
     responses={
         200: ResultAnswer,
         202: ResultAnswer,
-        400: openapi.problem("Refused: a factor that does not divide, a prime, ...; nothing was recorded"),
+        400: openapi.problem(
+            "The result was rejected and nothing but the submission was recorded: `factor_does_not_divide`, "
+            "`composite_is_prime`, ...; or `bad_request`"
+        ),
         404: openapi.problem("`unknown_composite`: this server takes results for its own numbers only"),
-        413: openapi.problem("The body is too large"),
-        422: openapi.problem("Malformed; nothing was stored"),
+        422: openapi.problem("`invalid`, `malformed`, ...: nothing was stored; or `idempotency_key_reused`"),
         **openapi.CLIENT_KEY,
     },
 )
 def submit_result() -> Response:
-    """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
+    """Store a result, and answer with its outcome if it is settled within the wait.
+
+    A repetition changes nothing and gets the answer of the first: the same Idempotency-Key, or without one the same
+    body. A result that is not settled within the wait (10 s, or as `Prefer` says) is answered with 202; `Location` is
+    where to ask for its outcome.
+    """
     result = read_body(SubmitResult)
     keys.act_as(result.client_id)
     limits.limit_client(result.client_id)
@@ -82,14 +91,18 @@ def submit_result() -> Response:
     "/submit_results",
     operation_id="submit_results",
     security=openapi.BY_CLIENT,
-    request_body=openapi.takes(SubmitResult, many=True),
-    responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one"), **openapi.CLIENT_KEY},
+    request_body=openapi.takes_many(SubmitResult, MOST_IN_A_BATCH),
+    responses={
+        200: BatchAnswer,
+        422: openapi.problem("`malformed`: the body is no batch; or `batch_too_large`"),
+        **openapi.CLIENT_KEY,
+    },
 )
 def submit_results() -> Response:
-    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other.
+    """Store up to 1,000 results, sent as a JSON array or as NDJSON, and answer with one verdict for each.
 
-    An array that is not valid JSON is refused whole (422), for where its results end is unknown; with NDJSON such a
-    fault stays within its line.
+    An invalid result does not affect the others. An array that is not valid JSON is refused as a whole, because it is
+    unknown where its results end; in NDJSON such a fault affects only its line.
     """
     items = _batch_items()
     verdicts: list[dict[str, Any]] = []
@@ -99,7 +112,7 @@ def submit_results() -> Response:
             result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
             keys.act_as(result.client_id)
             inbox.check_numbers(result, settings().max_digits)
-        except (ValidationError, ExpressionError, Problem) as error:
+        except (ValidationError, ExpressionError, ProblemError) as error:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
@@ -126,22 +139,18 @@ def submit_results() -> Response:
     return _json({"accepted": len(items) - refused, "refused": refused, "results": verdicts}, 200)
 
 
-class SubmissionPath(BaseModel):
-    submission_id: int = Field(description="the `submission_id` of an answer")
-
-
 @results.get(
     "/submissions/<int:submission_id>",
     operation_id="submission_state",
-    responses={200: SubmissionState, 404: openapi.problem("`unknown_submission`")},
+    responses={200: Submission, 404: openapi.problem("`unknown_submission`")},
 )
-def submission_state(path: SubmissionPath) -> Response:
-    """What became of a submission."""
+def submission_state(path: SubmissionStatePath) -> Response:
+    """Return the state of a submission, and its outcome once it is settled."""
     row = None
     if path.submission_id < 2**63:
         row = inbox.submission_row(engine(), path.submission_id)
     if row is None:
-        raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
+        raise ProblemError(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
     # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.
     outcome = _success(row) if row.state in ("applied", "duplicate") else None
     return _json(
@@ -168,14 +177,16 @@ def _batch_items() -> list[Any]:
     A line that is no JSON is refused by itself; where an array is none, nobody can say where its items end, so all of
     it is refused.
     """
-    body = request.get_data(cache=False)
+    body = received_body()
     is_array = body.lstrip()[:1] == b"["
     items = parse_json(body, nul_allowed=True) if is_array else [line for line in body.splitlines() if line.strip()]
     if not items:
-        raise Problem(422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[])
+        raise ProblemError(
+            422, "malformed", "The batch is empty; send a JSON array or one JSON object a line.", errors=[]
+        )
     if len(items) > MOST_IN_A_BATCH:
         detail = f"The batch has {len(items)} results; send at most {MOST_IN_A_BATCH} at a time."
-        raise Problem(422, "batch_too_large", detail, errors=[])
+        raise ProblemError(422, "batch_too_large", detail, errors=[])
     return items
 
 
@@ -189,11 +200,11 @@ def _verdict(receipt: inbox.Receipt) -> dict[str, Any]:
     return {"status": "success", "submission_id": first.id, "attempt_id": first.outcome["attempt_id"]}
 
 
-def _refusal(problem: Problem) -> dict[str, Any]:
+def _refusal(problem: ProblemError) -> dict[str, Any]:
     return {"status": "refused", "reason": problem.reason, "detail": problem.detail}
 
 
-def _as_problem(error: ValidationError | ExpressionError | Problem) -> Problem:
+def _as_problem(error: ValidationError | ExpressionError | ProblemError) -> ProblemError:
     if isinstance(error, ValidationError):
         return invalid(error)
     return unreadable_number(error) if isinstance(error, ExpressionError) else error
@@ -205,7 +216,7 @@ def _idempotency_key() -> str | None:
         return None
     if not (0 < len(key) <= LONGEST_KEY and PRINTABLE.fullmatch(key)):
         detail = f"Idempotency-Key should be 1 to {LONGEST_KEY} printable characters."
-        raise Problem(422, "malformed", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+        raise ProblemError(422, "malformed", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
     return key
 
 
@@ -251,9 +262,9 @@ def _patiently(store: Callable[[], Answer], patience: float) -> Answer:
         time.sleep(0.2)
 
 
-def _key_reused() -> Problem:
+def _key_reused() -> ProblemError:
     detail = "This Idempotency-Key was used before for a different result; give every result a key of its own."
-    return Problem(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
+    return ProblemError(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
 
 
 def _accepted(receipt: inbox.Receipt) -> Response:
@@ -275,7 +286,7 @@ def _accepted(receipt: inbox.Receipt) -> Response:
 def _settled(row: Row[Any], replay: bool) -> Response:
     if row.state == "rejected":
         status = 404 if row.reason == "unknown_composite" else 400
-        raise Problem(status, row.reason, row.detail, submission_id=row.id)
+        raise ProblemError(status, row.reason, row.detail, submission_id=row.id)
     body = _success(row)
     if replay:
         body["factor_status"] = "duplicate"

@@ -3,21 +3,20 @@
 from typing import Any
 
 from flask import Response
-from pydantic import BaseModel, Field
 
 from coordinator.numbers.expressions import parse_number, shorten
 from coordinator.reading import batch_lookup, detail, search
 from ingest import openapi
 from ingest.answers import engine, json_of, settings
 from ingest.bodies import read_body
-from ingest.problems import Problem
-from models.wire import CompositeStats
-from models.wire_admin import CompositePath
-from models.wire_reading import (
+from ingest.problems import ProblemError
+from models.wire.common import CompositePath, WrittenNumberPath
+from models.wire.reading import (
     BatchStatus,
     CompositeEffortAnswer,
     CompositesPage,
     CompositesQuery,
+    CompositeStats,
     CompositeWhole,
     MostAdvanced,
     Numbers,
@@ -27,15 +26,10 @@ from models.wire_reading import (
 # The web process evaluates what it is asked for, and its other requests wait meanwhile.
 LONGEST_EXPRESSION = 1000
 TOO_MANY_ALIKE = "More numbers begin like this than can be looked through; these are only of some of them"
-INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 
 stats = openapi.blueprint("stats", openapi.READING)
-
-
-class WrittenPath(BaseModel):
-    composite: str = Field(description="decimal or an expression; may contain /")
 
 
 def check_written(written: str, field: str) -> None:
@@ -43,25 +37,30 @@ def check_written(written: str, field: str) -> None:
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
         message = f"An expression of {len(written)} characters takes too long to compute here; "
         message += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
-        raise Problem(422, "number_too_large", message, errors=[{"field": field, "message": message}])
+        raise ProblemError(422, "number_too_large", message, errors=[{"field": field, "message": message}])
 
 
 @stats.get(
-    "/stats/<path:composite>", operation_id="composite_stats", responses={200: CompositeStats, **UNKNOWN, **INVALID}
+    "/stats/<path:composite>",
+    operation_id="composite_stats",
+    responses={200: CompositeStats, **UNKNOWN},
 )
-def composite_stats(path: WrittenPath) -> Response:
-    """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
+def composite_stats(path: WrittenNumberPath) -> Response:
+    """Return a number's factors, effort and t-level, looked up by any value that the number has had.
+
+    The value is the number itself or an old cofactor, in decimal or as an expression.
+    """
     check_written(path.composite, "composite")
     parse_number(path.composite, settings().max_digits)
     found = detail.composite_stats(engine(), path.composite, settings().max_digits)
     if found is None:
-        raise Problem(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
+        raise ProblemError(404, "unknown_composite", f"{shorten(path.composite)} is not a number of this server.")
     return json_of(CompositeStats, found)
 
 
-@stats.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT, **INVALID})
+@stats.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT})
 def composites(query: CompositesQuery) -> Response:
-    """A page of the numbers that pass these filters, in one of several orders."""
+    """List the numbers that pass the filters, page by page."""
     if query.text is not None:
         check_written(query.text, "text")
     given = query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))
@@ -80,20 +79,22 @@ def composites(query: CompositesQuery) -> Response:
 
 
 @stats.get(
-    "/composites/<int:composite_id>", operation_id="composite", responses={200: CompositeWhole, **UNKNOWN, **INVALID}
+    "/composites/<int:composite_id>",
+    operation_id="composite",
+    responses={200: CompositeWhole, **UNKNOWN},
 )
 def composite(path: CompositePath) -> Response:
-    """One composite by its id: all of /stats, its tree of factors, and what work it has and wants."""
+    """Return a number by its id, with its tree of factors and the work that it has and needs."""
     return json_of(CompositeWhole, detail.read_composite(engine(), path.composite_id))
 
 
 @stats.get(
     "/composites/<int:composite_id>/effort",
     operation_id="composite_effort",
-    responses={200: CompositeEffortAnswer, **UNKNOWN, **INVALID},
+    responses={200: CompositeEffortAnswer, **UNKNOWN},
 )
 def composite_effort(path: CompositePath) -> Response:
-    """How much was done on it: the chance that a factor of 10 to 100 digits was missed, and the curves behind it."""
+    """Return the effort on a number: for factors of 10 to 100 digits the chance that one was missed, and the curves."""
     return json_of(CompositeEffortAnswer, detail.composite_effort(engine(), path.composite_id))
 
 
@@ -101,10 +102,10 @@ def composite_effort(path: CompositePath) -> Response:
     "/composites/batch-status",
     operation_id="batch_status",
     request_body=openapi.takes(Numbers),
-    responses={200: BatchStatus, **INVALID},
+    responses={200: BatchStatus},
 )
 def batch_status() -> Response:
-    """How up to 1,000 numbers stand, each by any value it has ever had."""
+    """Return the status of up to 1,000 numbers, each looked up by any value that it has had."""
     asked = read_body(Numbers)
     found = batch_lookup.read_batch_status(engine(), asked.numbers, settings().max_digits)
     results = [
@@ -123,10 +124,10 @@ def batch_status() -> Response:
     "/composites/top-progress",
     operation_id="top_progress",
     request_body=openapi.takes(TopProgress),
-    responses={200: MostAdvanced, **UNKNOWN_PROJECT, **INVALID},
+    responses={200: MostAdvanced, **UNKNOWN_PROJECT},
 )
 def top_progress() -> Response:
-    """The numbers that are nearest to their targets, nearest first."""
+    """List the numbers that are nearest to their targets, nearest first."""
     asked = read_body(TopProgress)
     chosen = batch_lookup.ProgressFilters(
         project=asked.project_name,

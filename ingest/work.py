@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from flask import Response, request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from sqlalchemy import Row
 
 from coordinator.composites import lease_lifecycle as leases
@@ -14,9 +14,10 @@ from coordinator.leases import claims
 from coordinator.leases.claims import Claim, ContendedError, NoWork, WorkRequest
 from ingest import keys, openapi
 from ingest.answers import engine, settings
-from ingest.problems import Problem, checked_name
+from ingest.problems import ProblemError
 from models.limits import DEFAULT_B2
-from models.wire_work import (
+from models.wire.common import ClientPath, WorkPath
+from models.wire.work import (
     AbandonQuery,
     AnyWork,
     AnyWorkQuery,
@@ -37,7 +38,6 @@ LEASES_SHOWN = 50
 NOT_YOURS: dict[Any, Any] = {
     404: openapi.problem("`unknown_work`: no such lease, another client's, or in a state that forbids it")
 }
-INVALID: dict[Any, Any] = {422: openapi.problem("A parameter is missing or malformed")}
 
 
 @work.after_request
@@ -46,9 +46,9 @@ def _forbid_caching(response: Response) -> Response:
     return response
 
 
-@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
+@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork})
 def ecm_work(query: EcmWorkQuery) -> Response:
-    """Lease ECM work: a whole number for days, or with `shared` a number of curves."""
+    """Lease ECM work: a whole number for days, or with `shared` a number of curves on it."""
     wanted = _wanted(
         query,
         order=query.work_type or "standard",
@@ -59,47 +59,49 @@ def ecm_work(query: EcmWorkQuery) -> Response:
     return _answer(EcmWork, wanted, _ecm_fields)
 
 
-@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
+@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work})
 def p1_work(query: P1WorkQuery) -> Response:
-    """Lease P-1 or P+1 work, or both, on a number that lacks it."""
+    """Lease P-1 work, P+1 work, or both, on a number that needs it."""
     return _answer(P1Work, _wanted(query, method=query.method), _p1_fields)
 
 
-@work.get("/work", operation_id="any_work", responses={200: AnyWork, **INVALID})
+@work.get("/work", operation_id="any_work", responses={200: AnyWork})
 def any_work(query: AnyWorkQuery) -> Response:
-    """Lease work of the first of these methods that there is any of: one run, with its parameters."""
-    answer: Response | None = None
+    """Lease one run of the first method that has work, with the parameters of the run."""
+    nothing: dict[str, Any] = {}  # there is always a method
     for method in query.methods.split(","):
         wanted = WorkRequest(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
         made = _claim(wanted)
-        answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
         if isinstance(made, Claim):
-            break
-    assert answer is not None  # there is always a method
-    return answer
+            return _json(AnyWork, _any_fields(made))
+        nothing = _no_work(made)
+    return _json(AnyWork, nothing)
 
 
-class WorkPath(BaseModel):
-    work_id: str = Field(description="the `work_id` of a lease")
-
-
-@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS})
 def claim_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned -> claimed."""
+    """Mark a lease as claimed."""
     return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "claimed"), path)
 
 
-@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS})
 def start_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned or claimed -> running."""
+    """Mark a lease as running."""
     return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "running"), path)
 
 
-@work.put("/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.put(
+    "/work/<work_id>/progress",
+    operation_id="work_progress",
+    responses={200: LeaseState, **NOT_YOURS},
+)
 def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
-    """A heartbeat: extends the lease if curves advanced. A `status` that is not open says that the lease is over."""
+    """Report progress; the lease is extended if the number of curves has grown.
+
+    A `status` of completed, failed or timeout means that the lease is over.
+    """
     return _lease(
         lambda work_id: leases.heartbeat(engine(), work_id, query.client_id, query.curves_completed, query.message),
         path,
@@ -107,31 +109,28 @@ def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
 
 
 @work.post(
-    "/work/<work_id>/complete", operation_id="complete_work", responses={200: LeaseState, **NOT_YOURS, **INVALID}
+    "/work/<work_id>/complete",
+    operation_id="complete_work",
+    responses={200: LeaseState, **NOT_YOURS},
 )
 def complete_work(path: WorkPath, query: ClientQuery) -> Response:
-    """Done with a lease; idempotent, and also for one that is closed already in whatever way."""
+    """Complete a lease. A lease that is over already stays as it is."""
     return _lease(lambda work_id: leases.complete(engine(), work_id, query.client_id), path)
 
 
-@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS})
 def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
-    """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
+    """Give a lease up. A lease that is over already stays as it is."""
     return _lease(
         lambda work_id: leases.abandon(engine(), work_id, query.client_id or keys.by_key(), query.reason), path
     )
 
 
-class ClientPath(BaseModel):
-    client_id: str
-
-
-@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
+@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork})
 def client_work(path: ClientPath) -> Response:
-    """A client's last 50 leases, open ones first, with everything needed to take them up again."""
-    client_id = checked_name("client_id", path.client_id)
-    rows = leases.client_leases(engine(), client_id, LEASES_SHOWN)
-    return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
+    """List a client's last 50 leases, open ones first, with all that the client needs to continue them."""
+    rows = leases.client_leases(engine(), path.client_id, LEASES_SHOWN)
+    return _json(ClientWork, {"client_id": path.client_id, "assignments": [assignment(row) for row in rows]})
 
 
 def assignment(row: Row[Any]) -> dict[str, Any]:
@@ -177,12 +176,14 @@ def _wanted(query: WorkFilters, **more: Any) -> WorkRequest:
 
 def _claim(wanted: WorkRequest) -> Claim | NoWork:
     if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
-        raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
+        raise ProblemError(
+            405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"}
+        )
     try:
         return claims.claim(engine(), wanted, settings())
     except ContendedError as error:
         detail = f"There is work, but {error}. Ask again in a second."
-        raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
+        raise ProblemError(503, "busy", detail, headers={"Retry-After": "1"}) from error
 
 
 def _answer(model: type[BaseModel], wanted: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
@@ -209,7 +210,8 @@ def _common_fields(made: Claim) -> dict[str, Any]:
 
 
 def _ecm_fields(made: Claim) -> dict[str, Any]:
-    assert made.plan is not None  # an ECM lease has one
+    if made.plan is None:
+        raise ValueError("an ECM lease has a plan")
     return _common_fields(made) | {
         "prior_t_level": made.prior_t_level,
         "b1": made.plan.b1,
@@ -252,11 +254,11 @@ def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any
     try:
         lease_id = uuid.UUID(work_id)
     except ValueError as error:
-        raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
+        raise ProblemError(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
     try:
         return change(lease_id)
     except leases.LeaseNotFoundError as error:
-        raise Problem(404, "unknown_work", f"{error}.") from error
+        raise ProblemError(404, "unknown_work", f"{error}.") from error
 
 
 def lease_state(row: Row[Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from itertools import count
 
 import psycopg2
 import pytest
+import served_document
 from hypothesis import settings
 from sqlalchemy import Engine, make_url
 
@@ -40,6 +41,19 @@ def administer(url: str, *statements: str) -> None:
 def sibling(url: str, name: str) -> str:
     """The URL of the database `name` on the same server."""
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_answer_is_checked() -> Iterator[None]:
+    with served_document.every_answer_is_checked():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _answers_agree_with_the_specification() -> Iterator[None]:
+    served_document.violations.clear()
+    yield
+    assert served_document.violations == []
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from coordinator.numbers.expressions import evaluate, shorten
 from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.results import inbox
 from models.tables import Submission
-from models.wire import SubmitResult, split_sigma
+from models.wire.results import SubmitResult, split_sigma
 
 DEAD_STATES = ("failed", "rejected")
 # The outcome of a refused submission says which of its claims are true, until they are accepted.

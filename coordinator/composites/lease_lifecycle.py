@@ -20,7 +20,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import eligibility, holds, superseding
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, Residue, WorkAssignment
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 EXPIRY_BATCH = 100
 OPEN_STATUSES = ("assigned", "claimed", "running")

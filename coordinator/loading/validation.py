@@ -24,7 +24,7 @@ from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, 
 from coordinator.numbers.factor_tree import KNOWN, SPLIT, FactorNode, Tree, new_tree, refine, resolve
 from coordinator.numbers.trial_division import small_primes_of
 from models.limits import MAX_CURVES
-from models.wire_composites import GivenComposite
+from models.wire.loading import GivenComposite
 
 
 class InvalidLine(NamedTuple):

@@ -23,7 +23,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import eligibility, lease_lifecycle, ledger, registry, superseding
 from models.limits import DEFAULT_B2
 from models.tables import Composite, EcmAttempt, Factor, Project, ProjectComposite, Residue, Submission, WorkAssignment
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 # So much of a residue must have had its stage 2 for it to be completed without a factor, and to such a B2.
 ENOUGH_CURVES, ENOUGH_B2 = 0.75, 100

@@ -36,7 +36,7 @@ from coordinator.residues import residue_claims
 from coordinator.results import delivery_attempts
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, EcmAttempt, Submission
-from models.wire import FoundFactor, SubmitResult, split_sigma
+from models.wire.results import FoundFactor, SubmitResult, split_sigma
 
 
 class ResultRejectedError(Exception):

@@ -25,7 +25,7 @@ from coordinator.composites.ledger import Account
 from coordinator.results import applying
 from coordinator.results.applying import Applied
 from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 log = structlog.get_logger("rounds")
 

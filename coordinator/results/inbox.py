@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.numbers.expressions import ExpressionError, parse, parse_number
 from models.tables import Submission
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 # Refused for a reason that can pass: sending the same again gets another chance.
 REASONS_THAT_PASS = ("unknown_composite",)

@@ -5,7 +5,7 @@ import hmac
 from flask import request
 
 from ingest.answers import settings
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 
 HEADER = "X-Admin-Key"
 
@@ -15,16 +15,16 @@ def require_key() -> None:
     require_administration()
     given = request.headers.get(HEADER)
     if given is None:
-        raise Problem(401, "unauthorized", f"Send the admin key in the header {HEADER}.")
+        raise ProblemError(401, "unauthorized", f"Send the admin key in the header {HEADER}.")
     if not is_key(given):
-        raise Problem(403, "forbidden", f"The key in {HEADER} is not this server's admin key.")
+        raise ProblemError(403, "forbidden", f"The key in {HEADER} is not this server's admin key.")
 
 
 def require_administration() -> None:
     """Raise a problem if this server has no admin key."""
     if not settings().admin_api_key.get_secret_value():
         detail = "This server has no admin key, so nobody may do this; set ADMIN_API_KEY and restart it."
-        raise Problem(403, "forbidden", detail)
+        raise ProblemError(403, "forbidden", detail)
 
 
 def is_key(given: str) -> bool:

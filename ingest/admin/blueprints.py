@@ -4,7 +4,8 @@ from typing import Any
 
 import orjson
 from flask import Response, request
-from flask_openapi import APIBlueprint, Tag
+from flask_openapi.blueprint import APIBlueprint
+from flask_openapi.models.tag import Tag
 
 from coordinator.base.audit import ADMIN, Actor
 from ingest import openapi
@@ -25,6 +26,7 @@ def request_actor() -> Actor:
     return Actor(ADMIN, request.environ.get("ecm.request_id"))
 
 
-def answer(body: dict[str, Any], status: int = 200) -> Response:
-    """A JSON answer."""
-    return Response(orjson.dumps(body, default=str), status, content_type="application/json")
+def answer(body: dict[str, Any], status: int = 200, *, location: str | None = None) -> Response:
+    """Return a JSON answer; `location` is where to ask about what was created or accepted."""
+    headers = {} if location is None else {"Location": f"{openapi.API}{location}"}
+    return Response(orjson.dumps(body, default=str), status, headers, content_type="application/json")

@@ -1,5 +1,7 @@
 """Numbers, for operators: look, set a priority, finish, delete, compute effort anew."""
 
+from typing import Any
+
 from flask import Response, request
 from sqlalchemy import Row
 
@@ -10,24 +12,24 @@ from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from ingest.problems import Problem
+from ingest.problems import ProblemError
 from ingest.stats import LONGEST_EXPRESSION
-from models.wire_admin import (
+from models.wire.administration import (
     Completion,
+    CompositeDeleted,
     CompositeDetail,
-    CompositePath,
     CompositesFound,
     CompositesStatus,
-    Deleted,
     FactorsAdded,
     FindQuery,
     NewPriority,
     PriorityQuery,
     PriorityState,
-    Recalculated,
     RecalculateQuery,
     RecalculationState,
+    TLevelRecalculated,
 )
+from models.wire.common import CompositePath
 from tasks.publishing import publish_jobs
 
 admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
@@ -35,22 +37,25 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
-    """How many numbers there are of each kind; large tables are estimated, never counted."""
+    """Return how many numbers there are of each kind. Large tables are estimated."""
     return answer(admin_queries.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
 def find(query: FindQuery) -> Response:
-    """The numbers that a value (number, expression, an old cofactor) or an id may mean; results go to the first."""
+    """Find the numbers that a value or an id may mean; results go to the first of them.
+
+    The value is a number or an old cofactor, in decimal or as an expression.
+    """
     word = query.q.strip()
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
-        raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
+        raise ProblemError(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
     rows = admin_queries.find_composites(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 
-def short(row: Row) -> dict[str, object]:
+def short(row: Row[Any]) -> dict[str, object]:
     """A number as lists show it."""
     said = dict(row._asdict())
     return {"composite_id": said.pop("id"), **said}
@@ -62,21 +67,21 @@ def short(row: Row) -> dict[str, object]:
     responses={200: CompositeDetail, **UNKNOWN_COMPOSITE},
 )
 def show(path: CompositePath) -> Response:
-    """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
+    """Return a number with its factors and their ids, its effort, open leases, projects and parts."""
     found = admin_queries.read_admin_detail(engine(), path.composite_id)
     if found is None:
-        raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
+        raise ProblemError(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
     return answer({"composite_id": found.pop("id"), **found})
 
 
 @admin_composites.put(
     "/composites/<int:composite_id>/priority",
     operation_id="admin_set_priority",
-    request_body=openapi.takes(NewPriority),
+    request_body=openapi.takes(NewPriority, required=False),
     responses={200: PriorityState, **UNKNOWN_COMPOSITE},
 )
 def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
-    """Set a number's priority, in the query or in the body: higher ones are leased first."""
+    """Set a number's priority, given in the query or in the body. Higher priorities are leased first."""
     priority = query.priority if query.priority is not None else read_body(NewPriority).priority
     before = edits.set_priority(engine(), request_actor(), path.composite_id, priority)
     message = f"The priority was {before}"
@@ -86,7 +91,7 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
 @admin_composites.post(
     "/composites/<int:composite_id>/complete",
     operation_id="admin_complete",
-    request_body=openapi.takes(Completion),
+    request_body=openapi.takes(Completion, required=False),
     responses={
         200: FactorsAdded,
         400: openapi.problem("`factor_does_not_divide`"),
@@ -95,7 +100,10 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
     },
 )
 def complete(path: CompositePath) -> Response:
-    """Finish a number with the factors given and those known: all must multiply to it, and be prime. Idempotent."""
+    """Finish a number with the given factors and the known ones.
+
+    The product of all factors must be the number, and all must be prime. A finished number stays as it is.
+    """
     wish = read_body(Completion) if request.get_data() else Completion()
     done = edits.complete_composite(
         engine(),
@@ -125,12 +133,16 @@ def factored(done: edits.AddedFactors, message: str) -> dict[str, object]:
 @admin_composites.delete(
     "/composites/<int:composite_id>",
     operation_id="admin_delete_composite",
-    responses={200: Deleted, 409: openapi.problem("`is_part`: another number's factor needs it"), **UNKNOWN_COMPOSITE},
+    responses={
+        200: CompositeDeleted,
+        409: openapi.problem("`is_part`: another number's factor needs it"),
+        **UNKNOWN_COMPOSITE,
+    },
 )
 def delete(path: CompositePath) -> Response:
-    """Delete a number for good, with its attempts, factors, effort, leases and jobs, and the numbers split off it.
+    """Delete a number with its attempts, factors, effort, leases and jobs, and the numbers that were split from it.
 
-    What clients sent stays: its submissions are refused now (`composite_deleted`), and can be retried.
+    The submissions of clients stay as rejected (`composite_deleted`), and can be retried.
     """
     gone, to_publish = deletions.delete_composite(engine(), request_actor(), path.composite_id, settings().max_digits)
     publish_jobs(to_publish)
@@ -144,32 +156,33 @@ def delete(path: CompositePath) -> Response:
 @admin_composites.post(
     "/composites/calculate-t-levels",
     operation_id="admin_calculate_t_levels",
-    responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`")},
+    responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`: one is running already")},
 )
 def calculate_t_levels(query: RecalculateQuery) -> Response:
-    """Compute effort and t-levels anew from the attempts, of all numbers or of those that lack them.
+    """Start to recalculate effort and t-levels from the attempts.
 
-    In chunks without locks; then all that differed is written at once, or nothing. See recalculate-status.
+    The values are computed without locks; then all differences are written at once, or nothing. Ask recalculate-status
+    for the progress.
     """
     row, to_publish = recalculation.start_recalculation(
         engine(), request_actor(), only_missing=not query.recalculate_all
     )
     publish_jobs(to_publish)
-    return answer(recalculation_answer(row), 202)
+    return answer(recalculation_answer(row), 202, location="/admin/composites/recalculate-status")
 
 
 @admin_composites.get(
     "/composites/recalculate-status", operation_id="admin_recalculate_status", responses={200: RecalculationState}
 )
 def recalculate_status() -> Response:
-    """How far the latest recalculation is."""
+    """Return the progress of the latest recalculation."""
     row = recalculation.recalculation_status(engine())
     if row is None:
         return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
     return answer(recalculation_answer(row))
 
 
-def recalculation_answer(row: Row) -> dict[str, object]:
+def recalculation_answer(row: Row[Any]) -> dict[str, object]:
     """How a recalculation stands."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
     state = recalculation.FAILED if given_up else row.state
@@ -193,10 +206,10 @@ def recalculation_answer(row: Row) -> dict[str, object]:
 @admin_composites.post(
     "/composites/<int:composite_id>/recalculate-t-level",
     operation_id="admin_recalculate_t_level",
-    responses={200: Recalculated, **UNKNOWN_COMPOSITE},
+    responses={200: TLevelRecalculated, **UNKNOWN_COMPOSITE},
 )
 def recalculate(path: CompositePath) -> Response:
-    """Compute one number's effort and t-level anew from its attempts and prior work, now."""
+    """Recalculate the effort and the t-level of one number from its attempts and prior work."""
     before, after = edits.recalculate(engine(), request_actor(), path.composite_id)
     message = "It was right" if before == after else "It has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}

@@ -12,9 +12,9 @@ from coordinator.loading.validation import JsonFields
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
 from ingest.answers import engine, settings
-from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
-from ingest.problems import Problem, invalid
-from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
+from ingest.bodies import parse_json, printable_name, received_body, refuse_encoding, uploaded_file
+from ingest.problems import ProblemError, invalid
+from models.wire.loading import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import publishing
 
 # A line of a table has several numbers, and more.
@@ -26,15 +26,19 @@ BUSY_RETRY = {"Retry-After": "30"}
 admin_upload = make("admin_upload", openapi.ADMIN_COMPOSITES)
 
 REFUSALS: dict[Any, Any] = {
-    413: openapi.problem("`body_too_large`; longer lists are loaded by `ecm-coordinator composites import`"),
+    413: openapi.problem("`body_too_large`: load longer lists with `ecm-coordinator composites import`"),
     415: openapi.problem("`unsupported_media_type`: compressed, or no multipart/form-data"),
-    422: openapi.problem("`invalid_numbers`: some are not valid, so nothing was stored; `errors` names them"),
+    422: openapi.problem("`invalid_numbers`: nothing was stored, `errors` names the first 100; or `malformed`, ..."),
 }
 FILE = {
     "type": "object",
     "required": ["file"],
     "properties": {
-        "file": {"type": "string", "format": "binary", "description": "text, a number a line, or CSV with a header"},
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "One number per line, or CSV with a header.",
+        },
         "default_priority": {"type": "integer"},
         "project_name": {"type": "string"},
     },
@@ -48,7 +52,7 @@ FILE = {
     responses={200: LoadReport, **REFUSALS},
 )
 def upload(query: LoadQuery) -> Response:
-    """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
+    """Load the numbers of a text or CSV file: all of them, or nothing if a line is invalid (unless `on_error=skip`)."""
     file = uploaded_file("numbers.txt")
     defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
     return answer(load_file(file.stream, printable_name(file.filename or ""), defaults, query))
@@ -57,11 +61,11 @@ def upload(query: LoadQuery) -> Response:
 @admin_upload.post(
     "/composites/bulk",
     operation_id="admin_bulk",
-    request_body=openapi.takes(BulkNumbers),
+    request_body=openapi.takes(BulkNumbers, or_array=True),
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk(query: LoadQuery) -> Response:
-    """Load numbers, also as a bare array with `default_priority` and `project_name` in the query."""
+    """Load numbers, sent in an object or as a bare array."""
     numbers, defaults = _items("numbers", BulkNumbers)
     given = (_given_number(place, item) for place, item in enumerate(numbers, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk"))
@@ -70,11 +74,11 @@ def bulk(query: LoadQuery) -> Response:
 @admin_upload.post(
     "/composites/bulk-structured",
     operation_id="admin_bulk_structured",
-    request_body=openapi.takes(BulkComposites),
+    request_body=openapi.takes(BulkComposites, or_array=True),
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk_structured(query: LoadQuery) -> Response:
-    """Load numbers with what is known of them; what is left out stays as it is on numbers known already."""
+    """Load numbers with what is known of them. Fields that are left out change nothing on a known number."""
     composites, defaults = _items("composites", BulkComposites)
     given = (_given_composite(place, item) for place, item in enumerate(composites, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk-structured"))
@@ -86,9 +90,9 @@ def bulk_structured(query: LoadQuery) -> Response:
 def _items(name: str, model: type[LoadDefaults]) -> tuple[list[Any], LoadDefaults]:
     """(the array that the body is or has under `name`, the defaults beside it)."""
     refuse_encoding()
-    body = request.get_data(cache=False)
+    body = received_body()
     if not body:
-        raise Problem(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
+        raise ProblemError(422, "malformed", f"The body is empty; send an array or an object with `{name}`.", errors=[])
     value = parse_json(body)
     if isinstance(value, list):
         return value, LoadDefaults()
@@ -128,7 +132,7 @@ def _given_composite(place: int, item: Any) -> InputRow:
 
 
 def load_file(stream: IO[bytes], name: str, defaults: LoadDefaults, query: LoadQuery) -> dict[str, Any]:
-    """Load a text or CSV file called `name`; the LoadReport. Raises a Problem that names the bad lines."""
+    """Load a text or CSV file called `name`; the LoadReport. Raises a ProblemError that names the bad lines."""
     try:
         listing = read_list(stream, name, CELLS * settings().max_digits + BESIDES)  # type: ignore[arg-type]
         return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)
@@ -159,11 +163,11 @@ def _load(
     except ListError as error:
         raise _unreadable(error) from error
     except LoadInProgressError as error:
-        raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
+        raise ProblemError(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
     except InvalidNumbersError as error:
         said = _said(error.report, ignored_columns)
         said["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in said["errors"]]
-        raise Problem(422, "invalid_numbers", f"{error}.", **said) from error
+        raise ProblemError(422, "invalid_numbers", f"{error}.", **said) from error
     publishing.publish_jobs(report.to_publish)
     return _said(report, ignored_columns)
 
@@ -173,5 +177,5 @@ def _said(report: LoadSummary, ignored_columns: list[str] | None) -> dict[str, A
     return said.model_dump()
 
 
-def _unreadable(error: ListError) -> Problem:
-    return Problem(422, error.reason, f"{error}.", errors=[])
+def _unreadable(error: ListError) -> ProblemError:
+    return ProblemError(422, error.reason, f"{error}.", errors=[])

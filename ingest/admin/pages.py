@@ -22,11 +22,10 @@ from ingest.admin.composites import recalculation_answer
 from ingest.admin.composites_upload import load_file
 from ingest.answers import engine, settings
 from ingest.bodies import printable_name
-from ingest.problems import Problem, invalid, of_refusal
+from ingest.problems import ProblemError, invalid, of_refusal
 from ingest.work import with_lease
-from models.wire_admin import NewPriority, RecalculateQuery
-from models.wire_composites import LoadQuery, UploadForm
-from models.wire_work import ReasonQuery, Reservation
+from models.wire.administration import NewPriority, ReasonQuery, RecalculateQuery, Reservation
+from models.wire.loading import LoadQuery, UploadForm
 from tasks.publishing import publish_jobs, publish_submission
 
 FEW, SOME = 20, 60  # three lists of so many rows, each with its form, stay below 200 KB
@@ -73,7 +72,7 @@ def log_in() -> ResponseReturnValue:
         return redirect(after, 303) if login.is_operator() else render_template("admin/login.html")
     try:
         login.log_in(request.form.get("key", "").strip())
-    except Problem as problem:
+    except ProblemError as problem:
         return render_template("admin/login.html", refusal=problem.detail), problem.status, problem.headers
     return redirect(after, 303)
 
@@ -94,7 +93,7 @@ def _done(back: str, do: Callable[[], str]) -> ResponseReturnValue:
         said, kind = do(), "done"
     except DomainError as error:
         said, kind = of_refusal(error).detail, "refused"
-    except Problem as problem:
+    except ProblemError as problem:
         said, kind = problem.detail, "refused"
     flash(said if len(said) <= LONGEST_SAYING else f"{said[:LONGEST_SAYING]} ...", kind)
     return redirect(back, 303)
@@ -164,7 +163,7 @@ def load() -> ResponseReturnValue:
         return render_template("admin/load.html")
     try:
         report = _load()
-    except Problem as problem:
+    except ProblemError as problem:
         page = render_template("admin/load.html", refusal=problem.detail, errors=problem.more.get("errors", []))
         return page, problem.status, problem.headers
     return render_template("admin/load.html", report=report, errors=report["errors"])
@@ -175,7 +174,7 @@ def _load() -> dict[str, Any]:
     file, pasted = request.files.get("file"), request.form.get("numbers", "")
     if file is not None and file.filename:
         if pasted.strip():
-            raise Problem(422, "invalid", "There is both a file and a list; load one after the other.")
+            raise ProblemError(422, "invalid", "There is both a file and a list; load one after the other.")
         return load_file(file.stream, printable_name(file.filename), defaults, wish)
     return load_file(BytesIO(pasted.encode()), "pasted.txt", defaults, wish)
 
@@ -303,7 +302,7 @@ def retry() -> ResponseReturnValue:
 
     def do() -> str:
         if not chosen:
-            raise Problem(422, "invalid", "None was chosen; tick those that are meant.")
+            raise ProblemError(422, "invalid", "None was chosen; tick those that are meant.")
         refusals, found = [], 0
         for submission_id in chosen[:CHOSEN_AT_ONCE]:
             try:

@@ -13,22 +13,19 @@ from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_act
 from ingest.admin.composites import factored
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from models.wire_admin import (
+from models.wire.administration import (
     AttemptDeleted,
-    AttemptPath,
     AttemptsVoided,
     FactorDeleted,
-    FactorPath,
     FactorsAdded,
     KnownFactors,
     NewProject,
-    ProjectNamePath,
-    ProjectPath,
     ProjectState,
     Summary,
     Voiding,
     WhyQuery,
 )
+from models.wire.common import AttemptPath, FactorPath, ProjectNamePath, ProjectPath
 from tasks.publishing import publish_jobs
 
 admin_records = make("admin_records", openapi.ADMIN_RECORDS)
@@ -41,7 +38,7 @@ admin_records = make("admin_records", openapi.ADMIN_RECORDS)
     responses={200: FactorsAdded, 400: openapi.problem("`factor_does_not_divide`"), **UNKNOWN_COMPOSITE},
 )
 def add_factors() -> Response:
-    """Record factors known from elsewhere, without curves: each is verified, and all are used or none."""
+    """Record factors that are known from elsewhere. Each one is verified, and all are used or none."""
     wish = read_body(KnownFactors)
     said = Provenance(wish.source, wish.found_at)
     most = settings().max_digits
@@ -62,9 +59,9 @@ def add_factors() -> Response:
     },
 )
 def delete_factor(path: FactorPath) -> Response:
-    """Take a factor back: its value goes back into the cofactor, and what it was split into goes with it.
+    """Delete a factor: its value goes back into the cofactor, and the factors that it was split into are deleted.
 
-    What follows from the other factors, or is small, is found again at once.
+    Small factors, and factors that follow from the others, are found again at once.
     """
     composite_id, left, to_publish = deletions.delete_factor(
         engine(), request_actor(), path.factor_id, settings().max_digits
@@ -80,7 +77,7 @@ def delete_factor(path: FactorPath) -> Response:
     responses={200: AttemptDeleted, 404: openapi.problem("`unknown_attempt`")},
 )
 def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
-    """Delete an attempt with its effort; factors stay. Its submission is refused now (`attempt_deleted`)."""
+    """Delete an attempt with its effort; its factors stay, and its submission becomes rejected (`attempt_deleted`)."""
     composite_id, t_level = deletions.delete_attempt(engine(), request_actor(), path.attempt_id, query.reason)
     said = {"attempt_id": path.attempt_id, "composite_id": composite_id, "current_t_level": t_level}
     return answer({**said, "message": "The attempt was deleted"})
@@ -93,7 +90,7 @@ def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
     responses={200: AttemptsVoided},
 )
 def void_attempts() -> Response:
-    """Take back what a broken client sent in a time: effort is rebuilt, rows are kept and marked, factors stay."""
+    """Void the attempts of a client in a time span: their effort is removed; the rows are kept, and factors stay."""
     wish = read_body(Voiding)
     done = deletions.void_attempts(
         engine(),
@@ -117,9 +114,10 @@ def void_attempts() -> Response:
     responses={201: ProjectState, 409: openapi.problem("`project_exists`")},
 )
 def create_project() -> Response:
-    """Make a project."""
+    """Create a project."""
     row = project_edits.create_project(engine(), request_actor(), read_body(NewProject).name)
-    return answer({"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was made"}, 201)
+    made = {"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was made"}
+    return answer(made, 201, location=f"/projects/{row.id}")
 
 
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
@@ -149,5 +147,5 @@ def delete_project_by_name(path: ProjectNamePath) -> Response:
 
 @admin_records.get("/stats/summary", operation_id="admin_summary", responses={200: Summary})
 def summary() -> Response:
-    """How much there is of everything; large tables are estimated, never counted."""
+    """Return how much there is of everything. Large tables are estimated."""
     return answer(admin_queries.summarize_database(engine()))

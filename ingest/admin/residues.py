@@ -11,8 +11,9 @@ from ingest import openapi
 from ingest.admin.blueprints import make, request_actor
 from ingest.answers import engine, json_of, settings
 from ingest.residues import UNKNOWN, residue_state
-from models.wire_admin import WhyQuery
-from models.wire_residues import OrphansCleaned, ResiduePath, ResiduesCleaned, ResidueState
+from models.wire.administration import WhyQuery
+from models.wire.common import ResiduePath
+from models.wire.residues import OrphansCleaned, ResiduesCleaned, ResidueState
 from tasks.publishing import publish_jobs
 
 admin_residues = make("admin_residues", openapi.ADMIN_RESIDUES)
@@ -22,7 +23,7 @@ admin_residues = make("admin_residues", openapi.ADMIN_RESIDUES)
     "/residues/<int:residue_id>", operation_id="admin_close_residue", responses={200: ResidueState, **UNKNOWN}
 )
 def close(path: ResiduePath, query: WhyQuery) -> Response:
-    """Close a residue: nobody runs its stage 2 any more, and its file goes. Idempotent; the curves' stage 1 stays."""
+    """Close a residue: its file is deleted, and nobody runs its stage 2. The curves of its stage 1 stay."""
     why = query.reason or "an operator closed it"
     publish_jobs(residue_expiry.close_residue(engine(), path.residue_id, why, request_actor()))
     return residue_state(registry.read_residue(engine(), path.residue_id))
@@ -34,13 +35,13 @@ def close(path: ResiduePath, query: WhyQuery) -> Response:
     responses={200: ResidueState, **UNKNOWN},
 )
 def release(path: ResiduePath) -> Response:
-    """Give anybody's claim back; idempotent."""
+    """End the claim of any client on a residue."""
     return residue_state(registry.release_claim(engine(), path.residue_id, None, request_actor()))
 
 
 @admin_residues.post("/residues/cleanup", operation_id="admin_cleanup_residues", responses={200: ResiduesCleaned})
 def cleanup() -> Response:
-    """Give back claims that ran out, and let go of residues that nobody wanted, now, as beat does."""
+    """End claims that ran out, and expire residues that nobody claimed, without waiting for the periodic task."""
     now = datetime.now(UTC)
     lapsed = residue_expiry.release_lapsed_claims(engine(), now)
     expired, to_publish = residue_expiry.expire_residues(engine(), now)
@@ -51,7 +52,7 @@ def cleanup() -> Response:
 
 @admin_residues.post("/residues/cleanup-orphaned", operation_id="admin_sweep_residues", responses={200: OrphansCleaned})
 def cleanup_orphaned() -> Response:
-    """Delete files that no residue has (after an hour), and close residues whose file is gone, as beat does."""
+    """Delete files (older than an hour) that belong to no residue, and close residues whose file is missing."""
     swept = residue_expiry.collect_garbage(engine(), storage(settings()), datetime.now(UTC))
     publish_jobs(swept.to_publish)
     said = f"{swept.files} files without a residue were deleted, {swept.residues} residues without a file closed"

@@ -1,5 +1,7 @@
 """The dead letters: what was refused or failed, sent again by hand, and true factors taken out of a refusal."""
 
+from typing import Any
+
 from flask import Response
 from sqlalchemy import Row
 
@@ -7,15 +9,16 @@ from coordinator.administration import dead_letters
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
 from ingest.answers import engine, settings
-from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
+from models.wire.administration import DeadLetters, RetryQuery, SubmissionRetried, SubmissionsQuery
+from models.wire.common import SubmissionPath
 from tasks.publishing import publish_jobs, publish_submission
 
 admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
 
-@admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: Letters})
+@admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: DeadLetters})
 def submissions(query: SubmissionsQuery) -> Response:
-    """Submissions by state, those refused that hold true factors first, then the newest first."""
+    """List submissions by state: first the rejected ones that have true factors, then the newest first."""
     after = None
     if query.cursor:
         kind, _, submission_id = query.cursor.partition("-")
@@ -26,7 +29,7 @@ def submissions(query: SubmissionsQuery) -> Response:
     return answer({"submissions": [letter(row) for row in rows], "next": more})
 
 
-def letter(row: Row) -> dict[str, object]:
+def letter(row: Row[Any]) -> dict[str, object]:
     """A submission as lists show it."""
     return {
         "submission_id": row.id,
@@ -47,13 +50,13 @@ def letter(row: Row) -> dict[str, object]:
     "/submissions/<int:submission_id>/retry",
     operation_id="admin_retry_submission",
     responses={
-        200: Retried,
+        200: SubmissionRetried,
         404: openapi.problem("`unknown_submission`"),
         409: openapi.problem("`not_dead`: it is neither rejected nor failed; `no_true_factors`; `unknown_composite`"),
     },
 )
 def retry(path: SubmissionPath, query: RetryQuery) -> Response:
-    """Queue a rejected or failed submission again; with `accept_factors` use its true factors instead."""
+    """Queue a rejected or failed submission again, or with `accept_factors` use its true factors."""
     number = path.submission_id
     if query.accept_factors:
         done = dead_letters.accept_factors(engine(), request_actor(), number, settings().max_digits)

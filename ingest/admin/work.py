@@ -12,9 +12,10 @@ from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
 from ingest.bodies import read_body
-from ingest.work import WorkPath, assignment, lease_state, with_lease
-from models.wire_admin import CompositePath
-from models.wire_work import CleanedUp, HoldState, LeaseState, OpenWork, ReasonQuery, Reservation, Reserved
+from ingest.work import assignment, lease_state, with_lease
+from models.wire.administration import HoldState, OpenWork, OverdueEnded, ReasonQuery, Reservation, Reserved
+from models.wire.common import CompositePath, WorkPath
+from models.wire.work import LeaseState
 
 admin_work = make("admin_work", openapi.ADMIN_WORK)
 
@@ -23,7 +24,7 @@ UNKNOWN_WORK: dict[Any, Any] = {404: openapi.problem("`unknown_work`")}
 
 @admin_work.get("/work/assignments", operation_id="admin_assignments", responses={200: OpenWork})
 def assignments() -> Response:
-    """Open leases, those that run out first first (at most 1,000)."""
+    """List open leases (at most 1,000); the leases that run out first come first."""
     rows = reservations.list_open_leases(engine())
     return answer({"assignments": [assignment(row) for row in rows]})
 
@@ -32,7 +33,7 @@ def assignments() -> Response:
     "/work/assignments/<work_id>", operation_id="admin_cancel_work", responses={200: LeaseState, **UNKNOWN_WORK}
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
-    """Cancel anybody's lease; idempotent. Its client learns of it by its next heartbeat."""
+    """Cancel the lease of any client. The client is told at its next heartbeat."""
     return answer(
         lease_state(
             with_lease(lambda id_: reservations.cancel(engine(), id_, query.reason, request_actor()), path.work_id)
@@ -40,9 +41,9 @@ def cancel(path: WorkPath, query: ReasonQuery) -> Response:
     )
 
 
-@admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
+@admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: OverdueEnded})
 def cleanup() -> Response:
-    """Time out overdue leases now, as beat does every few seconds."""
+    """End overdue leases without waiting for the periodic task."""
     expired = lease_expiry.expire_leases(engine(), datetime.now(UTC))
     return answer({"expired": expired, "message": f"{expired} overdue leases timed out"})
 
@@ -54,7 +55,7 @@ def cleanup() -> Response:
     responses={200: Reserved, 409: openapi.problem("`reserved`: by somebody; `fully_factored`"), **UNKNOWN_COMPOSITE},
 )
 def reserve() -> Response:
-    """Reserve a number for another method elsewhere: it gets no work meanwhile. Open leases go on, and count."""
+    """Reserve a number for another method elsewhere: it gets no new work meanwhile. Open leases continue."""
     wish = read_body(Reservation)
     row = reservations.reserve(
         engine(),
@@ -82,7 +83,7 @@ def reserve() -> Response:
 
 @admin_work.post("/work/release/<work_id>", operation_id="admin_release", responses={200: LeaseState, **UNKNOWN_WORK})
 def release(path: WorkPath, query: ReasonQuery) -> Response:
-    """Release a reservation; idempotent."""
+    """Release a reservation. A reservation that is over already stays as it is."""
     row = with_lease(lambda id_: reservations.release(engine(), id_, query.reason, request_actor()), path.work_id)
     return answer(lease_state(row))
 
@@ -93,7 +94,7 @@ def release(path: WorkPath, query: ReasonQuery) -> Response:
     responses={200: HoldState, **UNKNOWN_COMPOSITE},
 )
 def pause(path: CompositePath, query: ReasonQuery) -> Response:
-    """No work on a number until it is resumed; open leases go on."""
+    """Pause a number: it gets no new work until it is resumed. Open leases continue."""
     row = reservations.pause(engine(), path.composite_id, query.reason, request_actor())
     return _hold(row, "It gets no work until it is resumed")
 
@@ -104,10 +105,10 @@ def pause(path: CompositePath, query: ReasonQuery) -> Response:
     responses={200: HoldState, **UNKNOWN_COMPOSITE},
 )
 def resume(path: CompositePath) -> Response:
-    """Let a paused or parked number be worked on again; idempotent."""
+    """Resume a number that is paused or set aside."""
     return _hold(reservations.resume(engine(), path.composite_id, request_actor()), "It gets work again")
 
 
-def _hold(row: Row, message: str) -> Response:
+def _hold(row: Row[Any], message: str) -> Response:
     said = {"composite_id": row.id, "hold": row.hold, "hold_reason": row.hold_reason}
     return answer({**said, "message": message})

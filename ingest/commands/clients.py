@@ -17,11 +17,11 @@ def clients() -> None:
 
 
 def _name(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from ingest.problems import Problem, checked_name
+    from ingest.problems import ProblemError, checked_name
 
     try:
         return checked_name("NAME", one_line(context, parameter, value) or "")
-    except Problem as problem:
+    except ProblemError as problem:
         raise click.BadParameter(problem.detail) from None
 
 

@@ -101,7 +101,7 @@ def _printable(name: str) -> str:
 
 
 def _tell(report: Any, ignored_columns: list[str], as_json: bool) -> None:
-    from models.wire_composites import LoadReport
+    from models.wire.loading import LoadReport
 
     answer = LoadReport(**report.answer(), ignored_columns=ignored_columns, message=report.summary())
     if as_json:

@@ -11,7 +11,7 @@ import click
 
 from config.logging import configure_logging
 from config.settings import default_home, settings
-from models.wire import printable
+from models.wire.common import printable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

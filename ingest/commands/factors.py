@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -15,7 +15,7 @@ from ingest.commands.tables import add_row, print_json, print_table, table_of
 if TYPE_CHECKING:  # the command's --help needs no models
     from sqlalchemy import Row
 
-    from models.wire_reading import FactorListed
+    from models.wire.reading import FactorListed
 
 DIGITS = click.IntRange(0, 1_000_000)
 PROJECT = click.option("--project", callback=one_line, help="Only factors of this project's numbers.")
@@ -54,11 +54,11 @@ def ls(
 ) -> None:
     """Show factors, the newest first; with NUMBER those of this number (any value it has had)."""
     from coordinator.reading import factors as registry
-    from models.wire_reading import FactorListed
+    from models.wire.reading import FactorListed
 
     filters = registry.FactorFilters(number and number.strip(), project, client, min_digits, max_digits)
     order = registry.LARGEST if largest else registry.NEWEST
-    rows: list[Row] = []
+    rows: list[Row[Any]] = []
     cursor = None
     with database(home) as engine, sentences():
         while len(rows) < limit:

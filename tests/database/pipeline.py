@@ -13,7 +13,7 @@ from coordinator.results import applying, inbox
 from coordinator.results.applying import Applied
 from coordinator.results.inbox import Receipt
 from models.tables import Base, Job
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 SETTINGS = Settings(max_digits=20_000)
 Apply = Callable[[Engine, int, Settings], Applied | None]

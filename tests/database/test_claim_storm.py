@@ -17,7 +17,7 @@ from coordinator.leases.claims import Claim, NoWork, WorkRequest
 from coordinator.reading import invariants
 from coordinator.results import batches, inbox
 from models.engine import make_engine
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 
 def test_a_storm_of_claims_keeps_every_bound_at_every_moment(engine, database_url):

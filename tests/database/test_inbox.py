@@ -10,7 +10,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import registry
 from coordinator.results import applying, inbox
 from coordinator.results.inbox import IdempotencyKeyReusedError
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
 

@@ -18,7 +18,7 @@ from coordinator.leases import claims, reservations
 from coordinator.leases.claims import WorkRequest
 from ingest.cli import main
 from ingest.commands.work import work
-from models.wire_work import Assignment
+from models.wire.work import Assignment
 
 N = product(prime(30), prime(40), prime(50))
 M = product(prime(31), prime(41), prime(51))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import psutil
 import redis
 import requests
+import served_document
 from sqlalchemy import NullPool, create_engine, text
 
 from config.local.ports import free_port
@@ -59,6 +60,7 @@ class Stack:
         self.api = f"{self.url}/api/v1"
         self.http = requests.Session()
         self.process: subprocess.Popen[bytes] | None = None
+        served_document.servers.add(self.url)
 
     # Starting and stopping ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from traffic import prime
 
 from config.settings import settings
 from ingest.commands.work import work
-from models.wire_work import Assignment
+from models.wire.work import Assignment
 
 pytestmark = pytest.mark.stack
 

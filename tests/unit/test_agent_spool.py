@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent import spool
 from agent.ecm_run import EcmOrder, build_payload, check_order, recover_runs, run_curves
-from models.wire import SubmitResult
+from models.wire.results import SubmitResult
 
 CAPTURED = Path(__file__).parent.parent / "data" / "gmp_ecm_output"
 SERVER = "http://127.0.0.1:1"

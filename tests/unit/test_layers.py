@@ -16,5 +16,6 @@ def test_the_agent_takes_nothing_of_the_floors_but_the_wire_and_no_server_librar
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "agent.cli" in loaded
-    assert {name for name in loaded if name.partition(".")[0] in FLOORS} == {"models", "models.wire", "models.limits"}
+    wire = {"models", "models.limits", "models.wire", "models.wire.common", "models.wire.results"}
+    assert {name for name in loaded if name.partition(".")[0] in FLOORS} == wire
     assert OF_SERVERS.isdisjoint(loaded)

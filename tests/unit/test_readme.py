@@ -6,7 +6,8 @@ from pathlib import Path
 
 from config.settings import Settings
 from docs.reference import shown_default
-from models.wire import CompositeStats, ResultAnswer, SubmitResult
+from models.wire.reading import CompositeStats
+from models.wire.results import ResultAnswer, SubmitResult
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

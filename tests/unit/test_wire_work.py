@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from models.wire_work import AbandonQuery, AnyWorkQuery, EcmWorkQuery, P1WorkQuery
+from models.wire.work import AbandonQuery, AnyWorkQuery, EcmWorkQuery, P1WorkQuery
 
 
 @pytest.mark.parametrize(
