@@ -7,14 +7,14 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, field_validator
 
 from models.wire.common import (
     MOST_DIGITS,
-    Digits,
     Hold,
+    ListedDigits,
+    ListedTLevel,
     Name,
     OrBlank,
     PageQuery,
     Priority,
     StrictPriority,
-    TLevel,
     UtcTime,
     WireModel,
     WrittenNumber,
@@ -134,10 +134,10 @@ class CompositesQuery(PageQuery):
     """Filters and the order of a list of numbers."""
 
     state: OrBlank[CompositeState] = Field(None, description="unknown: the primality test has not run yet.")
-    min_digits: OrBlank[Digits] = None
-    max_digits: OrBlank[Digits] = None
-    min_t_level: OrBlank[TLevel] = Field(None, description="Compared in tenths, as the order by t-level is.")
-    max_t_level: OrBlank[TLevel] = None
+    min_digits: OrBlank[ListedDigits] = None
+    max_digits: OrBlank[ListedDigits] = None
+    min_t_level: OrBlank[ListedTLevel] = Field(None, description="Compared in tenths, as the order by t-level is.")
+    max_t_level: OrBlank[ListedTLevel] = None
     min_progress: OrBlank[Share] = Field(
         None, description="current_t_level / target_t_level, compared in hundredths; 0.5 is half of the target."
     )
@@ -244,8 +244,8 @@ class FactorsQuery(PageQuery, FactorFilters):
     composite: OrBlank[WrittenNumber] = Field(
         None, description="A value that the number has had (decimal or expression)."
     )
-    min_digits: OrBlank[Digits] = None
-    max_digits: OrBlank[Digits] = None
+    min_digits: OrBlank[ListedDigits] = None
+    max_digits: OrBlank[ListedDigits] = None
     only_prime: bool = False
     order: Literal["newest", "largest"] = "newest"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from models.wire.common import B1, Digits, Id, Name, OrBlank, Priority, StrictId, TLevel, WireModel
+from models.wire.common import B1, Digits, Id, ListedTLevel, Name, OrBlank, Priority, StrictId, WireModel
 
 ResidueStatus = Literal["available", "claimed", "completed", "closed", "expired"]
 
@@ -46,8 +46,8 @@ class ResidueWorkQuery(WireModel):
     min_digits: OrBlank[Digits] = None
     max_digits: OrBlank[Digits] = None
     min_priority: OrBlank[Priority] = None
-    min_target_tlevel: OrBlank[TLevel] = None
-    max_target_tlevel: OrBlank[TLevel] = None
+    min_target_tlevel: OrBlank[ListedTLevel] = None
+    max_target_tlevel: OrBlank[ListedTLevel] = None
     min_b1: OrBlank[B1] = None
     max_b1: OrBlank[B1] = None
     project: OrBlank[Name] = None
