@@ -217,7 +217,6 @@ class EcmAttempt(Base):
     curves_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
     # Taken back by an operator: it adds no effort, and its curves may be sent again (their hash is gone).
     voided_at: Mapped[datetime | None]
-    void_reason: Mapped[str | None]
     work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
     # The residue whose stage 2 this was, and for how many of its curves: so many of its stage 1 are superseded.
     residue_id: Mapped[int | None] = mapped_column(ForeignKey("ecm_residues.id", ondelete="SET NULL"))
@@ -308,6 +307,7 @@ class WorkAssignment(Base):
         CheckConstraint(
             "(closed_at IS NULL) = (status IN ('assigned', 'claimed', 'running'))", name="work_assignments_closed"
         ),
+        CheckConstraint("status = 'failed' OR NOT is_cancelled", name="work_assignments_cancelled"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
@@ -323,6 +323,8 @@ class WorkAssignment(Base):
     lease_seconds: Mapped[int] = mapped_column(Integer, server_default=text("86400"))  # what a heartbeat extends it by
     details: Mapped[dict[str, Any] | None]  # what whoever reserved a number said of it
     status: Mapped[str] = mapped_column(Text, server_default=text("'assigned'"))
+    # An operator ended it: it has failed, but no client gave the number up (coordinator/composites/holds.py).
+    is_cancelled: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]

@@ -30,6 +30,7 @@ def park_if_abandoned(connection: Connection, composite_id: int) -> None:
         select(
             WorkAssignment.client_id,
             WorkAssignment.status,
+            WorkAssignment.is_cancelled,
             WorkAssignment.message,
             WorkAssignment.composite_id,
             WorkAssignment.created_at,
@@ -47,7 +48,7 @@ def park_if_abandoned(connection: Connection, composite_id: int) -> None:
     for lease in past:
         if lease.status == "completed" or lease.curves_submitted or _sent_curves(connection, lease):
             break
-        if lease.status == "failed":
+        if lease.status == "failed" and not lease.is_cancelled:
             reasons.setdefault(lease.client_id, lease.message or "no reason given")
     if len(reasons) >= settings().hold_after:
         why = "; ".join(f"{client}: {reason}" for client, reason in reasons.items())[:2000]

@@ -263,27 +263,37 @@ def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: s
         return _lease(connection, work_id)
 
 
-def end_lease(
-    connection: Connection, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None
-) -> tuple[Row, Row]:
-    """An operator ends a lease (of one of `methods`, if given). Idempotent; the lease before, and then.
+def cancel_lease(connection: Connection, work_id: uuid.UUID, reason: str) -> tuple[Row[Any], Row[Any]]:
+    """Close any client's lease as failed, without a count against its number (holds.py).
 
-    Raises UnknownLease.
+    Does nothing to a closed lease. Returns the lease before and after. Raises LeaseNotFoundError.
     """
     lease = _lease(connection, work_id)
-    if methods is not None and lease.method not in methods:
+    _close_and_refresh(connection, lease, "failed", reason, is_cancelled=True)
+    return lease, _lease(connection, work_id)
+
+
+def release_reservation(connection: Connection, work_id: uuid.UUID, reason: str) -> tuple[Row[Any], Row[Any]]:
+    """Close a reservation as completed; does nothing to a closed one. Returns the lease before and after.
+
+    Raises LeaseNotFoundError, also for a lease that is no reservation.
+    """
+    lease = _lease(connection, work_id)
+    if lease.method not in eligibility.RESERVATION_METHODS:
         raise LeaseNotFoundError(f"Work {work_id} is {lease.method} and no reservation; cancel it instead")
-    # Completed, and not failed: that would tell against the number.
     _close_and_refresh(connection, lease, "completed", reason)
     return lease, _lease(connection, work_id)
 
 
-def _close_and_refresh(connection: Connection, lease: Row, status: str, why: str | None) -> None:
-    """Close a lease, if it is open, and let others have what it leaves."""
+def _close_and_refresh(
+    connection: Connection, lease: Row[Any], status: str, reason: str | None, *, is_cancelled: bool = False
+) -> None:
+    """Close a lease, if it is open, and make what it leaves available to others."""
     lock_composites(connection, [lease.composite_id])
-    if not _close(connection, _still_open([lease.id]), status, why and why[:MAX_MESSAGE]):
+    still_open = _still_open([lease.id])
+    if not _close(connection, still_open, status, reason and reason[:MAX_MESSAGE], is_cancelled=is_cancelled):
         return
-    if status == "failed":
+    if status == "failed" and not is_cancelled:
         holds.park_if_abandoned(connection, lease.composite_id)
     refresh_eligibility(connection, [lease.composite_id])
 
@@ -372,14 +382,22 @@ def _require_owner(lease: Row | None, work_id: uuid.UUID, client_id: str | None,
     return lease
 
 
-def _close(connection: Connection, chosen: Select, status: str, why: str | None) -> int:
+def _close(
+    connection: Connection,
+    chosen: Select[tuple[uuid.UUID]],
+    status: str,
+    reason: str | None,
+    *,
+    is_cancelled: bool = False,
+) -> int:
+    """Close the chosen leases; returns how many they are."""
     # Locked one by one in id order before any is changed: the order everybody locks leases in.
     lock = chosen.order_by(WorkAssignment.id).with_for_update(key_share=True)
     locked = list(connection.execute(lock).scalars())
     if not locked:
         return 0
-    values: dict[str, Any] = {"status": status, "closed_at": func.now()}
-    if why:
-        values["message"] = why
+    values: dict[str, Any] = {"status": status, "closed_at": func.now(), "is_cancelled": is_cancelled}
+    if reason:
+        values["message"] = reason
     connection.execute(update(WorkAssignment).where(WorkAssignment.id.in_(locked)).values(values))
     return len(locked)

@@ -184,7 +184,7 @@ class VoidReport(NamedTuple):
 
 
 def void(
-    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
+    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None
 ) -> VoidReport:
     """Take back the attempts that a client sent from `since` to before `until` (with `program`, if given).
 
@@ -201,7 +201,7 @@ def void(
     marked = connection.execute(
         update(EcmAttempt)
         .where(Submission.id == EcmAttempt.submission_id, EcmAttempt.composite_id.in_(locked), *chosen, *sent)
-        .values(voided_at=func.clock_timestamp(), void_reason=reason, curves_sha256=None)
+        .values(voided_at=func.clock_timestamp(), curves_sha256=None)
         .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.curves)
     ).all()
     superseding.revoke_superseding(connection, [row.id for row in marked])

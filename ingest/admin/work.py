@@ -32,7 +32,10 @@ def assignments() -> Response:
     "/work/assignments/<work_id>", operation_id="admin_cancel_work", responses={200: LeaseState, **UNKNOWN_WORK}
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
-    """Cancel anybody's lease; idempotent. Its client learns of it by its next heartbeat."""
+    """Cancel anybody's lease: it is `failed`, with `reason` as its message. Its client learns of it by its next heartbeat.
+
+    Idempotent; a closed lease stays as it is.
+    """
     return answer(
         lease_state(
             with_lease(lambda id_: reservations.cancel(engine(), id_, query.reason, request_actor()), path.work_id)
