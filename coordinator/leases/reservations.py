@@ -83,7 +83,9 @@ def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor 
 
     Returns the lease as it is then. Raises LeaseNotFoundError.
     """
-    return _end(engine, "cancel", lease_lifecycle.cancel_lease, work_id, reason or "cancelled by an operator", actor)
+    return _end(
+        engine, "cancel", lease_lifecycle.cancel_lease, work_id, reason or "cancelled by an operator", actor=actor
+    )
 
 
 def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
@@ -91,7 +93,7 @@ def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor
 
     Raises LeaseNotFoundError, also for a lease that is no reservation.
     """
-    return _end(engine, "release", lease_lifecycle.release_reservation, work_id, reason or "released", actor)
+    return _end(engine, "release", lease_lifecycle.release_reservation, work_id, reason or "released", actor=actor)
 
 
 def end(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
@@ -109,6 +111,7 @@ def _end(
     close: Callable[[Connection, uuid.UUID, str], tuple[Row, Row]],
     work_id: uuid.UUID,
     reason: str,
+    *,
     actor: Actor,
 ) -> Row:
     with unit_of_work(engine, name, work=str(work_id)) as connection:

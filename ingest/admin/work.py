@@ -32,9 +32,9 @@ def assignments() -> Response:
     "/work/assignments/<work_id>", operation_id="admin_cancel_work", responses={200: LeaseState, **UNKNOWN_WORK}
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
-    """Cancel anybody's lease: it is `failed`, with `reason` as its message. Its client learns of it by its next heartbeat.
+    """Cancel any client's lease: its status is `failed` and its message is `reason`.
 
-    Idempotent; a closed lease stays as it is.
+    A closed lease stays as it is. The client is told at its next heartbeat.
     """
     return answer(
         lease_state(

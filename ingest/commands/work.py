@@ -65,7 +65,8 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
 def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
     """Cancel the lease or reservation WORK_ID, whoever holds it: its status is `failed`, with the reason.
 
-    A lease that is closed already stays as it is. The client is told at its next heartbeat. Exits with 1 if there is no such lease.
+    A lease that is closed already stays as it is. The client is told at its next heartbeat. Exits with 1 if there is no
+    such lease.
     """
     from coordinator.composites.lease_lifecycle import LeaseNotFoundError
     from coordinator.leases import reservations

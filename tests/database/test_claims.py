@@ -10,6 +10,7 @@ from primes import prime, product
 from coordinator import effort
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, registry
+from coordinator.composites.eligibility import Eligibility
 from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims, reservations
@@ -430,7 +431,7 @@ def test_the_work_columns_are_what_a_recompute_says(engine):
     shared(engine, max_digits=90)
     claim(engine, min_digits=150)
     submit(engine, result(state(engine, ids[1]).number, curves=50))
-    names = "open_leases, ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value"
+    names = ", ".join(Eligibility._fields)
     before = rows(engine, f"SELECT {names} FROM composites ORDER BY id")
     run_sql(engine, "UPDATE composites SET ecm_eligible = NOT ecm_eligible, planned_t_level = 99, open_leases = 7")
     with unit_of_work(engine, "refresh") as connection:

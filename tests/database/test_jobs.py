@@ -82,7 +82,8 @@ from coordinator.base import jobs
 from coordinator.housekeeping import job_runner
 from models.engine import make_engine
 job_runner.RUNNERS[jobs.SPLIT_FACTOR] = lambda *_: os._exit(7)
-job_runner.run_job(make_engine(os.environ["TEST_URL"], pool_size=2), int(sys.argv[1]), max_deliveries=5, max_digits=1000)
+engine = make_engine(os.environ["TEST_URL"], pool_size=2)
+job_runner.run_job(engine, int(sys.argv[1]), max_deliveries=5, max_digits=1000)
 """
 
 

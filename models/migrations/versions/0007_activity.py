@@ -1,5 +1,7 @@
 """What clients do, by the hour and in all, for pages that never count the attempts."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -11,7 +13,7 @@ depends_on = None
 MOMENT = sa.DateTime(timezone=True)
 
 
-def _sums() -> list[sa.Column]:
+def _sums() -> list[sa.Column[Any]]:
     return [
         sa.Column("results", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("curves", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
