@@ -298,7 +298,7 @@ def test_a_lease_is_somebodys(engine):
         assert lease(engine, made) == before
 
 
-# Parking -------------------------------------------------------------------------------------------------------------
+# Holds ---------------------------------------------------------------------------------------------------------------
 
 
 def give_up(engine, *clients, reason="it crashes"):
@@ -307,7 +307,7 @@ def give_up(engine, *clients, reason="it crashes"):
         lease_lifecycle.abandon(engine, made.work_id, client, reason)
 
 
-def test_a_number_that_several_clients_give_up_in_a_row_is_parked(engine):
+def test_a_number_that_several_clients_give_up_in_a_row_is_set_aside(engine):
     (only,) = load(engine, 120)
     give_up(engine, "a", "a", "a", "b")
     assert state(engine, only).hold is None
