@@ -534,7 +534,6 @@ class AdminEvent(Base):
     """A change by an operator: the actor, the action, its target, and the values before and after."""
 
     __tablename__ = "admin_events"
-    __table_args__ = (Index("admin_events_target", "target", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

@@ -1,4 +1,4 @@
-"""Leases that an operator cancelled are marked; a column that nothing reads goes."""
+"""A column marks the leases that an operator cancelled; a column and an index that no statement uses are dropped."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,9 +17,11 @@ def upgrade() -> None:
         "work_assignments_cancelled", "work_assignments", "status = 'failed' OR NOT is_cancelled"
     )
     op.drop_column("ecm_attempts", "void_reason")
+    op.drop_index("admin_events_target", table_name="admin_events")
 
 
 def downgrade() -> None:
+    op.create_index("admin_events_target", "admin_events", ["target", "id"])
     op.add_column("ecm_attempts", sa.Column("void_reason", sa.Text(), nullable=True))
     op.drop_constraint("work_assignments_cancelled", "work_assignments", type_="check")
     op.drop_column("work_assignments", "is_cancelled")
