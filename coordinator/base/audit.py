@@ -49,7 +49,7 @@ def record(
             request_id=actor.request_id,
         )
     )
-    log.info("Administration", actor=actor.name, action=action, target=target, before=before, after=after)
+    log.info("Change by an operator", actor=actor.name, action=action, target=target, before=before, after=after)
 
 
 def latest(engine: Engine, limit: int) -> list[AnyRow]:
