@@ -1,4 +1,4 @@
-"""Bringing a database's schema to this version, and knowing whether it is."""
+"""Migrations: read and upgrade the revision of a database's schema."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +11,13 @@ from sqlalchemy import Connection, text
 
 from models.engine import make_engine
 
-# Any fixed number will do: two starts at once must not migrate the same database together.
+# Two processes that start at once must not migrate the same database together. (coordinator/base/advisory_locks.py has
+# the keys of the other locks.)
 MIGRATION_LOCK = 0x45434D
 
 
 def alembic_config() -> Config:
-    """Alembic's configuration for the migrations shipped with this package."""
+    """Return Alembic's configuration for the migrations of this package."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
@@ -24,19 +25,19 @@ def alembic_config() -> Config:
 
 @lru_cache
 def newest_revision() -> str | None:
-    """The revision that this version of the code needs."""
+    """Return the revision that this version of the code needs."""
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The revision that the database is at; None for an empty one."""
+    """Return the revision of the database; None for an empty database."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(database_url: str) -> bool:
-    """Bring the schema of `database_url` to the newest revision; all of it or nothing, one process at a time.
+    """Upgrade the schema of `database_url` to the newest revision in one transaction, one process at a time.
 
-    Returns whether it was at an older one.
+    Returns whether the database had an older revision (False for an empty database).
     """
     engine = make_engine(database_url)
     try:

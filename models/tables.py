@@ -1,8 +1,8 @@
-"""The tables. Names that operators' SQL and existing clients use are listed in the architecture and stay."""
+"""The tables. docs/architecture.md lists the names that existing clients and the SQL of operators rely on."""
 
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sqlalchemy import (
@@ -26,18 +26,25 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from models.types import Bound, EffortVector, UtcDateTime
+from models.types import EffortVector, StageBound, UtcDateTime
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {datetime: UtcDateTime, str: Text, float: Double, dict[str, Any]: JSONB}
+    """The base of all tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        str: Text,
+        float: Double,
+        dict[str, Any]: JSONB,
+    }
 
 
 def _eligibility_index(name: str, work: str, *order: str | TextClause) -> Index:
-    """An index of the numbers that want such work, in that order."""
-    filtered = ["target_t_level"] if name == "priority" else ["priority", "target_t_level"]
-    wanting = text(f"{work}_eligible")
-    return Index(f"composites_{name}", *order, "id", postgresql_where=wanting, postgresql_include=filtered)
+    """Return an index of the composites that are eligible for `work`, in `order`."""
+    filter_columns = ["target_t_level"] if name == "priority" else ["priority", "target_t_level"]
+    is_eligible = text(f"{work}_eligible")
+    return Index(f"composites_{name}", *order, "id", postgresql_where=is_eligible, postgresql_include=filter_columns)
 
 
 LISTED_T_LEVEL = "floor(current_t_level * 10)::integer"
@@ -51,31 +58,31 @@ CASE WHEN is_fully_factored AND is_prime THEN 'prime' WHEN is_fully_factored THE
 
 
 def _list_index(name: str, *order: str, also: tuple[str, ...] = (), where: str | None = None) -> Index:
-    """An index that lists are read in the order of: filters look at it alone, and only what is shown is read."""
-    listed = ["digit_length", "listed_t_level", "listed_progress", "listed_state", "priority", *also]
-    columns = [column for column in listed if column not in order]
-    chosen = text(where) if where else None
-    return Index(f"composites_by_{name}", *order, postgresql_include=columns, postgresql_where=chosen)
+    """Return an index for a list in `order`; it has the columns of all filters, so only the rows shown are read."""
+    filter_columns = ["digit_length", "listed_t_level", "listed_progress", "listed_state", "priority", *also]
+    included = [column for column in filter_columns if column not in order]
+    condition = text(where) if where else None
+    return Index(f"composites_by_{name}", *order, postgresql_include=included, postgresql_where=condition)
 
 
 class Composite(Base):
-    """A number to be factored, what is left of it, and how much has been done on it.
+    """A number to be factored, its cofactor, and the effort spent on it.
 
-    `number` is as first written (decimal or an expression); `current_composite` is the cofactor left, in decimal, "1"
-    when nothing is; `is_prime` says whether that cofactor is a (probable) prime, null while nobody knows;
-    `digit_length` counts the cofactor's digits, or the number's when it is finished. A number split off a known
-    one that is too large to split here is a composite of its own, whose `parent_id` is the number it divides.
+    `number` is the first spelling (decimal or an expression); `current_composite` is the cofactor in decimal, "1" when
+    there is none; `is_prime` is whether the cofactor is a (probable) prime, null while it is not tested; `digit_length`
+    is the number of digits of the cofactor, or of the number when it is finished. A composite factor that is too large
+    to be split here is a composite of its own, and its `parent_id` is the number that it divides.
 
-    The last columns say what work it wants, for claims to find it by (coordinator/composites/eligibility.py keeps them). They are
-    rounded, so that most results leave them and their indexes alone.
+    Claims find composites by the last columns, which coordinator/composites/eligibility.py computes. They are rounded,
+    so that most results change neither them nor their indexes.
     """
 
     __tablename__ = "composites"
     __table_args__ = (
         Index("composites_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        # What claims scan, in the order of each work type: numbers that want no work are in none of these. What filters
-        # ask for is in them too, so that numbers which a filter passes over are not read, one page each; all but
-        # current_t_level, which every result changes.
+        # Claims scan these indexes, one for the order of each work type; only eligible composites are in them. They
+        # include the columns of the filters, so that the rows that a filter excludes are not read, one page each; only
+        # current_t_level is missing, because every result changes it.
         _eligibility_index("standard", "ecm", "digit_length"),
         _eligibility_index("progressive", "ecm", "planned_t_level", "digit_length"),
         _eligibility_index("priority", "ecm", text("priority DESC"), "digit_length"),
@@ -89,10 +96,10 @@ class Composite(Base):
         _list_index("t_level", "listed_t_level", "id"),
         _list_index("progress", "listed_progress", "id", also=("snfs_difficulty",)),
         _list_index("priority", "priority", "id"),
-        # All but the many that are composite, so that few of a kind are found at once.
+        # Most cofactors are composite; the few others are found at once without them.
         _list_index("state", "listed_state", "id", where="listed_state <> 'composite'"),
         CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
-        # Every result updates its composite's row: room on the page keeps those updates from moving it.
+        # Every result updates the row of its composite; with free space on the page the row does not move.
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -114,34 +121,34 @@ class Composite(Base):
     attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_attempt_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # When the target last changed, through a factor or an operator: leases from before were sized by another one.
+    # The time when the target last changed, by a factor or an operator; older leases were sized by an earlier target.
     target_set_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # The largest B1 of P-1 and P+1 runs (stage 2 included) on it, and the one that its target asks for.
+    # The largest B1 of P-1 and of P+1 runs with stage 2 on this composite, and the B1 that its target needs.
     pm1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     pp1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     p1_target_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # Kept from work by an operator (paused) or because client after client gave it up (parked), and why.
+    # paused (by an operator) or parked (set aside: several clients in a row gave it up), and the reason.
     hold: Mapped[str | None]
     hold_reason: Mapped[str | None]
     held_at: Mapped[datetime | None]
     resumed_at: Mapped[datetime | None]
-    # What it wants now, and where it stands in each work type's order, curves out on lease included.
+    # The columns of coordinator/composites/eligibility.py, and between them an input of these.
     open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    # Residues whose stage 2 is still to be done: as long as there are any, no new curves are begun on it.
+    # The number of residues whose stage 2 is still to be done; while there are any, no new ECM curves are leased.
     open_residues: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     ecm_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     pm1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     pp1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
-    work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of value for a second
-    # What lists sort and filter by: tenths of a t-level, hundredths of the target reached (10,000 at most), and
-    # in a word what is known of it. PostgreSQL computes them; rounded, they and their indexes outlast most results.
+    work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of planning.value_per_second
+    # Lists sort and filter by these columns: tenths of a t-level, percent of the target (at most 10,000), the state.
+    # PostgreSQL computes them; they are rounded, so that most results change neither them nor their indexes.
     listed_t_level: Mapped[int] = mapped_column(Integer, Computed(LISTED_T_LEVEL, persisted=True))
     listed_progress: Mapped[int] = mapped_column(Integer, Computed(LISTED_PROGRESS, persisted=True))
     listed_state: Mapped[str] = mapped_column(Computed(LISTED_STATE, persisted=True))
 
 
-# Numbers by how they are written, as far as anybody types it, in the operator class that LIKE 'beginning%' asks for.
+# Composites by the beginning of their spelling, in the operator class that LIKE 'beginning%' needs.
 Index(
     "composites_by_text",
     func.left(Composite.number, 60).label("beginning"),
@@ -151,7 +158,7 @@ Index(
 
 
 class CompositeAlias(Base):
-    """A value (as its SHA-256) that a composite has had: as written, evaluated, each cofactor."""
+    """A value, as its SHA-256, that a composite has had: a spelling, the number in decimal, or a cofactor."""
 
     __tablename__ = "composite_aliases"
 
@@ -164,16 +171,16 @@ class CompositeAlias(Base):
 
 
 class CompositeEffort(Base):
-    """How many curves a composite has had at each (B1, B2, parametrization): exact integers behind its vector."""
+    """The number of curves on a composite for each (B1, B2, parametrization), from which its vector is rebuilt."""
 
     __tablename__ = "composite_effort"
 
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
     b1: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    b2: Mapped[int] = mapped_column(Bound, primary_key=True)
+    b2: Mapped[int] = mapped_column(StageBound, primary_key=True)
     parametrization: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # Work from before the registry, or done on the number that this one was split from.
+    # Curves from before the registration, or on the number that this one was split from.
     prior_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
 
@@ -181,24 +188,24 @@ attempt_ids = Sequence("ecm_attempts_id_seq", metadata=Base.metadata)
 
 
 class EcmAttempt(Base):
-    """One applied run: so many curves (or one P-1, P+1, ... run) with these bounds on this composite.
+    """One applied run: a number of ECM curves, or one run of P-1, P+1 or another method, on a composite.
 
-    `b2` is -1 for GMP-ECM's default, 0 for stage 1 only. `superseded_curves` of an ECM run count as stage 1 of a
-    later run and add no effort of their own.
+    `b2` is -1 for GMP-ECM's default, 0 for stage 1 only. The `superseded_curves` of an ECM run add no effort: a later
+    run that did their stage 2 counts them in full.
     """
 
     __tablename__ = "ecm_attempts"
     __table_args__ = (
         Index("ecm_attempts_composite", "composite_id", "id"),
         Index("ecm_attempts_client", "client_id", "id"),
-        # Attempts lie in the order of their making, so that a few pages tell where an hour begins.
+        # Attempts are stored in the order of their creation, so the block ranges of an hour are few.
         Index("ecm_attempts_created", "created_at", postgresql_using="brin"),
         Index("ecm_attempts_work", "work_id", postgresql_where=text("work_id IS NOT NULL")),
         Index("ecm_attempts_residue", "residue_id", postgresql_where=text("residue_id IS NOT NULL")),
         CheckConstraint("curves >= 0", name="ecm_attempts_curves"),
     )
 
-    # Reserved when the result comes in, so that a client that does not wait knows its attempt's id already.
+    # Reserved when the result is received, so that a client that does not wait knows the id of its attempt.
     id: Mapped[int] = mapped_column(BigInteger, attempt_ids, server_default=attempt_ids.next_value(), primary_key=True)
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
     submission_id: Mapped[int] = mapped_column(ForeignKey("submissions.id"), unique=True)
@@ -207,33 +214,32 @@ class EcmAttempt(Base):
     program: Mapped[str | None]
     program_version: Mapped[str | None]
     b1: Mapped[int | None] = mapped_column(BigInteger)
-    b2: Mapped[int | None] = mapped_column(Bound)
+    b2: Mapped[int | None] = mapped_column(StageBound)
     parametrization: Mapped[int | None] = mapped_column(SmallInteger)
     curves: Mapped[int] = mapped_column(BigInteger)
     superseded_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     sigma: Mapped[str | None]  # "value", or several separated by spaces
     execution_time: Mapped[float | None]
-    # The same curves sent again, in whatever words, must not count twice (null: no sigma, nothing to tell them by).
+    # The same curves must not count twice, however they are sent (null: without a sigma they cannot be recognized).
     curves_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
-    # Taken back by an operator: it adds no effort, and its curves may be sent again (their hash is gone).
+    # The time when an operator voided the attempt: it adds no effort, and its curves may be sent again (no hash).
     voided_at: Mapped[datetime | None]
-    void_reason: Mapped[str | None]
     work_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("work_assignments.id", ondelete="SET NULL"))
-    # The residue whose stage 2 this was, and for how many of its curves: so many of its stage 1 are superseded.
+    # The residue whose stage 2 this run did, and the number of its stage-1 curves that the run supersedes.
     residue_id: Mapped[int | None] = mapped_column(ForeignKey("ecm_residues.id", ondelete="SET NULL"))
     superseding_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # Written under its composite's lock: by the clock, and not by when its transaction began, for leases are counted
-    # against what was done before them.
+    # The row is inserted under the lock of its composite. Leases are compared with the effort before them, so this is
+    # the time of the insertion and not that of the beginning of the transaction.
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class Factor(Base):
-    """A factor in a composite's tree; its own splits lie beneath it (`split_from_id`).
+    """A factor in the tree of a composite; the factors that it was split into are beneath it (`split_from_id`).
 
-    `multiplicity` is relative to the row it lies beneath. `origin`: submitted (a client's claim, or what was new
-    in it), known (from elsewhere, told by an operator), split (found by the server in a composite factor or a small
-    cofactor), cofactor (what was left was prime).
-    `child_composite_id` is the composite that leases work for this factor, if it is too large to split here.
+    `multiplicity` is relative to the row above. `origin`: submitted (a client's claim, or its new part), known (an
+    operator gave it), split (the server found it in a composite factor or a small cofactor), cofactor (the cofactor was
+    prime).
+    `child_composite_id` is the composite that leases work for a factor that is too large to be split here.
     """
 
     __tablename__ = "factors"
@@ -276,10 +282,10 @@ class Factor(Base):
     method: Mapped[str | None]
     sigma: Mapped[str | None]
     parametrization: Mapped[int | None] = mapped_column(SmallInteger)
-    # Of a factor known from elsewhere: who says so, and since when it is known.
+    # For a factor with the origin `known`: its source, and the time of the find.
     source: Mapped[str | None]
     found_at: Mapped[datetime | None]
-    # The order of the curve that found it, as p1^e1 * p2 ..., and whether B1 and B2 explain the find (null: unknown).
+    # The order of the curve that found it, also as p1^e1 * p2 ..., and whether B1 and B2 explain it (null: unknown).
     group_order: Mapped[str | None]
     group_order_factors: Mapped[str | None]
     is_explained: Mapped[bool | None] = mapped_column(Boolean)
@@ -288,10 +294,10 @@ class Factor(Base):
 
 
 class WorkAssignment(Base):
-    """A lease: `curves` curves of one composite (null: the whole number) held by a client until `expires_at`.
+    """A lease: a client has `curves` curves of one composite (null: the whole number) until `expires_at`.
 
     `method`: ecm; pm1, pp1, or p1 for both; nfs, snfs, gnfs or other for a number that is reserved for them elsewhere.
-    `curves_completed` is what the client says in its heartbeats, `curves_submitted` what its results have brought.
+    `curves_completed` is the progress of the client's heartbeats, `curves_submitted` the sum of its results.
     """
 
     __tablename__ = "work_assignments"
@@ -308,6 +314,7 @@ class WorkAssignment(Base):
         CheckConstraint(
             "(closed_at IS NULL) = (status IN ('assigned', 'claimed', 'running'))", name="work_assignments_closed"
         ),
+        CheckConstraint("status = 'failed' OR NOT is_cancelled", name="work_assignments_cancelled"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
@@ -315,14 +322,18 @@ class WorkAssignment(Base):
     client_id: Mapped[str]
     method: Mapped[str]
     b1: Mapped[int | None] = mapped_column(BigInteger)
-    b2: Mapped[int | None] = mapped_column(Bound)
+    b2: Mapped[int | None] = mapped_column(StageBound)
     parametrization: Mapped[int | None] = mapped_column(SmallInteger)
     curves: Mapped[int | None] = mapped_column(BigInteger)
     curves_completed: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     curves_submitted: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    lease_seconds: Mapped[int] = mapped_column(Integer, server_default=text("86400"))  # what a heartbeat extends it by
-    details: Mapped[dict[str, Any] | None]  # what whoever reserved a number said of it
+    lease_seconds: Mapped[int] = mapped_column(
+        Integer, server_default=text("86400")
+    )  # the time that a heartbeat extends it by
+    details: Mapped[dict[str, Any] | None]  # JSON that the operator gave with a reservation
     status: Mapped[str] = mapped_column(Text, server_default=text("'assigned'"))
+    # An operator ended it: it has failed, but no client gave the number up (coordinator/composites/holds.py).
+    is_cancelled: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
@@ -330,15 +341,15 @@ class WorkAssignment(Base):
 
 
 class Residue(Base):
-    """What stage 1 of some curves left, for somebody else's stage 2; the file lies in the residue storage.
+    """The residues of stage 1 of some curves, for another client's stage 2; the residue storage has the file.
 
     `status`: available, or claimed by `claimed_by` until `claim_expires_at`; then completed (its stage 2 is done),
-    closed (it is not needed any more: `message` says why) or expired (nobody wanted it).
+    closed (it is not needed any more; `message` is the reason) or expired (no client completed it in time).
     """
 
     __tablename__ = "ecm_residues"
     __table_args__ = (
-        # The same file twice, unless the first one was given up.
+        # The same file is accepted again after it was closed or expired.
         Index(
             "ecm_residues_sha256",
             "sha256",
@@ -366,7 +377,7 @@ class Residue(Base):
     stage2_attempt_id: Mapped[int | None] = mapped_column(
         ForeignKey("ecm_attempts.id", ondelete="SET NULL", use_alter=True, name="ecm_residues_stage2_attempt")
     )
-    number: Mapped[str]  # the file's N, in decimal: the composite, or what was left of it then
+    number: Mapped[str]  # N of the file in decimal: the composite or its cofactor at that time
     b1: Mapped[int] = mapped_column(BigInteger)
     parametrization: Mapped[int] = mapped_column(SmallInteger)
     curve_count: Mapped[int] = mapped_column(BigInteger)
@@ -385,10 +396,10 @@ class Residue(Base):
 
 
 class Submission(Base):
-    """What a client sent, word for word but for unknown fields, and what became of it.
+    """A result as its client sent it, without unknown fields, and its state.
 
-    `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. `outcome`, or `reason`
-    and `detail`, are what its answer says then.
+    `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. The answer to the
+    client is made of `outcome`, or of `reason` and `detail`.
     """
 
     __tablename__ = "submissions"
@@ -407,7 +418,7 @@ class Submission(Base):
         CheckConstraint(
             "state IN ('received', 'applied', 'duplicate', 'rejected', 'failed')", name="submissions_state"
         ),
-        # A submission is inserted, counted and settled: its updates stay on the page.
+        # A submission is inserted and then updated once or twice; with free space on the page the row does not move.
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
@@ -433,7 +444,7 @@ class Submission(Base):
 
 
 class Job(Base):
-    """Something that must happen later: written with what needs it, rung for after the commit, unique by target."""
+    """A computation to be done later, one row per kind and target; the unit of work that needs it inserts the row."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -448,7 +459,7 @@ class Job(Base):
     target_id: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(Text, server_default=text("'waiting'"))
     error: Mapped[str | None]
-    # Counts the times it was asked for, so that finishing one run cannot swallow a request made meanwhile.
+    # The number of requests: a run that ends does not mark the job as done if there was another request meanwhile.
     request_count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     publish_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
@@ -458,9 +469,9 @@ class Job(Base):
 
 
 class Client(Base):
-    """A client by name; derived from submissions and attempts by upkeep, never written by a result.
+    """A client by name; housekeeping derives the rows from attempts and factors, and results do not write them.
 
-    What it has sent in all: applied results, curves of ECM, seconds that it says it took, factors that were new.
+    The sums are over all time: applied results, ECM curves, seconds of execution (as reported), and new factors.
     """
 
     __tablename__ = "clients"
@@ -476,7 +487,7 @@ class Client(Base):
 
 
 class ClientHourlyStats(Base):
-    """What a client sent in an hour (of UTC), as in `clients`; derived by upkeep."""
+    """The sums of `clients` for one client and one hour (UTC); housekeeping derives the rows."""
 
     __tablename__ = "client_hourly_stats"
 
@@ -489,7 +500,7 @@ class ClientHourlyStats(Base):
 
 
 class Watermark(Base):
-    """Up to when upkeep has derived something."""
+    """The time up to which housekeeping has derived a table; `what` is the name of the table."""
 
     __tablename__ = "watermarks"
 
@@ -498,6 +509,8 @@ class Watermark(Base):
 
 
 class Project(Base):
+    """A project: a set of composites under one name."""
+
     __tablename__ = "projects"
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -506,6 +519,8 @@ class Project(Base):
 
 
 class ProjectComposite(Base):
+    """The membership of a composite in a project."""
+
     __tablename__ = "project_composites"
 
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
@@ -516,10 +531,9 @@ class ProjectComposite(Base):
 
 
 class AdminEvent(Base):
-    """What an operator changed: who, what, and the values before and after."""
+    """A change by an operator: the actor, the action, its target, and the values before and after."""
 
     __tablename__ = "admin_events"
-    __table_args__ = (Index("admin_events_target", "target", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
@@ -532,7 +546,7 @@ class AdminEvent(Base):
 
 
 class ClientKey(Base):
-    """A key that a client proves its name with; only its SHA-256 is kept."""
+    """The key that proves a client's name; only its SHA-256 is stored."""
 
     __tablename__ = "client_keys"
 
@@ -543,7 +557,7 @@ class ClientKey(Base):
 
 
 class Recalculation(Base):
-    """A maintenance run over many composites: computed in chunks without locks, then written all at once.
+    """A recalculation of the effort of many composites: computed in chunks without locks, then written at once.
 
     `state`: computing, writing, done, failed. `cursor` is the last composite id whose vector was computed.
     """
@@ -551,7 +565,7 @@ class Recalculation(Base):
     __tablename__ = "recalculations"
     __table_args__ = (
         CheckConstraint("state IN ('computing', 'writing', 'done', 'failed')", name="recalculations_state"),
-        # One at a time.
+        # At most one recalculation runs at a time.
         Index("recalculations_running", text("(true)"), unique=True, postgresql_where=text("finished_at IS NULL")),
     )
 
@@ -568,13 +582,13 @@ class Recalculation(Base):
 
 
 class RecalculatedEffort(Base):
-    """What a recalculation computed for a composite and found to differ, waiting to be written."""
+    """The recalculated effort of a composite that differs from the stored one, until it is written."""
 
     __tablename__ = "recalculated_efforts"
 
     recalculation_id: Mapped[int] = mapped_column(ForeignKey("recalculations.id", ondelete="CASCADE"), primary_key=True)
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
     effort: Mapped[np.ndarray] = mapped_column(EffortVector)
-    # What the composite's row said when this was computed; if it says something else now, it is computed anew.
+    # The values of the composite's row at the time of the computation; if they differ now, it is repeated.
     seen_effort: Mapped[np.ndarray] = mapped_column(EffortVector)
     attempt_count: Mapped[int] = mapped_column(BigInteger)

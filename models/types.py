@@ -1,19 +1,22 @@
-"""Column types: moments with their time zone, effort vectors, bounds past bigint."""
+"""Column types: times with a time zone, effort vectors, and bounds beyond bigint. Row types for annotations."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from sqlalchemy import DateTime, Dialect, LargeBinary, Numeric
+from sqlalchemy import DateTime, Dialect, LargeBinary, Numeric, Row
 from sqlalchemy.types import TypeDecorator
 
-_NOTHING = np.zeros(91)
-_NOTHING.flags.writeable = False
+# A row of a query whose columns are not declared to the type checker.
+AnyRow = Row[*tuple[Any, ...]]
+
+_NO_EFFORT = np.zeros(91)
+_NO_EFFORT.flags.writeable = False
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware moment; naive ones are refused before they reach the database."""
+    """A timezone-aware time, read as UTC. Raises ValueError for a naive one before it reaches the database."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -30,7 +33,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 class EffortVector(TypeDecorator[np.ndarray]):
     """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes.
 
-    A number without any, as most of a million just loaded are, has no bytes: its row is less than half as long.
+    A vector of zeros is stored as no bytes, which halves the rows of numbers that were just loaded.
     """
 
     impl = LargeBinary
@@ -40,10 +43,10 @@ class EffortVector(TypeDecorator[np.ndarray]):
         return None if value is None else np.asarray(value, dtype="<f8").tobytes() if np.any(value) else b""
 
     def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
-        return None if value is None else np.frombuffer(bytes(value), dtype="<f8") if value else _NOTHING
+        return None if value is None else np.frombuffer(bytes(value), dtype="<f8") if value else _NO_EFFORT
 
 
-class Bound(TypeDecorator[int]):
+class StageBound(TypeDecorator[int]):
     """A stage bound: B2 reaches 1e21, past PostgreSQL's bigint."""
 
     impl = Numeric(22, 0)

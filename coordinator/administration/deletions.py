@@ -157,7 +157,7 @@ def void_attempts(
 ) -> ledger.VoidReport:
     """Take back what a client sent from `since` to before `until`, as ledger.void; factors stay."""
     with unit_of_work(engine, "void_attempts", client=client_id) as connection:
-        done = ledger.void(connection, client_id, since=since, until=until, program=program, reason=reason)
+        done = ledger.void(connection, client_id, since=since, until=until, program=program)
         asked = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
         audit.record(connection, actor, "void attempts", f"client {client_id}", after=done._asdict() | asked)
     return done

@@ -1,8 +1,8 @@
-"""Why something that an operator asks for is not done; messages are for people, `reason` is a word for programs."""
+"""Errors that refuse a request of an operator: the message is for people, `reason` is a word for programs."""
 
 
 class DomainError(Exception):
-    """Nothing was changed."""
+    """The request was refused and nothing was changed."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -10,17 +10,17 @@ class DomainError(Exception):
 
 
 class NotFoundError(DomainError):
-    """There is no such thing."""
+    """The row that the request names does not exist."""
 
 
 class ConflictError(DomainError):
-    """What is there already stands against it."""
+    """The current state forbids the request."""
 
 
 class InvalidClaimError(DomainError):
-    """What was said is not true: a factor that does not divide."""
+    """A statement in the request is false, such as a factor that does not divide the number."""
 
 
 def composite_not_found(composite_id: int) -> NotFoundError:
-    """There is no composite with that id."""
+    """Return the error for a composite id that does not exist."""
     return NotFoundError("unknown_composite", f"There is no composite with id {composite_id}")

@@ -1,8 +1,8 @@
-"""Long work that follows from a result: rows that ask for it, and what each kind does.
+"""Jobs: rows that request long computations which follow from a result, and the lock of a running job.
 
-A job is asked for in the unit of work that needs it and rung for after the commit. It computes without locks, then
-records what it found in a unit of work of its own, which looks again at what it finds there: a job may run twice, late,
-or beside another one.
+The unit of work that needs a job requests it, and the job is published after the commit. A job computes without locks
+and stores its result in a unit of work of its own. That unit of work checks the current state again, because a job may
+run twice, late, or beside another one.
 """
 
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from sqlalchemy.exc import DBAPIError
 from coordinator.base.advisory_locks import JOB_LOCK
 from models.tables import Job
 
-TEST_COFACTOR = "test_cofactor"  # target: composite; is what is left of it prime?
-TEST_FACTOR = "test_factor"  # target: factor; is it prime?
-SPLIT_FACTOR = "split_factor"  # target: factor; split it with FLINT
-SHARE_FACTORS = "share_factors"  # target: composite; offer its factors to those that share a value, and theirs to it
-GROUP_ORDER = "group_order"  # target: factor; does the order of its curve explain the find?
-RECALCULATE = "recalculate"  # target: recalculation; go on with it
-DROP_RESIDUE = "drop_residue"  # target: residue; delete its file, now that it is closed
+TEST_COFACTOR = "test_cofactor"  # target: composite; tests whether its cofactor is prime
+TEST_FACTOR = "test_factor"  # target: factor; tests whether it is prime
+SPLIT_FACTOR = "split_factor"  # target: factor; splits it with FLINT
+SHARE_FACTORS = "share_factors"  # target: composite; exchanges factors with the composites that share a value with it
+GROUP_ORDER = "group_order"  # target: factor; computes the group order of its curve
+RECALCULATE = "recalculate"  # target: recalculation; computes its next part or writes it
+DROP_RESIDUE = "drop_residue"  # target: residue; deletes the file of a closed residue
 
 
 @dataclass(frozen=True)
 class JobRef:
-    """Something to publish after the commit: a job, by id and kind."""
+    """The id and the kind of a job that is to be published after the commit."""
 
     job_id: int
     kind: str
 
 
 def request(connection: Connection, kind: str, target_id: int) -> list[JobRef]:
-    """Ask for a job, also if it has been done before: what it looks at has changed."""
+    """Request a job, also one that is done already: its input has changed since. Returns the job to publish."""
     job_id = connection.execute(
         insert(Job)
         .values(kind=kind, target_id=target_id)
@@ -56,40 +56,40 @@ def request(connection: Connection, kind: str, target_id: int) -> list[JobRef]:
 
 
 def request_once(connection: Connection, kind: str, target_id: int) -> list[JobRef]:
-    """Ask for a job that needs doing once; nothing to ring if it was asked for before."""
+    """Request a job that runs only once. Returns the job to publish, or [] if it was requested before."""
     job_id = connection.execute(
         insert(Job).values(kind=kind, target_id=target_id).on_conflict_do_nothing().returning(Job.id)
     ).scalar_one_or_none()
     return [] if job_id is None else [JobRef(job_id, kind)]
 
 
-def finish(connection: Connection, job_id: int, asked: int) -> None:
-    """Mark done what was asked `asked` times when it began; a request made meanwhile keeps it waiting."""
+def finish(connection: Connection, job_id: int, request_count: int) -> None:
+    """Mark a job as done, unless it was requested again since it began, when its count was `request_count`."""
     connection.execute(
         update(Job)
-        .where(Job.id == job_id, Job.request_count == asked)
+        .where(Job.id == job_id, Job.request_count == request_count)
         .values(state="done", finished_at=func.now(), error=None)
     )
 
 
 @contextmanager
 def try_lock(engine: Engine, job_id: int) -> Iterator[bool]:
-    """Whether this job runs nowhere else; if so, it will not until the block ends.
+    """Lock this job for the duration of the block; yields False if another process has it locked.
 
-    Held on a connection of its own, beside the one that the job works with. That connection is never used again: the
-    server lets go of the lock when it ends, also if this process dies. That takes it a moment, in which a job that
-    has just asked for itself anew would be passed by: so it is unlocked first, where that is possible.
+    A connection of its own holds the lock and is not used again afterwards: the server releases the lock when the
+    connection ends, also if this process dies. The server needs a moment for that, and a job that has just requested
+    itself would be skipped in that moment, so the lock is released explicitly where that is possible.
     """
     with engine.connect() as connection:
-        # No transaction stays open for as long as the job takes: vacuum would wait for it.
+        # A transaction that stays open for as long as the job takes would hold up vacuum.
         connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
-        # The lock's number has 32 bits. Two jobs that differ by 2**31 would at worst run one after the other.
+        # A key has 32 bits. Two jobs whose ids differ by a multiple of 2**31 would at worst run one after the other.
         lock = func.pg_try_advisory_lock(JOB_LOCK, job_id % 2**31)
-        got = connection.execute(select(lock)).scalar_one()
+        is_locked = connection.execute(select(lock)).scalar_one()
         try:
-            yield got
+            yield is_locked
         finally:
-            if got:
+            if is_locked:
                 with suppress(DBAPIError):
                     connection.execute(select(func.pg_advisory_unlock(JOB_LOCK, job_id % 2**31)))

@@ -1,4 +1,4 @@
-"""The only place that commits: everything that must become true together does so in one `unit_of_work`."""
+"""The only module that commits: changes that belong together are made in one `unit_of_work`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger("unit_of_work")
 
-# Serialization failure, deadlock, unique race, lock not available, statement that took too long, and the server going
-# away, being full, read only (a stand-by before it takes over) or in trouble with its disk.
+# Serialization failure, deadlock, unique violation, lock not available, statement timeout; the server is shutting down
+# or starting, is read only (a stand-by before it takes over), cannot be reached, is full, or has a failing disk.
 TRANSIENT_SQLSTATES = (
     "40001",
     "40P01",
@@ -32,9 +32,9 @@ TRANSIENT_SQLSTATES = (
 
 @contextmanager
 def unit_of_work(engine: Engine, name: str, **ids: Any) -> Iterator[Connection]:
-    """One READ COMMITTED transaction: committed when the block ends, rolled back when it raises.
+    """Open one READ COMMITTED transaction: commit it when the block ends, roll it back when the block raises.
 
-    `name` and `ids` say in the log whose transaction it was and how long it took.
+    The log line of the transaction has its `name`, its duration in ms, and `ids`.
     """
     started = perf_counter()
     with engine.connect() as connection:
@@ -42,49 +42,51 @@ def unit_of_work(engine: Engine, name: str, **ids: Any) -> Iterator[Connection]:
             yield connection
             connection.commit()
         except BaseException as error:
-            # A connection that died takes its transaction with it; rolling back tells SQLAlchemy so.
+            # The transaction of a dead connection is gone already; SQLAlchemy learns of it by the rollback.
             connection.rollback()
-            log.info("Transaction rolled back", unit=name, ms=_since(started), cause=type(error).__name__, **ids)
+            ms, cause = _milliseconds_since(started), type(error).__name__
+            log.info("Transaction rolled back", unit=name, ms=ms, cause=cause, **ids)
             raise
-    log.info("Transaction committed", unit=name, ms=_since(started), **ids)
+    log.info("Transaction committed", unit=name, ms=_milliseconds_since(started), **ids)
 
 
 @contextmanager
 def savepoint(connection: Connection) -> Iterator[None]:
-    """A part of a unit of work that can fail by itself: back to its beginning when the block raises."""
+    """Open a savepoint in a unit of work: only the changes of this block are undone when it raises."""
     with connection.begin_nested():
         yield
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying the same again can succeed: the database was away, or others were in the way."""
+    """Return whether a retry can succeed: the database could not be reached, or other transactions were in conflict."""
     if isinstance(error, PoolTimeout | InterfaceError):
         return True
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
         return True
-    state = getattr(error.orig, "pgcode", None)
-    if state is None:  # no answer from the server: the connection broke or could not be made
+    state: str | None = getattr(error.orig, "pgcode", None)
+    if state is None:  # the server did not answer: the connection broke or could not be made
         return isinstance(error, OperationalError)
     return state.startswith(TRANSIENT_SQLSTATES)
 
 
 def is_poison(error: BaseException) -> bool:
-    """Whether a fault counts against what was being done: all do but transient ones.
+    """Return whether an error counts as a failed delivery attempt; all errors do but transient ones.
 
-    A unique value that was taken is mostly a race, which the next try wins; but it counts, lest it be lost for ever.
+    A unique violation is mostly a lost race, and the next attempt succeeds. It counts nevertheless: an attempt that can
+    never succeed would be repeated for ever otherwise.
     """
     return not is_transient(error) or isinstance(error, IntegrityError)
 
 
 def public_message(error: BaseException) -> str:
-    """An error's type and first line, as far as anyone may read it: neither SQL nor its parameters."""
-    # What the server says in further lines quotes rows; what SQLAlchemy says of its own quotes the statement.
-    said = error.orig if isinstance(error, StatementError) else error
-    first_line = str(said).strip().partition("\n")[0]
+    """Return the type and the first line of an error without SQL and its parameters: clients may read this text."""
+    # Further lines of the server's message quote rows, and the message of SQLAlchemy quotes the statement.
+    cause = error.orig if isinstance(error, StatementError) else error
+    first_line = str(cause).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"[:1000]
 
 
-def _since(started: float) -> float:
+def _milliseconds_since(started: float) -> float:
     return round((perf_counter() - started) * 1000, 2)

@@ -1,13 +1,19 @@
-"""What work a number wants: the columns of `composites` that claims find it by.
+"""The eligibility of a composite for work: the columns of `composites` that claims find it by.
 
-ECM is wanted of a number whose cofactor is known to be composite and too large to be finished here, that has not
-reached its target (curves out on lease taken as done), that nobody leased as a whole, reserved or holds back, that has
-room for one more lease, and no curves that wait for their stage 2. Nothing in here knows the database.
+`EligibilityInputs` and `Eligibility` are the only lists of these columns; statements that read or write them are made
+from the two. A composite is eligible for ECM if all of this is true:
+
+ 1. its cofactor is known to be composite and has more than SPLIT_AT_ONCE_DIGITS digits (smaller ones are split here);
+ 2. it has not reached its target t-level, with the curves out on lease counted as done;
+ 3. no client has leased all of it, nobody has reserved it, and there is no hold on it;
+ 4. it has fewer open ECM leases than MAX_ACTIVE_PER_COMPOSITE, and no residue whose stage 2 is still to be done.
+
+This module does not use the database.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,40 +22,44 @@ from coordinator import effort
 from coordinator.effort import planning
 from coordinator.numbers.arithmetic import SPLIT_AT_ONCE_DIGITS
 from models.limits import DEFAULT_B2
+from models.types import AnyRow
 
 ECM, PM1, PP1, BOTH_P1 = "ecm", "pm1", "pp1", "p1"
 RESERVATION_METHODS = ("nfs", "snfs", "gnfs", "other")
 NO_WORK_VALUE = -99.0
 
-# Steps that the ordering columns are rounded to: most results stay within one and touch no index.
+# The ordering columns are rounded to these steps: most results stay within one step and change no index.
 T_LEVEL_STEP, VALUE_STEP = 0.1, 0.02
 
 
-class EligibilityColumns(Protocol):
-    """The columns of a composite that decide what it wants."""
+class EligibilityInputs(NamedTuple):
+    """The columns of a composite that determine its eligibility; the defaults are those of a new composite."""
 
-    @property
-    def effort(self) -> np.ndarray: ...
-    @property
-    def digit_length(self) -> int: ...
-    @property
-    def is_prime(self) -> bool | None: ...
-    @property
-    def is_fully_factored(self) -> bool: ...
-    @property
-    def target_t_level(self) -> float: ...
-    @property
-    def hold(self) -> str | None: ...
-    @property
-    def pm1_b1(self) -> int: ...
-    @property
-    def pp1_b1(self) -> int: ...
-    @property
-    def open_residues(self) -> int: ...
+    effort: np.ndarray
+    digit_length: int
+    is_prime: bool | None
+    is_fully_factored: bool
+    target_t_level: float
+    hold: str | None = None
+    pm1_b1: int = 0
+    pp1_b1: int = 0
+    open_residues: int = 0
+
+
+class Eligibility(NamedTuple):
+    """The columns of a composite that `compute_eligibility` determines (models/tables.py explains each)."""
+
+    open_leases: int
+    ecm_eligible: bool
+    pm1_eligible: bool
+    pp1_eligible: bool
+    p1_target_b1: int
+    planned_t_level: float
+    work_value: float
 
 
 class OpenLease(Protocol):
-    """The columns of an open lease that decide what it leaves to others."""
+    """The columns of an open lease that determine how much work it leaves to other clients."""
 
     @property
     def method(self) -> str: ...
@@ -65,27 +75,27 @@ class OpenLease(Protocol):
     def curves_submitted(self) -> int: ...
 
 
-def needs_curves(composite: EligibilityColumns) -> bool:
-    """Whether curves can do anything for a composite: a small cofactor is finished here."""
-    composite_left = composite.is_prime is False and not composite.is_fully_factored
-    return composite_left and composite.digit_length > SPLIT_AT_ONCE_DIGITS
+def needs_curves(composite: EligibilityInputs | AnyRow) -> bool:
+    """Return whether the cofactor is a known composite that is too large to be split here at once."""
+    has_composite_cofactor = composite.is_prime is False and not composite.is_fully_factored
+    return has_composite_cofactor and composite.digit_length > SPLIT_AT_ONCE_DIGITS
 
 
-def add_leased_curves(vector: np.ndarray, leases: Sequence[OpenLease]) -> np.ndarray:
-    """The effort with all that is out on lease, by curves, taken as done."""
-    curves: dict[tuple[int, int, int], int] = {}
+def add_leased_curves(vector: np.ndarray, leases: Sequence[OpenLease | AnyRow]) -> np.ndarray:
+    """Return the effort vector with the outstanding curves of these leases added as if they were done."""
+    outstanding: dict[tuple[int, int, int], int] = {}
     for lease in leases:
         if lease.method == ECM and lease.curves is not None and lease.b1 is not None:
             b2 = DEFAULT_B2 if lease.b2 is None else lease.b2
             run = (lease.b1, b2, lease.parametrization or planning.PARAMETRIZATION)
-            curves[run] = curves.get(run, 0) + max(0, lease.curves - lease.curves_submitted)
-    for run, left in curves.items():
-        vector = effort.add_curves(vector, left, *run)
+            outstanding[run] = outstanding.get(run, 0) + max(0, lease.curves - lease.curves_submitted)
+    for run, curves in outstanding.items():
+        vector = effort.add_curves(vector, curves, *run)
     return vector
 
 
-def compute_eligibility(composite: EligibilityColumns, leases: Sequence[OpenLease]) -> dict[str, Any]:
-    """The work columns of a composite with these open leases."""
+def compute_eligibility(composite: EligibilityInputs | AnyRow, leases: Sequence[OpenLease | AnyRow]) -> dict[str, Any]:
+    """Compute the fields of `Eligibility`, by name, of a composite with these open leases."""
     vector = add_leased_curves(composite.effort, leases)
     t_level = effort.t_level(vector)
     methods = [lease.method for lease in leases]
@@ -94,20 +104,21 @@ def compute_eligibility(composite: EligibilityColumns, leases: Sequence[OpenLeas
         and composite.hold is None
         and not any(method in RESERVATION_METHODS for method in methods)
     )
-    whole = any(lease.method == ECM and lease.curves is None for lease in leases)
-    room = methods.count(ECM) < settings().max_active_per_composite and not whole
+    leased_whole = any(lease.method == ECM and lease.curves is None for lease in leases)
+    has_room = methods.count(ECM) < settings().max_active_per_composite and not leased_whole
     p1_b1 = planning.p1_b1(composite.target_t_level)
-    return {
-        "open_leases": len(leases),
-        "ecm_eligible": available and room and t_level < composite.target_t_level and composite.open_residues == 0,
-        "pm1_eligible": available and composite.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
-        "pp1_eligible": available and composite.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
-        "p1_target_b1": p1_b1,
-        "planned_t_level": math.floor(t_level / T_LEVEL_STEP) * T_LEVEL_STEP,
-        "work_value": _rounded_value(vector, composite.digit_length) if available else NO_WORK_VALUE,
-    }
+    return Eligibility(
+        open_leases=len(leases),
+        ecm_eligible=available and has_room and t_level < composite.target_t_level and composite.open_residues == 0,
+        pm1_eligible=available and composite.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
+        pp1_eligible=available and composite.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
+        p1_target_b1=p1_b1,
+        planned_t_level=math.floor(t_level / T_LEVEL_STEP) * T_LEVEL_STEP,
+        work_value=_rounded_work_value(vector, composite.digit_length) if available else NO_WORK_VALUE,
+    )._asdict()
 
 
-def _rounded_value(vector: np.ndarray, digits: int) -> float:
+def _rounded_work_value(vector: np.ndarray, digits: int) -> float:
+    """Return log10 of the value of one second of ECM (planning.value_per_second), rounded to VALUE_STEP."""
     value = planning.value_per_second(vector, digits)
     return round(math.log10(value) / VALUE_STEP) * VALUE_STEP if value > 0 else NO_WORK_VALUE

@@ -1,7 +1,7 @@
-"""A number's factor tree in the database: loading it, using divisors on it, and writing back what changed.
+"""Factor families in the database: load their trees, divide them by divisors, and write the changes back.
 
-A family is a number (the root) and the composites split from it that lease work of their own. What is found on one
-member is used on all, in the same unit of work, under the locks that `registry.lock_family` takes.
+A family is a number (the root) and the composites that were split from it and lease work of their own. A factor that is
+found on one member is used on all members, in the same unit of work, under the locks that `registry.lock_family` takes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ from models.tables import Composite, CompositeAlias, CompositeEffort, Factor
 
 @dataclass(frozen=True)
 class Divisor:
-    """A number to be tried on a family, and who brought it (all None when it was the server itself)."""
+    """A number that may divide members of a family, and its source (all None: the server itself)."""
 
     value: mpz
     origin: str = SPLIT
@@ -44,38 +44,38 @@ class Divisor:
     method: str | None = None
     sigma: str | None = None
     parametrization: int | None = None
-    # Of one known from elsewhere: who says so, and since when it is known.
+    # For a factor known from elsewhere: the operator's source, and the time of the find.
     source: str | None = None
     found_at: datetime | None = None
 
     def credited(self, attempt_id: int, client_id: str, method: str) -> "Divisor":
-        """The same divisor as found by this attempt."""
+        """Return the same divisor with this attempt as its source."""
         return replace(self, attempt_id=attempt_id, client_id=client_id, method=method)
 
 
 @dataclass
 class FamilyMember:
-    """One composite of a family with its tree, and what is stored of it (to write only what changed)."""
+    """One composite of a family with its tree, and its stored state (only changes are written)."""
 
     id: int
     parent_id: int | None
     tree: Tree
     vector: np.ndarray
-    stored: tuple[mpz, bool | None, bool]  # cofactor, whether it is prime, whether all is finished
+    stored: tuple[mpz, bool | None, bool]  # cofactor, is_prime, is_fully_factored
     stored_nodes: dict[int, tuple[int, bool | None, int | None]] = field(default_factory=dict)
     credits: dict[FactorNode, Divisor] = field(default_factory=dict)
 
 
 @dataclass
 class Change:
-    """What using divisors on a family did: which of them were new, what to ring for, whether all is finished."""
+    """The effect of divisors on a family: those that split something (`new`), and the jobs to publish."""
 
     new: list[mpz] = field(default_factory=list)
     to_publish: list[jobs.JobRef] = field(default_factory=list)
 
 
 def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> list[FamilyMember]:
-    """The locked composites `ids` with their trees, in the same order."""
+    """Load the locked composites `ids` with their trees, in the same order."""
     columns = (
         Composite.id,
         Composite.parent_id,
@@ -94,7 +94,7 @@ def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> 
         members.append(FamilyMember(row.id, row.parent_id, tree, row.effort, stored))
     by_id = {member.id: member for member in members}
     nodes: dict[int, FactorNode] = {}
-    # A row always has a smaller id than what lies beneath it.
+    # The id of a row is always smaller than the ids of the rows beneath it.
     for row in connection.execute(select(Factor).where(Factor.composite_id.in_(ids)).order_by(Factor.id)):
         node = FactorNode(
             mpz(row.factor), row.multiplicity, row.is_prime, row.origin, row.id, row.child_composite_id, tested=True
@@ -108,10 +108,10 @@ def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> 
 
 
 def use_divisors(connection: Connection, members: list[FamilyMember], divisors: Iterable[Divisor]) -> Change:
-    """Use every divisor on every member, finish what is small, and write it all back.
+    """Divide every member by every divisor, finish small parts, and write the changes back.
 
-    Raises nothing of its own: a number that divides nothing changes nothing. `Change.new` has the divisors that
-    split something (and so were new); parts that need long work become jobs.
+    A number that divides no member changes nothing and is no error. `Change.new` has the divisors that split something,
+    which were new; parts that need long computations become jobs.
     """
     change = Change()
     for divisor in divisors:
@@ -122,16 +122,16 @@ def use_divisors(connection: Connection, members: list[FamilyMember], divisors: 
                 split = refine(member.tree, value, origin)
                 if split and value == divisor.value:
                     change.new.append(value)
-                found = split + resolve(member.tree)
+                new_factors = split + resolve(member.tree)
                 _credit(member, divisor)
-                # What one member learns, the others may need: the root's tree has the child's factors too.
-                pending += [(new, SPLIT) for new in found]
+                # The new factors of one member may divide others: the root's tree has the child's factors, too.
+                pending += [(new, SPLIT) for new in new_factors]
     write_back(connection, members, change)
     return change
 
 
 def resolve_new(connection: Connection, members: list[FamilyMember]) -> Change:
-    """Finish what is small in a number that was just registered; a large one is tested for primality by a job."""
+    """Finish the small parts of new composites; a job tests a large cofactor for primality."""
     change = Change()
     for member in members:
         member.tree.cofactor_tested = False
@@ -145,12 +145,12 @@ def resolve_new(connection: Connection, members: list[FamilyMember]) -> Change:
 def record_cofactor_primality(
     connection: Connection, members: list[FamilyMember], member: FamilyMember, prime: bool
 ) -> Change:
-    """Record what a primality test said about one member's cofactor, wherever in the family the same value stands."""
+    """Record the result of a primality test of one member's cofactor on every equal value in the family."""
     return _record_primality(connection, members, member.tree.cofactor, prime)
 
 
 def record_factor_primality(connection: Connection, members: list[FamilyMember], factor_id: int, prime: bool) -> Change:
-    """Record what a primality test said about a factor, wherever in the family the same value stands."""
+    """Record the result of a primality test of a factor on every equal value in the family."""
     nodes = (node for member in members for node, _ in member.tree.all_nodes())
     value = next((node.value for node in nodes if node.row_id == factor_id), None)
     return Change() if value is None else _record_primality(connection, members, value, prime)
@@ -166,27 +166,28 @@ def _record_primality(connection: Connection, members: list[FamilyMember], value
         if tree.cofactor == value and tree.cofactor_is_prime is None:
             new += cofactor_is_prime(tree, prime)
         new += resolve(tree)
-    # What came of it (a power's base, the last prime) may divide what other members have left.
-    return use_divisors(connection, members, [Divisor(found) for found in new])
+    # New factors (the base of a power, the last prime) may divide the cofactors of other members.
+    return use_divisors(connection, members, [Divisor(factor) for factor in new])
 
 
 def _credit(member: FamilyMember, divisor: Divisor) -> None:
+    """Set the divisor as the source of all new nodes that have none."""
     for node, _ in member.tree.all_nodes():
         if node.row_id is None and node not in member.credits:
             member.credits[node] = divisor
 
 
 def write_back(connection: Connection, members: list[FamilyMember], change: Change) -> None:
-    """Store what changed in the members' trees, with the jobs and the children that follow from it."""
+    """Store the changes of the members' trees, and create the jobs and the children that follow from them."""
     changed = False
     for member in members:
         written = _write_nodes(connection, member)
         changed |= bool(written)
-        change.to_publish += group_orders.ask(connection, written)
-        if member.parent_id is None:  # a child's unsplit parts stand in the root's tree too, and get their work there
+        change.to_publish += group_orders.request(connection, written)
+        if member.parent_id is None:  # the root's tree has a child's unsplit parts, too
             _schedule_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
-    # Also when nothing was divided: that a cofactor is composite is what makes it work.
+    # Also without a split: a cofactor becomes eligible once it is known to be composite.
     lease_lifecycle.refresh_eligibility(connection, [member.id for member in members])
     root_id = members[0].parent_id or members[0].id
     if changed and sharing_composites(connection, registry.family_ids(connection, root_id)):
@@ -194,7 +195,7 @@ def write_back(connection: Connection, members: list[FamilyMember], change: Chan
 
 
 def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
-    """Store the nodes that are new or changed; their rows' ids."""
+    """Store new and changed nodes, and return the ids of their rows."""
     written = []
     for node, above in member.tree.all_nodes():
         if node.row_id is None:
@@ -214,7 +215,7 @@ def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
 
 def _insert_node(member: FamilyMember, node: FactorNode, above: FactorNode | None) -> Any:
     credit = member.credits.get(node, Divisor(node.value))
-    claimed, known = node.origin == SUBMITTED, node.origin == KNOWN
+    is_submitted, is_known = node.origin == SUBMITTED, node.origin == KNOWN
     text = decimal(node.value)
     return (
         insert(Factor)
@@ -229,18 +230,18 @@ def _insert_node(member: FamilyMember, node: FactorNode, above: FactorNode | Non
             origin=node.origin,
             attempt_id=credit.attempt_id,
             client_id=credit.client_id,
-            method=credit.method if claimed else None,
-            sigma=credit.sigma if claimed else None,
-            parametrization=credit.parametrization if claimed else None,
-            source=credit.source if known else None,
-            found_at=credit.found_at if known else None,
+            method=credit.method if is_submitted else None,
+            sigma=credit.sigma if is_submitted else None,
+            parametrization=credit.parametrization if is_submitted else None,
+            source=credit.source if is_known else None,
+            found_at=credit.found_at if is_known else None,
         )
         .returning(Factor.id)
     )
 
 
 def _schedule_leaves(connection: Connection, members: list[FamilyMember], root: FamilyMember, change: Change) -> None:
-    """See that every unfinished leaf is on its way: a test, a split, or a composite of its own with its own work."""
+    """Request a primality test, a split or a composite of its own for every unfinished leaf of the root's tree."""
     for leaf in root.tree.leaves():
         if leaf.is_prime is True or leaf.row_id is None:
             continue
@@ -257,12 +258,13 @@ def _schedule_leaves(connection: Connection, members: list[FamilyMember], root: 
 def _find_or_register_child(
     connection: Connection, members: list[FamilyMember], root: FamilyMember, leaf: FactorNode
 ) -> int:
-    """The composite that leases work for a leaf: one that has this value already, or a new one.
+    """Return the id of the composite that leases work for a leaf: one that has this value already, or a new one.
 
-    A new one inherits the effort of the member it was split from: all those curves would have found its factors too.
+    A new composite inherits the effort of the member that it was split from: those curves would have found its factors,
+    too.
     """
     for member in members:
-        # Of a child that was just divided, what is left is this leaf, though no alias says so yet.
+        # The cofactor of a child that was just divided has no alias yet.
         if member is not root and member.tree.cofactor == leaf.value:
             return member.id
     text = decimal(leaf.value)
@@ -282,7 +284,7 @@ def _find_or_register_child(
         vector=origin.vector,
         p1_reached=_p1_reached(connection, origin.id),
     )
-    if child_id is None:  # another family has just made one, with its own effort
+    if child_id is None:  # another family has just registered the number, with its own effort
         return registry.register(connection, text, leaf.value, is_prime=False)
     inherited = select(
         literal(child_id),
@@ -297,17 +299,18 @@ def _find_or_register_child(
 
 
 def _p1_reached(connection: Connection, composite_id: int) -> tuple[int, int]:
-    """The B1 that P-1 and P+1 have been run to on a composite."""
+    """Return the largest B1 of P-1 and of P+1 on a composite."""
     row = connection.execute(select(Composite.pm1_b1, Composite.pp1_b1).where(Composite.id == composite_id)).one()
     return row.pm1_b1, row.pp1_b1
 
 
 def _write_composite(connection: Connection, member: FamilyMember, change: Change) -> bool:
+    """Store the state of a member's row if it changed, and return whether its cofactor was divided."""
     tree = member.tree
     state = (tree.cofactor, tree.cofactor_is_prime, tree.finished)
     if state == member.stored:
         return False
-    divided = tree.cofactor != member.stored[0]
+    is_divided: bool = tree.cofactor != member.stored[0]
     text = decimal(tree.cofactor)
     digits = digit_count(tree.number if tree.finished else tree.cofactor)
     row = connection.execute(
@@ -318,7 +321,7 @@ def _write_composite(connection: Connection, member: FamilyMember, change: Chang
     target = row.explicit_target_t_level
     if target is None:
         target = effort.target_t_level(digits, row.snfs_difficulty)
-    moved = {"target_set_at": func.clock_timestamp()} if target != row.target_t_level else {}
+    set_at = {"target_set_at": func.clock_timestamp()} if target != row.target_t_level else {}
     connection.execute(
         update(Composite)
         .where(Composite.id == member.id)
@@ -328,38 +331,41 @@ def _write_composite(connection: Connection, member: FamilyMember, change: Chang
             is_prime=tree.cofactor_is_prime,
             is_fully_factored=tree.finished,
             target_t_level=target,
-            **moved,
+            **set_at,
         )
     )
-    if divided and tree.cofactor > 1:
+    if is_divided and tree.cofactor > 1:
         registry.add_aliases(connection, member.id, [registry.sha256(text)], registry.COFACTOR)
         if tree.cofactor_is_prime is None:
             change.to_publish += jobs.request(connection, jobs.TEST_COFACTOR, member.id)
     if tree.finished or tree.cofactor == 1 or tree.cofactor_is_prime:
         lease_lifecycle.close_open_work(connection, member.id, lease_lifecycle.NOTHING_LEFT)
     member.stored = state
-    return divided
+    return is_divided
 
 
 def sharing_composites(connection: Connection, ids: Sequence[int]) -> list[int]:
-    """Composites outside the family that have had a value in common with it, or work on a part of it."""
+    """Return the ids of composites outside the family that share work with it.
+
+    They had a value in common with it, they lease work for one of its parts, or it leases work for one of theirs.
+    """
     ours, theirs = aliased(CompositeAlias), aliased(CompositeAlias)
     by_value = (
         select(theirs.composite_id)
         .join(ours, ours.value_sha256 == theirs.value_sha256)
         .where(ours.composite_id.in_(ids), theirs.composite_id.not_in(ids))
     )
-    working_for_us = select(Factor.child_composite_id).where(
+    lease_our_parts = select(Factor.child_composite_id).where(
         Factor.composite_id.in_(ids), Factor.child_composite_id.is_not(None), Factor.child_composite_id.not_in(ids)
     )
-    worked_for_by_us = select(Factor.composite_id).where(
+    have_parts_leased_by_us = select(Factor.composite_id).where(
         Factor.child_composite_id.in_(ids), Factor.composite_id.not_in(ids)
     )
-    return sorted(connection.execute(by_value.union(working_for_us, worked_for_by_us)).scalars())
+    return sorted(connection.execute(by_value.union(lease_our_parts, have_parts_leased_by_us)).scalars())
 
 
 def leaf_values(connection: Connection, root_id: int) -> list[mpz]:
-    """Every factor recorded for the family of `root_id`, unlocked: they are only added, and dividing proves them."""
+    """Return every factor of the family of `root_id`, read without locks: factors stay, and division proves them."""
     family = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
     rows = connection.execute(select(func.distinct(Factor.factor)).where(Factor.composite_id.in_(family)))
     return [mpz(text) for text in rows.scalars()]

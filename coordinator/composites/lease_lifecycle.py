@@ -1,11 +1,11 @@
-"""The life of a lease: what its client, a result, the clock or an operator do to it.
+"""The life of a lease: the changes that its client, a result, the clock or an operator make to it.
 
-    assigned -> claimed -> running -> completed    all its curves came in, its client said so, or nothing is left to do
+    assigned -> claimed -> running -> completed    all its curves came in, its client completed it, or it is superfluous
                                       failed       its client gave it up, or an operator cancelled it
-                                      timeout      its time ran out; a late result still counts, and completes it
+                                      timeout      its time ran out; a late result still counts and completes it
 
-Whatever opens or closes a lease holds the lock of its composite, then that of the lease, and says anew what the
-composite wants (coordinator/composites/eligibility.py). Leases are handed out in coordinator/leases/claims.py.
+Code that opens or closes a lease locks the composite first and the lease second, and then recomputes the eligibility of
+the composite (coordinator/composites/eligibility.py). coordinator/leases/claims.py makes the leases.
 """
 
 import uuid
@@ -13,39 +13,24 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, case, func, null, or_, select, true, update
+from sqlalchemy import Connection, Engine, Select, Table, bindparam, case, func, null, or_, select, true, update
 
 from coordinator import effort
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import eligibility, holds, superseding
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, Residue, WorkAssignment
+from models.types import AnyRow
 from models.wire.results import SubmitResult
 
 EXPIRY_BATCH = 100
-OPEN_STATUSES = ("assigned", "claimed", "running")
 MAX_MESSAGE = 500
 TARGET_REACHED = "its curves are not needed any more: the number has reached its target"
 NOTHING_LEFT = "nothing is left to do on this number"
 
-ELIGIBILITY_COLUMNS = (
-    Composite.id,
-    Composite.effort,
-    Composite.digit_length,
-    Composite.is_prime,
-    Composite.is_fully_factored,
-    Composite.target_t_level,
-    Composite.hold,
-    Composite.pm1_b1,
-    Composite.pp1_b1,
-    Composite.open_leases,
-    Composite.open_residues,
-    Composite.ecm_eligible,
-    Composite.pm1_eligible,
-    Composite.pp1_eligible,
-    Composite.p1_target_b1,
-    Composite.planned_t_level,
-    Composite.work_value,
+ELIGIBILITY_COLUMNS = tuple(
+    getattr(Composite, name)
+    for name in ("id", *eligibility.EligibilityInputs._fields, *eligibility.Eligibility._fields)
 )
 _LEASE_COLUMNS = (
     WorkAssignment.id,
@@ -76,18 +61,18 @@ _OPEN_LEASES = (
 
 
 class LeaseNotFoundError(Exception):
-    """There is no such lease, or it is another client's; the message is for people."""
+    """The lease does not exist or belongs to another client; the message is for people."""
 
 
-# What results do -----------------------------------------------------------------------------------------------------
+# By results ----------------------------------------------------------------------------------------------------------
 
 
 def find_lease(
     connection: Connection, work_id: str, client_id: str, composite_ids: set[int]
 ) -> tuple[uuid.UUID | None, str | None]:
-    """(The lease that a result names, None), or (None, why it is left alone).
+    """Return (the id of the lease that a result names, None), or (None, the reason why that lease is not used).
 
-    Nothing is locked: whose a lease is, and of which composite, never changes.
+    Locks nothing, because the client and the composite of a lease never change.
     """
     try:
         lease_id = uuid.UUID(work_id)
@@ -106,53 +91,53 @@ def find_lease(
 
 
 def count_curves(connection: Connection, lease_id: uuid.UUID, result: SubmitResult) -> None:
-    """Count a result's curves on a lease whose composite is locked.
+    """Add a result's curves to a lease whose composite is locked.
 
-    On a lease of curves only those count that are as good as what was leased; it is completed when all of them are
-    done, also when it ran out before. A lease of a whole number stays open until its client completes it or the number
-    is finished.
+    On a lease of a number of curves, only curves with at least its bounds count, and the last one completes the lease,
+    also if its time ran out before. A lease of a whole number stays open until its client completes it or the number is
+    finished.
     """
     lease = _lease(connection, lease_id)
     if result.method != eligibility.ECM or (lease.curves is not None and not _covers_lease(result, lease)):
         return
-    done = WorkAssignment.curves_submitted + result.curves
-    all_done = (WorkAssignment.curves <= done) & WorkAssignment.status.not_in(("completed", "failed"))
+    submitted = WorkAssignment.curves_submitted + result.curves
+    is_complete = (WorkAssignment.curves <= submitted) & WorkAssignment.status.not_in(("completed", "failed"))
     connection.execute(
         update(WorkAssignment)
         .where(WorkAssignment.id == lease_id)
         .values(
-            curves_submitted=done,
-            curves_completed=func.greatest(WorkAssignment.curves_completed, done),
-            status=case((all_done, "completed"), else_=WorkAssignment.status),
-            closed_at=case((all_done, func.now()), else_=WorkAssignment.closed_at),
-            # What was said of it until then, such as that its time ran out, is not why it is closed.
-            message=case((all_done, null()), else_=WorkAssignment.message),
+            curves_submitted=submitted,
+            curves_completed=func.greatest(WorkAssignment.curves_completed, submitted),
+            status=case((is_complete, "completed"), else_=WorkAssignment.status),
+            closed_at=case((is_complete, func.now()), else_=WorkAssignment.closed_at),
+            # An earlier message, such as that its time ran out, is not the reason why it is closed now.
+            message=case((is_complete, null()), else_=WorkAssignment.message),
         )
     )
 
 
-def _covers_lease(result: SubmitResult, lease: Row) -> bool:
-    """Whether a run's bounds are at least those of the lease; a given B2 for a default one is taken as it is."""
+def _covers_lease(result: SubmitResult, lease: AnyRow) -> bool:
+    """Return whether a run's B1 is at least that of the lease, and whether it had a stage 2 if the lease has one."""
     if (result.parameters.b1 or 0) < lease.b1:
         return False
     return result.b2 != STAGE1_ONLY or lease.b2 == STAGE1_ONLY
 
 
-def close_open_work(connection: Connection, composite_id: int, why: str) -> None:
-    """End every open lease and residue of a composite that is locked and needs no more work."""
+def close_open_work(connection: Connection, composite_id: int, reason: str) -> None:
+    """Close every open lease and residue of a locked composite that needs no more work."""
     _close(
         connection,
         select(WorkAssignment.id).where(
             WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None)
         ),
         "completed",
-        why,
+        reason,
     )
-    superseding.close_residues(connection, Residue.composite_id == composite_id, superseding.CLOSED, why)
+    superseding.close_residues(connection, Residue.composite_id == composite_id, superseding.CLOSED, reason)
 
 
 def refresh_eligibility(connection: Connection, composite_ids: Iterable[int]) -> None:
-    """Say anew what these locked composites want, and end leases whose curves nobody needs any more."""
+    """Recompute the eligibility of locked composites, and close the leases that their targets do not need."""
     ids = list(composite_ids)
     leases = open_leases(connection, ids)
     for row in connection.execute(_READ_ELIGIBILITY, {"ids": ids}).all():
@@ -162,23 +147,23 @@ def refresh_eligibility(connection: Connection, composite_ids: Iterable[int]) ->
         store_eligibility(connection, row, needed)
 
 
-def store_eligibility(connection: Connection, composite: Row, leases: Sequence[Row]) -> None:
-    """Say anew what this locked composite wants, whose open leases are these."""
-    now = eligibility.compute_eligibility(composite, leases)
-    if any(getattr(composite, name) != value for name, value in now.items()):
-        connection.execute(_STORE_ELIGIBILITY, {"composite": composite.id, **now})
+def store_eligibility(connection: Connection, composite: AnyRow, leases: Sequence[AnyRow]) -> None:
+    """Store the eligibility of a locked composite with these open leases, if it differs from its row."""
+    computed = eligibility.compute_eligibility(composite, leases)
+    if any(getattr(composite, name) != value for name, value in computed.items()):
+        connection.execute(_STORE_ELIGIBILITY, {"composite": composite.id, **computed})
 
 
-def _split_needed(composite: Row, leases: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(the leases that it takes to reach the target, oldest first, those by curves that it does without)."""
+def _split_needed(composite: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
+    """Return (the leases needed to reach the target, oldest first; the leases of curves beyond it)."""
     if effort.t_level(eligibility.add_leased_curves(composite.effort, leases)) < composite.target_t_level:
         return leases, []
-    needed: list[Row] = []
-    superfluous: list[Row] = []
+    needed: list[AnyRow] = []
+    superfluous: list[AnyRow] = []
     vector = composite.effort
     for lease in leases:
-        of_curves = lease.method == eligibility.ECM and lease.curves is not None
-        if of_curves and effort.t_level(vector) >= composite.target_t_level:
+        is_of_curves = lease.method == eligibility.ECM and lease.curves is not None
+        if is_of_curves and effort.t_level(vector) >= composite.target_t_level:
             superfluous.append(lease)
         else:
             needed.append(lease)
@@ -186,33 +171,39 @@ def _split_needed(composite: Row, leases: list[Row]) -> tuple[list[Row], list[Ro
     return needed, superfluous
 
 
-def open_leases(connection: Connection, composite_ids: Sequence[int]) -> dict[int, list[Row]]:
-    """The open leases of these composites, oldest first."""
-    leases: dict[int, list[Row]] = {}
+def open_leases(connection: Connection, composite_ids: Sequence[int]) -> dict[int, list[AnyRow]]:
+    """Return the open leases of these composites by composite id, oldest first."""
+    leases: dict[int, list[AnyRow]] = {}
     for row in connection.execute(_OPEN_LEASES, {"ids": composite_ids}):
         leases.setdefault(row.composite_id, []).append(row)
     return leases
 
 
 def lock_composites(connection: Connection, composite_ids: list[int], *, skip_locked: bool = False) -> list[int]:
-    """Lock these composites for this unit of work; the ids of those that exist, and that it has got."""
-    # Roots before children, then by id: the order everybody locks composites in.
+    """Lock these composites and return the ids of those that are locked: missing rows are left out.
+
+    `skip_locked` leaves out the composites that another transaction has locked.
+    """
+    # Every unit of work locks composites in this order: roots before children, then by id.
     ordered = select(Composite.id).where(Composite.id.in_(composite_ids))
     ordered = ordered.order_by(Composite.parent_id.is_not(None), Composite.id)
     return list(connection.execute(ordered.with_for_update(key_share=True, skip_locked=skip_locked)).scalars())
 
 
-# What clients do -----------------------------------------------------------------------------------------------------
+# By clients and operators --------------------------------------------------------------------------------------------
 
 
-def advance(engine: Engine, work_id: uuid.UUID, client_id: str, status: str) -> Row:
-    """assigned -> claimed -> running: the lease in its new `status`; raises UnknownLease for any other way."""
-    before = {"claimed": ("assigned",), "running": ("assigned", "claimed")}[status]
-    with unit_of_work(engine, status, work=str(work_id)) as connection:
-        lease = _lock_lease(connection, work_id, client_id)
-        if lease.status not in before:
+def advance(engine: Engine, work_id: uuid.UUID, client_id: str, status: str) -> AnyRow:
+    """Set the status of a lease to claimed or running, and return the lease.
+
+    Raises LeaseNotFoundError also if its status cannot become that: assigned -> claimed -> running is the only order.
+    """
+    allowed = {"claimed": ("assigned",), "running": ("assigned", "claimed")}[status]
+    with unit_of_work(engine, f"set_lease_{status}", work=str(work_id)) as connection:
+        lease = _clients_lease(connection, work_id, client_id, lock=True)
+        if lease.status not in allowed:
             raise LeaseNotFoundError(
-                f"Work {work_id} is {lease.status}; only {' or '.join(before)} work can become {status}"
+                f"Work {work_id} is {lease.status}; only {' or '.join(allowed)} work can become {status}"
             )
         connection.execute(update(WorkAssignment).where(WorkAssignment.id == work_id).values(status=status))
         return _lease(connection, work_id)
@@ -220,79 +211,90 @@ def advance(engine: Engine, work_id: uuid.UUID, client_id: str, status: str) -> 
 
 def heartbeat(
     engine: Engine, work_id: uuid.UUID, client_id: str, curves_completed: int, message: str | None = None
-) -> Row:
-    """Record how far a lease is, and extend it if that is further than before; the lease then.
+) -> AnyRow:
+    """Store the progress of a lease, extend the lease if there is progress, and return it.
 
-    A lease that is closed stays as it is, and its message says why. Progress counts up to the lease's curves, so that
-    no lease can be kept for ever. Raises UnknownLease.
+    A closed lease stays as it is; its message gives the reason. Progress counts up to the number of leased curves, so
+    that no client can keep a lease for ever. Raises LeaseNotFoundError.
     """
     with unit_of_work(engine, "heartbeat", work=str(work_id)) as connection:
-        lease = _lock_lease(connection, work_id, client_id)
+        lease = _clients_lease(connection, work_id, client_id, lock=True)
         if lease.closed_at is not None:
             return lease
         changes: dict[str, Any] = {"status": "running"}
-        done = curves_completed if lease.curves is None else min(curves_completed, lease.curves)
-        if done > lease.curves_completed:
+        completed = curves_completed if lease.curves is None else min(curves_completed, lease.curves)
+        if completed > lease.curves_completed:
             extended = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease.lease_seconds)
-            changes |= {"curves_completed": done, "expires_at": func.greatest(WorkAssignment.expires_at, extended)}
+            changes |= {"curves_completed": completed, "expires_at": func.greatest(WorkAssignment.expires_at, extended)}
         if message:
             changes["message"] = message[:MAX_MESSAGE]
         connection.execute(update(WorkAssignment).where(WorkAssignment.id == work_id).values(changes))
         return _lease(connection, work_id)
 
 
-def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> Row:
-    """Its client is done with it: whatever curves did not come in can be leased again. Idempotent; the lease then.
+def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> AnyRow:
+    """Close a lease that its client is done with, and return it; a closed lease stays as it is.
 
-    Raises UnknownLease.
+    Curves that did not come in can be leased again. Raises LeaseNotFoundError.
     """
-    with unit_of_work(engine, "complete", work=str(work_id)) as connection:
-        lease = _lease(connection, work_id, client_id, mine=True)
+    with unit_of_work(engine, "complete_lease", work=str(work_id)) as connection:
+        lease = _clients_lease(connection, work_id, client_id)
         _close_and_refresh(connection, lease, "completed", None)
         return _lease(connection, work_id)
 
 
-def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: str | None) -> Row:
-    """Its client (None: somebody who knows its id) gives it up. Idempotent; the lease then. Raises UnknownLease.
+def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: str | None) -> AnyRow:
+    """Close a lease that its client gives up, and return it; a closed lease stays as it is.
 
-    A number that several clients in a row gave up without a single curve is parked (coordinator/composites/holds.py).
+    `client_id` None: the caller knows only the lease's id. A number that several clients in a row gave up without a
+    single curve is set aside (coordinator/composites/holds.py). Raises LeaseNotFoundError.
     """
-    with unit_of_work(engine, "abandon", work=str(work_id)) as connection:
-        lease = _lease(connection, work_id, client_id, mine=True)
+    with unit_of_work(engine, "abandon_lease", work=str(work_id)) as connection:
+        lease = _clients_lease(connection, work_id, client_id)
         _close_and_refresh(connection, lease, "failed", reason or "abandoned")
         return _lease(connection, work_id)
 
 
-def end_lease(
-    connection: Connection, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None
-) -> tuple[Row, Row]:
-    """An operator ends a lease (of one of `methods`, if given). Idempotent; the lease before, and then.
+def cancel_lease(connection: Connection, work_id: uuid.UUID, reason: str) -> tuple[AnyRow, AnyRow]:
+    """Close any client's lease as failed, without a count against its number (holds.py).
 
-    Raises UnknownLease.
+    Does nothing to a closed lease. Returns the lease before and after. Raises LeaseNotFoundError.
     """
     lease = _lease(connection, work_id)
-    if methods is not None and lease.method not in methods:
+    _close_and_refresh(connection, lease, "failed", reason, is_cancelled=True)
+    return lease, _lease(connection, work_id)
+
+
+def release_reservation(connection: Connection, work_id: uuid.UUID, reason: str) -> tuple[AnyRow, AnyRow]:
+    """Close a reservation as completed; does nothing to a closed one. Returns the lease before and after.
+
+    Raises LeaseNotFoundError, also for a lease that is no reservation.
+    """
+    lease = _lease(connection, work_id)
+    if lease.method not in eligibility.RESERVATION_METHODS:
         raise LeaseNotFoundError(f"Work {work_id} is {lease.method} and no reservation; cancel it instead")
-    # Completed, and not failed: that would tell against the number.
     _close_and_refresh(connection, lease, "completed", reason)
     return lease, _lease(connection, work_id)
 
 
-def _close_and_refresh(connection: Connection, lease: Row, status: str, why: str | None) -> None:
-    """Close a lease, if it is open, and let others have what it leaves."""
+def _close_and_refresh(
+    connection: Connection, lease: AnyRow, status: str, reason: str | None, *, is_cancelled: bool = False
+) -> None:
+    """Close a lease, if it is open, and make what it leaves available to others."""
     lock_composites(connection, [lease.composite_id])
-    if not _close(connection, _still_open([lease.id]), status, why and why[:MAX_MESSAGE]):
+    still_open = _still_open([lease.id])
+    if not _close(connection, still_open, status, reason and reason[:MAX_MESSAGE], is_cancelled=is_cancelled):
         return
-    if status == "failed":
-        holds.park_if_abandoned(connection, lease.composite_id)
+    if status == "failed" and not is_cancelled:
+        holds.hold_if_abandoned(connection, lease.composite_id)
     refresh_eligibility(connection, [lease.composite_id])
 
 
-def client_leases(engine: Engine, client_id: str, limit: int) -> list[Row]:
-    """A client's last leases with what they are of, open ones first, then the newest."""
+def client_leases(engine: Engine, client_id: str, limit: int) -> list[AnyRow]:
+    """Return a client's last leases with columns of their composites: open leases first, then the newest."""
     columns = (Composite.current_composite, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
-    # Two questions, each of which an index answers in order, however many leases there have been.
-    chosen = [
+    # Two queries, and an index has the rows of each in order, however many leases the client has had.
+    recent = [
         select(WorkAssignment.id)
         .where(WorkAssignment.client_id == client_id, condition)
         .order_by(WorkAssignment.created_at.desc())
@@ -300,7 +302,7 @@ def client_leases(engine: Engine, client_id: str, limit: int) -> list[Row]:
         .subquery()
         for condition in (WorkAssignment.closed_at.is_(None), true())
     ]
-    either = or_(*(WorkAssignment.id.in_(select(ids.c.id)) for ids in chosen))
+    either = or_(*(WorkAssignment.id.in_(select(ids.c.id)) for ids in recent))
     statement = (
         select(*_LEASE_COLUMNS, *columns)
         .join(Composite, Composite.id == WorkAssignment.composite_id)
@@ -312,11 +314,11 @@ def client_leases(engine: Engine, client_id: str, limit: int) -> list[Row]:
         return list(connection.execute(statement))
 
 
-# What the clock does -------------------------------------------------------------------------------------------------
+# By the clock --------------------------------------------------------------------------------------------------------
 
 
-def overdue_leases(connection: Connection, now: datetime) -> list[Row]:
-    """(id, composite_id) of open leases whose time has run out, oldest first, a batch of them."""
+def overdue_leases(connection: Connection, now: datetime) -> list[AnyRow]:
+    """Return (id, composite_id) of up to EXPIRY_BATCH open leases whose time has run out, the longest overdue first."""
     return list(
         connection.execute(
             select(WorkAssignment.id, WorkAssignment.composite_id)
@@ -327,59 +329,70 @@ def overdue_leases(connection: Connection, now: datetime) -> list[Row]:
     )
 
 
-def expire_leases(connection: Connection, leases: Sequence[Row], now: datetime, *, wait: bool) -> tuple[int, list[Row]]:
-    """Time out those of `leases` that are still open and overdue now that they are locked: (how many, those left).
+def expire_leases(
+    connection: Connection, leases: Sequence[AnyRow], now: datetime, *, wait: bool
+) -> tuple[int, list[AnyRow]]:
+    """Time out the rows of `leases` that are still open and overdue; returns (their count, the rows left for later).
 
-    What they have not brought can be leased again. Unless this is to `wait`, the leases of numbers that somebody has
-    locked are left: while it waited for one, it would hold up all the others.
+    Their missing curves can be leased again. Without `wait`, the leases of composites that another transaction has
+    locked are left for later, because waiting for one of them would hold up all the others.
     """
     ids = {lease.composite_id for lease in leases}
     locked = set(lock_composites(connection, sorted(ids), skip_locked=not wait))
-    here = [lease.id for lease in leases if lease.composite_id in locked]
+    lease_ids = [lease.id for lease in leases if lease.composite_id in locked]
     expired = _close(
-        connection, _still_open(here).where(WorkAssignment.expires_at <= now), "timeout", "its time ran out"
+        connection, _still_open(lease_ids).where(WorkAssignment.expires_at <= now), "timeout", "its time ran out"
     )
     if expired:
         refresh_eligibility(connection, locked)
     return expired, [lease for lease in leases if lease.composite_id not in locked]
 
 
-# Inside --------------------------------------------------------------------------------------------------------------
+# Reading, locking and closing rows -----------------------------------------------------------------------------------
 
 
-def _still_open(lease_ids: list[uuid.UUID]) -> Select:
+def _still_open(lease_ids: list[uuid.UUID]) -> Select[uuid.UUID]:
     return select(WorkAssignment.id).where(WorkAssignment.id.in_(lease_ids), WorkAssignment.closed_at.is_(None))
 
 
-def _lease(connection: Connection, work_id: uuid.UUID, client_id: str | None = None, *, mine: bool = False) -> Row:
-    """A lease; `mine`: for a client, whose it must be if it says who it is."""
-    found = connection.execute(select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id)).one_or_none()
-    return _require_owner(found, work_id, client_id, mine=mine)
-
-
-def _lock_lease(connection: Connection, work_id: uuid.UUID, client_id: str) -> Row:
-    locked = select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id).with_for_update(key_share=True)
-    return _require_owner(connection.execute(locked).one_or_none(), work_id, client_id, mine=True)
-
-
-def _require_owner(lease: Row | None, work_id: uuid.UUID, client_id: str | None, *, mine: bool) -> Row:
-    if lease is None:
+def _lease(connection: Connection, work_id: uuid.UUID, *, lock: bool = False) -> AnyRow:
+    """Return a lease, whoever holds it, and lock it on demand. Raises LeaseNotFoundError."""
+    statement = select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id)
+    row = connection.execute(statement.with_for_update(key_share=True) if lock else statement).one_or_none()
+    if row is None:
         raise LeaseNotFoundError(f"There is no work {work_id}; ask for new work")
-    if mine and lease.method in eligibility.RESERVATION_METHODS:
+    return row
+
+
+def _clients_lease(connection: Connection, work_id: uuid.UUID, client_id: str | None, *, lock: bool = False) -> AnyRow:
+    """Return a lease, which must be no reservation and, unless `client_id` is None, this client's.
+
+    Raises LeaseNotFoundError.
+    """
+    lease = _lease(connection, work_id, lock=lock)
+    if lease.method in eligibility.RESERVATION_METHODS:
         raise LeaseNotFoundError(f"Work {work_id} is a reservation, which only an operator ends")
     if client_id is not None and lease.client_id != client_id:
         raise LeaseNotFoundError(f"Work {work_id} is not leased to {client_id[:60]!r}; use the name that leased it")
     return lease
 
 
-def _close(connection: Connection, chosen: Select, status: str, why: str | None) -> int:
-    # Locked one by one in id order before any is changed: the order everybody locks leases in.
+def _close(
+    connection: Connection,
+    chosen: Select[uuid.UUID],
+    status: str,
+    reason: str | None,
+    *,
+    is_cancelled: bool = False,
+) -> int:
+    """Close the chosen leases; returns how many they are."""
+    # Every unit of work locks leases one by one in the order of their ids, before it changes any of them.
     lock = chosen.order_by(WorkAssignment.id).with_for_update(key_share=True)
     locked = list(connection.execute(lock).scalars())
     if not locked:
         return 0
-    values: dict[str, Any] = {"status": status, "closed_at": func.now()}
-    if why:
-        values["message"] = why
+    values: dict[str, Any] = {"status": status, "closed_at": func.now(), "is_cancelled": is_cancelled}
+    if reason:
+        values["message"] = reason
     connection.execute(update(WorkAssignment).where(WorkAssignment.id.in_(locked)).values(values))
     return len(locked)

@@ -1,7 +1,8 @@
-"""The ledger of curves: exact integer sums behind each composite's effort vector, and the vector rebuilt from them.
+"""The ledger of curves: exact integer sums for each composite, from which its effort vector can be rebuilt.
 
-Adding a run is one vector addition and one sum. Taking curves back never subtracts from a vector (floats would not come
-back to where they were): the integer sums change, and the vector is rebuilt from those few rows.
+A new run is added to the vector and to one sum. Curves that are taken back are never subtracted from a vector, because
+floating-point sums would not return to their earlier values: the integer sums change, and the vector is rebuilt from
+them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
@@ -19,16 +20,17 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, statistics, superseding
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
+from models.types import AnyRow
 
 log = structlog.get_logger("ledger")
 
-# Results for these wait until a batch is done.
+# The number of composites that one unit of work locks; their results wait for it.
 RECALCULATION_BATCH = 100
-# Vectors are sums of the same terms in another order.
+# Two vectors that add the same terms in different orders differ by less than this.
 RELATIVE_ERROR = 1e-9
-# What is done to many composites at once goes through them in parts of this size: statements stay small.
+# The number of composites or attempts in one statement.
 VOID_BATCH = 500
-# A submission whose attempt an operator deleted: sent again, it is refused again.
+# The reason of a submission whose attempt an operator deleted; the same submission is rejected again.
 ATTEMPT_DELETED = "attempt_deleted"
 
 _sums = insert(CompositeEffort)
@@ -39,7 +41,7 @@ _ADD = _sums.on_conflict_do_update(
 
 
 class Account(NamedTuple):
-    """Where a run's curves are summed; `b2` is -1 for the default, 0 for stage 1 only."""
+    """The key of a sum of curves; `b2` is -1 for the default B2, 0 for stage 1 only."""
 
     composite_id: int
     b1: int
@@ -48,7 +50,7 @@ class Account(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A composite whose stored effort was not what its attempts and prior work give, and has been corrected."""
+    """A correction: the stored effort of a composite differed from that of its attempts and prior work."""
 
     composite_id: int
     what: str
@@ -57,22 +59,27 @@ class Difference(NamedTuple):
 
 
 class AttemptSums(NamedTuple):
-    """What attempts and prior work give; `reached` is how many attempts count, and the B1 of P-1 and of P+1."""
+    """Effort computed from attempts and prior work; `reached` is (attempts that count, B1 of P-1, B1 of P+1)."""
 
     vector: np.ndarray
     t_level: float
     are_sums_right: bool
     reached: tuple[int, int, int]
 
-    def agrees_with(self, row: Row) -> bool:
-        """Whether the composite's row and its sums say the same."""
-        same = np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300)
-        level = abs(row.current_t_level - self.t_level) <= 1e-6
-        return same and level and self.are_sums_right and self.reached == (row.attempt_count, row.pm1_b1, row.pp1_b1)
+    def agrees_with(self, row: AnyRow) -> bool:
+        """Return whether the composite's row and its stored sums have the same effort."""
+        is_same_vector = bool(np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300))
+        is_same_t_level = abs(row.current_t_level - self.t_level) <= 1e-6
+        return (
+            is_same_vector
+            and is_same_t_level
+            and self.are_sums_right
+            and self.reached == (row.attempt_count, row.pm1_b1, row.pp1_b1)
+        )
 
 
 def _inherited() -> ColumnElement[bool]:
-    """Whether a part was split off after an attempt on its number: what was run on that was run on the part too."""
+    """Return the condition that a part was split off after an attempt on its number: it inherits those curves."""
     split_by, part = aliased(EcmAttempt), aliased(Factor)
     split_at = (
         select(func.max(split_by.created_at))
@@ -91,19 +98,19 @@ _INHERITED = _inherited()
 
 
 def _from_attempts() -> list[tuple[Any, Any]]:
-    """The columns of a composite that its attempts alone determine, each with what they say."""
+    """Return the columns of a composite that attempts determine, each with the expression that computes it."""
     counts = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
     attempts = select(func.count()).where(*counts).correlate(Composite).scalar_subquery()
     columns: list[tuple[Any, Any]] = [(Composite.attempt_count, attempts)]
     for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
-        furthest = select(func.max(EcmAttempt.b1)).where(
+        largest_b1 = select(func.max(EcmAttempt.b1)).where(
             or_(EcmAttempt.composite_id == Composite.id, _INHERITED),
             EcmAttempt.voided_at.is_(None),
             EcmAttempt.method == method,
             EcmAttempt.b2 != STAGE1_ONLY,
             EcmAttempt.curves > 0,
         )
-        columns.append((column, func.coalesce(furthest.correlate(Composite).scalar_subquery(), 0)))
+        columns.append((column, func.coalesce(largest_b1.correlate(Composite).scalar_subquery(), 0)))
     return columns
 
 
@@ -111,22 +118,22 @@ _FROM_ATTEMPTS = _from_attempts()
 
 
 def add(connection: Connection, curves: Mapping[Account, int]) -> None:
-    """Add curves to their sums, in a fixed order so that no two units of work can deadlock."""
+    """Add curves to their sums, in the order of the keys so that no two units of work deadlock."""
     connection.execute(_ADD, [{**account._asdict(), "curves": count} for account, count in sorted(curves.items())])
 
 
 def rebuild(connection: Connection, composite_id: int) -> float:
-    """Rebuild the vector of a locked composite from its sums; its t-level then."""
+    """Rebuild the vector of a locked composite from its sums, and return its new t-level."""
     vector = effort.effort_of(_all_sums(connection, [composite_id]).get(composite_id, []))
-    t_level = _store(connection, composite_id, vector)
+    t_level = _store_vector(connection, composite_id, vector)
     lease_lifecycle.refresh_eligibility(connection, [composite_id])
     return t_level
 
 
 def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
-    """Let `curves` more of an ECM attempt count no longer (a later run did them in full); its composite's t-level then.
+    """Supersede `curves` more of an ECM attempt by a later run of both stages; returns its composite's new t-level.
 
-    The composite must be locked. Raises ValueError if the attempt does not exist or has not as many curves left.
+    The composite must be locked. Raises ValueError if the attempt does not exist or has fewer curves left.
     """
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id).with_for_update()).one_or_none()
     if attempt is None or attempt.method != "ecm" or attempt.voided_at is not None:
@@ -143,39 +150,43 @@ def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
     return rebuild(connection, attempt.composite_id)
 
 
-def delete_attempt(connection: Connection, attempt_id: int, why: str) -> float:
-    """Delete an attempt with its effort; factors that it found stay. Its composite's t-level then.
+def delete_attempt(connection: Connection, attempt_id: int, detail: str) -> float:
+    """Delete an attempt and its effort, but not the factors that it found; returns its composite's new t-level.
 
-    The composite must be locked. Its submission is kept as refused, for `why`. Raises ValueError if there is none.
+    The composite must be locked. The submission becomes rejected, with `detail`. Raises ValueError if the attempt does
+    not exist.
     """
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one_or_none()
     if attempt is None:
         raise ValueError(f"there is no attempt {attempt_id}")
     lease_lifecycle.lock_composites(connection, _parts_of(connection, [attempt.composite_id]))
-    for back in superseding.revoke_superseding(connection, [attempt_id]):
-        add(connection, {_account(back): int(back.curves)})
-    heirs: list[int] = []
+    for restored in superseding.revoke_superseding(connection, [attempt_id]):
+        add(connection, {_account(restored): int(restored.curves)})
+    inheriting_ids: list[int] = []
     if attempt.voided_at is None:
-        heirs = _revoke_inherited(connection, [attempt_id])
+        inheriting_ids = _revoke_inherited(connection, [attempt_id])
         statistics.subtract_attempts(connection, [attempt_id])
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
-    refuse = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=why, outcome=None)
-    connection.execute(refuse.where(Submission.id == attempt.submission_id))
-    # Submissions that sent the same curves again answer with this attempt's id, and fall with it.
-    answers = Submission.outcome["attempt_id"].as_integer() == attempt_id
-    again = (Submission.composite_id == attempt.composite_id, Submission.state == "duplicate")
-    connection.execute(refuse.where(*again, answers))
+    reject = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=detail, outcome=None)
+    connection.execute(reject.where(Submission.id == attempt.submission_id))
+    # The outcomes of duplicates, which sent the same curves, name this attempt; they are rejected with it.
+    names_attempt = Submission.outcome["attempt_id"].as_integer() == attempt_id
+    is_duplicate = (Submission.composite_id == attempt.composite_id, Submission.state == "duplicate")
+    connection.execute(reject.where(*is_duplicate, names_attempt))
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    store_from_attempts(connection, [attempt.composite_id, *heirs])
-    for heir in heirs:
-        rebuild(connection, heir)
+    store_from_attempts(connection, [attempt.composite_id, *inheriting_ids])
+    for composite_id in inheriting_ids:
+        rebuild(connection, composite_id)
     return rebuild(connection, attempt.composite_id)
 
 
 class VoidReport(NamedTuple):
-    """What a voiding took back; `waiting` counts what the client sent in that time and is not applied yet."""
+    """The number of voided attempts, of their curves and composites, and of the client's `waiting` submissions.
+
+    Waiting submissions were sent in the given time and are not applied yet.
+    """
 
     attempts: int
     curves: int
@@ -184,61 +195,61 @@ class VoidReport(NamedTuple):
 
 
 def void(
-    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
+    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None
 ) -> VoidReport:
-    """Take back the attempts that a client sent from `since` to before `until` (with `program`, if given).
+    """Void the attempts that a client sent from `since` to before `until` (only those of `program`, if given).
 
-    Their rows are kept and marked, and add no effort any more; their curves may be sent again. Factors stay. Locks the
-    composites that they are of.
+    Voided attempts stay as rows, add no effort, and their curves may be sent again; factors stay. Locks the composites
+    of the attempts and the parts that were split off these.
     """
     sent = (Submission.client_id == client_id, Submission.created_at >= since, Submission.created_at < until)
     chosen = [EcmAttempt.client_id == client_id, EcmAttempt.voided_at.is_(None)]
     if program is not None:
         chosen.append(EcmAttempt.program == program)
-    theirs = select(EcmAttempt.composite_id).join(Submission, Submission.id == EcmAttempt.submission_id)
-    ids = sorted(set(connection.execute(theirs.where(*chosen, *sent)).scalars()))
+    affected = select(EcmAttempt.composite_id).join(Submission, Submission.id == EcmAttempt.submission_id)
+    ids = sorted(set(connection.execute(affected.where(*chosen, *sent)).scalars()))
     locked = lease_lifecycle.lock_composites(connection, ids + _parts_of(connection, ids))
-    marked = connection.execute(
+    voided = connection.execute(
         update(EcmAttempt)
         .where(Submission.id == EcmAttempt.submission_id, EcmAttempt.composite_id.in_(locked), *chosen, *sent)
-        .values(voided_at=func.clock_timestamp(), void_reason=reason, curves_sha256=None)
+        .values(voided_at=func.clock_timestamp(), curves_sha256=None)
         .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.curves)
     ).all()
-    superseding.revoke_superseding(connection, [row.id for row in marked])
-    touched = sorted({row.composite_id for row in marked})
-    heirs = _revoke_inherited(connection, [row.id for row in marked])
-    touched_at_all = sorted({*touched, *heirs})
-    for start in range(0, len(touched_at_all), VOID_BATCH):
-        recalculate(connection, touched_at_all[start : start + VOID_BATCH])
-    statistics.subtract_attempts(connection, [row.id for row in marked])
+    superseding.revoke_superseding(connection, [row.id for row in voided])
+    attempted_ids = {row.composite_id for row in voided}
+    inheriting_ids = _revoke_inherited(connection, [row.id for row in voided])
+    changed_ids = sorted({*attempted_ids, *inheriting_ids})
+    for start in range(0, len(changed_ids), VOID_BATCH):
+        recalculate(connection, changed_ids[start : start + VOID_BATCH])
+    statistics.subtract_attempts(connection, [row.id for row in voided])
     waiting = select(func.count()).where(*sent, Submission.state == "received")
     return VoidReport(
-        len(marked), sum(row.curves for row in marked), len(touched), connection.execute(waiting).scalar_one()
+        len(voided), sum(row.curves for row in voided), len(attempted_ids), connection.execute(waiting).scalar_one()
     )
 
 
 def _parts_of(connection: Connection, ids: list[int]) -> list[int]:
-    """The numbers that were split off these."""
+    """Return the ids of the composites that were split off these."""
     return list(connection.execute(select(Composite.id).where(Composite.parent_id.in_(ids))).scalars())
 
 
 def _revoke_inherited(connection: Connection, attempt_ids: list[int]) -> list[int]:
-    """Take the curves of these attempts from the prior work of the locked parts that inherited them; which those are.
+    """Subtract the curves of these attempts from the prior work of the locked parts that inherited them.
 
-    A part inherits what its number had when it was split off. (What it may have from another part of that number has
-    no record of whose it was, and stays.)
+    Returns the ids of these parts. A part inherits the curves that its number had when it was split off. (It may also
+    have curves from another part of that number; the ledger does not record their attempts, so they stay.)
     """
-    heirs: set[int] = set()
+    inheriting_ids: set[int] = set()
     for start in range(0, len(attempt_ids), VOID_BATCH):
         key = (Composite.id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
-        lost = connection.execute(
+        inherited = connection.execute(
             select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
             .join(Composite, _INHERITED)
             .where(EcmAttempt.id.in_(attempt_ids[start : start + VOID_BATCH]), EcmAttempt.method == "ecm")
             .group_by(*key)
         )
-        for row in lost.all():
-            heirs.add(row.id)
+        for row in inherited.all():
+            inheriting_ids.add(row.id)
             connection.execute(
                 update(CompositeEffort)
                 .where(
@@ -249,34 +260,34 @@ def _revoke_inherited(connection: Connection, attempt_ids: list[int]) -> list[in
                 )
                 .values(prior_curves=func.greatest(CompositeEffort.prior_curves - int(row.curves), 0))
             )
-    return sorted(heirs)
+    return sorted(inheriting_ids)
 
 
 def recalculate_all(engine: Engine, after: int = 0) -> list[Difference]:
-    """Recompute every composite's sums and vector from its attempts and prior work, and correct what differs.
+    """Recompute the sums and vectors of all composites from attempts and prior work, and correct the stored ones.
 
-    In batches by id, each a unit of work of its own under its composites' locks: it may stop and start again anywhere.
-    Only composites whose id is above `after` are looked at; each batch logs the id that it began after.
+    Each batch, in the order of ids, is a unit of work that locks its composites, so this can stop and continue
+    anywhere. Only composites whose id is above `after` are examined; a batch logs the id that it began after.
     """
     differences: list[Difference] = []
     while True:
-        with unit_of_work(engine, "recompute_effort", after=after) as connection:
+        with unit_of_work(engine, "recalculate_effort", after=after) as connection:
             ids = list(
                 connection.execute(
                     select(Composite.id).where(Composite.id > after).order_by(Composite.id).limit(RECALCULATION_BATCH)
                 ).scalars()
             )
-            found = recalculate(connection, ids)
-        for difference in found:
+            corrected = recalculate(connection, ids)
+        for difference in corrected:
             log.warning("Effort corrected", **difference._asdict())
-        differences += found
+        differences += corrected
         if len(ids) < RECALCULATION_BATCH:
             return differences
         after = ids[-1]
 
 
 def recalculate(connection: Connection, composite_ids: Iterable[int]) -> list[Difference]:
-    """Lock these composites, recompute their sums and vectors from their attempts, and correct what differs."""
+    """Lock these composites, recompute their sums and vectors from their attempts, and correct the stored ones."""
     ids = list(composite_ids)
     if not ids:
         return []
@@ -292,24 +303,25 @@ def recalculate(connection: Connection, composite_ids: Iterable[int]) -> list[Di
     for row in locked:
         vector = effort.effort_of(sums.get(row.id, []))
         t_level = effort.t_level(vector)
-        same = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
-        what = [word for word, differs in (("sums", row.id in wrong_sums), ("vector", not same)) if differs]
-        if what or abs(t_level - row.current_t_level) > 1e-6:
-            _store(connection, row.id, vector)
-            differences.append(Difference(row.id, " and ".join(what or ["t-level"]), row.current_t_level, t_level))
+        is_same_vector = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
+        checks = (("sums", row.id in wrong_sums), ("vector", not is_same_vector))
+        corrected = [name for name, is_wrong in checks if is_wrong]
+        if corrected or abs(t_level - row.current_t_level) > 1e-6:
+            _store_vector(connection, row.id, vector)
+            differences.append(Difference(row.id, " and ".join(corrected or ["t-level"]), row.current_t_level, t_level))
     store_from_attempts(connection, ids)
     lease_lifecycle.refresh_eligibility(connection, ids)
     return differences
 
 
 def store_from_attempts(connection: Connection, ids: list[int]) -> None:
-    """Store how many attempts count, and how far P-1 and P+1 have been run, where the attempts say something else."""
+    """Set attempt_count, pm1_b1 and pp1_b1 of these composites from their attempts where they differ."""
     for column, value in _FROM_ATTEMPTS:
         connection.execute(update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value}))
 
 
 def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, "AttemptSums"]:
-    """What the attempts and the prior work of these composites give, computed without locks."""
+    """Compute the effort of these composites from their attempts and prior work, without locks."""
     counted = _counted_sums(connection, ids)
     stored = _stored_sums(connection, ids)
     rows = {
@@ -323,14 +335,14 @@ def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, "
     runs: dict[int, dict[Account, int]] = {composite_id: {} for composite_id in ids}
     wrong: set[int] = set()
     for account in counted.keys() | stored.keys():
-        own, (sum_, prior) = counted.get(account, 0), stored.get(account, (0, 0))
-        runs[account.composite_id][account] = own + prior
-        if own != sum_:
+        curves, (stored_curves, prior_curves) = counted.get(account, 0), stored.get(account, (0, 0))
+        runs[account.composite_id][account] = curves + prior_curves
+        if curves != stored_curves:
             wrong.add(account.composite_id)
     states = {}
-    for composite_id, curves in runs.items():
-        # In this order, as everywhere: the last bits of a sum depend on it.
-        vector = effort.effort_of([(*account[1:], count) for account, count in sorted(curves.items()) if count > 0])
+    for composite_id, accounts in runs.items():
+        # Every vector is added up in this order, because the last bits of a sum depend on it.
+        vector = effort.effort_of([(*account[1:], count) for account, count in sorted(accounts.items()) if count > 0])
         row = rows[composite_id]
         reached = (row.attempt_count, row.pm1_b1, row.pp1_b1)
         states[composite_id] = AttemptSums(vector, effort.t_level(vector), composite_id not in wrong, reached)
@@ -338,21 +350,21 @@ def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, "
 
 
 def correct_sums(connection: Connection, ids: list[int]) -> set[int]:
-    """Make the sums of locked composites what their attempts give; those of which one differed."""
+    """Recompute the sums of locked composites from their attempts; returns the ids whose sums were wrong."""
     correct = _counted_sums(connection, ids)
     stored = {account: curves for account, (curves, _) in _stored_sums(connection, ids).items()}
-    off = {
+    corrections = {
         account: correct.get(account, 0) - stored.get(account, 0)
         for account in correct.keys() | stored.keys()
         if correct.get(account, 0) != stored.get(account, 0)
     }
-    if off:
-        add(connection, off)
-    return {account.composite_id for account in off}
+    if corrections:
+        add(connection, corrections)
+    return {account.composite_id for account in corrections}
 
 
 def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
-    """The curves that count, by what the attempts say."""
+    """Return the curves of the attempts that count, by account."""
     key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
     counted = connection.execute(
         select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
@@ -363,13 +375,13 @@ def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
 
 
 def _stored_sums(connection: Connection, ids: list[int]) -> dict[Account, tuple[int, int]]:
-    """(curves, prior curves), by what the sums say."""
+    """Return the stored (curves, prior curves), by account."""
     rows = connection.execute(select(CompositeEffort).where(CompositeEffort.composite_id.in_(ids)))
     return {_account(row): (row.curves, row.prior_curves) for row in rows}
 
 
 def _all_sums(connection: Connection, ids: Iterable[int]) -> dict[int, list[tuple[int, int, int, int]]]:
-    """(B1, B2, parametrization, curves) of each composite, its own and prior work together."""
+    """Return (B1, B2, parametrization, curves) of each composite with curves, its prior work included."""
     rows = connection.execute(
         select(CompositeEffort)
         .where(CompositeEffort.composite_id.in_(list(ids)))
@@ -383,7 +395,7 @@ def _all_sums(connection: Connection, ids: Iterable[int]) -> dict[int, list[tupl
     return sums
 
 
-def _store(connection: Connection, composite_id: int, vector: np.ndarray) -> float:
+def _store_vector(connection: Connection, composite_id: int, vector: np.ndarray) -> float:
     t_level = effort.t_level(vector)
     connection.execute(
         update(Composite).where(Composite.id == composite_id).values(effort=vector, current_t_level=t_level)
@@ -391,6 +403,6 @@ def _store(connection: Connection, composite_id: int, vector: np.ndarray) -> flo
     return t_level
 
 
-def _account(attempt: Row) -> Account:
-    # ECM attempts have all three; the columns are null for other methods.
+def _account(attempt: AnyRow) -> Account:
+    # ECM attempts have all three values; they are null for other methods.
     return Account(attempt.composite_id, attempt.b1 or 0, attempt.b2 or 0, attempt.parametrization or 0)

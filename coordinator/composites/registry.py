@@ -1,7 +1,7 @@
-"""Finding, registering and locking composites by any value they have ever had.
+"""The registry: it finds composites by any value that they have ever had, registers new ones, and locks them.
 
-A value is looked up by its SHA-256 in `composite_aliases`. Kinds of alias: `number` (as written, in several spellings,
-and evaluated) and `cofactor` (what was left at some time). Two composites may share a cofactor, never a number.
+A value is looked up by its SHA-256 in `composite_aliases`. An alias has the kind `number` (a spelling, or the value in
+decimal) or the kind `cofactor` (a cofactor at some time). Two composites may share a cofactor, but never a number.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from gmpy2 import mpz
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
@@ -18,42 +18,43 @@ from coordinator.composites import eligibility
 from coordinator.numbers.arithmetic import digit_count
 from coordinator.numbers.expressions import decimal, evaluate_number
 from models.tables import Composite, CompositeAlias, Project, ProjectComposite
+from models.types import AnyRow
 
 NUMBER, COFACTOR = "number", "cofactor"
-# A program writes a number in one way, and there are few programs; but there is no end of ways.
-MOST_SPELLINGS = 20
+# Clients use few spellings of a number, but there are infinitely many, and each takes a row.
+MAX_SPELLINGS = 20
 
 
 def sha256(text: str) -> bytes:
-    """What a value is looked up by: the SHA-256 of its text."""
+    """Return the SHA-256 of a value's text, which is the key of the value."""
     return hashlib.sha256(text.encode()).digest()
 
 
-class Found(NamedTuple):
-    """A composite, and the number that it is or was split from; whether its number is new in the spelling looked up."""
+class RegisteredComposite(NamedTuple):
+    """A composite and the root of its family; `is_new_spelling`: its number is not known in the spelling looked up."""
 
     id: int
     root_id: int
     is_new_spelling: bool = False
 
 
-def find(connection: Connection, written: str, max_digits: int) -> Found | None:
-    """The composite that `written` names, or None.
+def find(connection: Connection, written: str, max_digits: int) -> RegisteredComposite | None:
+    """Return the composite with the value or the spelling `written`, or None.
 
-    The exact number wins over a current cofactor, that over the composite known longest. An expression is evaluated
-    only if it is not known in that spelling. Raises ExpressionError.
+    A composite with this number is preferred to one with this current cofactor, and that one to the oldest composite
+    with this value. An expression is evaluated only if its spelling is not known. Raises ExpressionError.
     """
     found = _find_hash(connection, sha256(written))
     if found is not None:
-        return Found(found.id, found.root_id)
+        return RegisteredComposite(found.id, found.root_id)
     if written.isascii() and written.isdigit():
         return None
     found = _find_hash(connection, sha256(decimal(evaluate_number(written, max_digits))))
-    # A cofactor can become the number of another composite, which is then the better one: its spellings are no aliases.
-    return None if found is None else Found(found.id, found.root_id, is_new_spelling=found.kind == NUMBER)
+    # Spellings of a cofactor do not become aliases: another composite can be registered with that number later.
+    return None if found is None else RegisteredComposite(found.id, found.root_id, is_new_spelling=found.kind == NUMBER)
 
 
-def _find_hash(connection: Connection, value_sha256: bytes) -> Row | None:
+def _find_hash(connection: Connection, value_sha256: bytes) -> AnyRow | None:
     is_current = func.sha256(func.convert_to(Composite.current_composite, "UTF8")) == value_sha256
     return connection.execute(
         select(Composite.id, func.coalesce(Composite.parent_id, Composite.id).label("root_id"), CompositeAlias.kind)
@@ -65,24 +66,10 @@ def _find_hash(connection: Connection, value_sha256: bytes) -> Row | None:
 
 
 def learn_spelling(connection: Connection, composite_id: int, written: str) -> None:
-    """Let a locked composite's number be found in this spelling too, without evaluating it, if it has few as yet."""
+    """Add a spelling of a locked composite's number as an alias, unless it has MAX_SPELLINGS aliases already."""
     known = select(func.count()).where(CompositeAlias.composite_id == composite_id, CompositeAlias.kind == NUMBER)
-    if connection.execute(known).scalar_one() < MOST_SPELLINGS:
+    if connection.execute(known).scalar_one() < MAX_SPELLINGS:
         add_aliases(connection, composite_id, [sha256(written)], NUMBER)
-
-
-class Fresh(NamedTuple):
-    """A composite about to be registered, as demand sees it."""
-
-    effort: np.ndarray
-    digit_length: int
-    is_prime: bool | None
-    is_fully_factored: bool
-    target_t_level: float
-    hold: str | None = None
-    pm1_b1: int = 0
-    pp1_b1: int = 0
-    open_residues: int = 0
 
 
 def register(
@@ -94,11 +81,11 @@ def register(
     parent_id: int | None = None,
     vector: np.ndarray | None = None,
 ) -> int:
-    """Make `value` known as written, or find it if somebody else just did; returns its id. As `register_new`."""
+    """Register `value` like `register_new`, and return its id, also if another transaction has just registered it."""
     new_id = register_new(connection, written, value, is_prime=is_prime, parent_id=parent_id, vector=vector)
     if new_id is not None:
         return new_id
-    # The race was won by another unit of work that has committed by now.
+    # Another unit of work has registered it and has committed by now.
     winner = select(Composite.id).where(Composite.value_sha256 == sha256(decimal(value)))
     return connection.execute(winner).scalar_one()
 
@@ -113,16 +100,16 @@ def register_new(
     vector: np.ndarray | None = None,
     p1_reached: tuple[int, int] = (0, 0),
 ) -> int | None:
-    """Make `value` known as written; its id, or None if there is a composite of that number already.
+    """Register `value` with the spelling `written`. Returns the new id, or None if the number is registered already.
 
-    `is_prime` is None while unknown; `p1_reached` are the B1 of its P-1 and P+1 so far. The new row is its own cofactor
-    until factors are recorded.
+    `is_prime` None: not known; `p1_reached`: the largest B1 of P-1 and of P+1 so far. The number is its own cofactor
+    until factors of it are recorded.
     """
     text = decimal(value)
     digits = digit_count(value)
     effort_so_far = effort.no_effort() if vector is None else vector
     pm1_b1, pp1_b1 = p1_reached
-    fresh = Fresh(
+    inputs = eligibility.EligibilityInputs(
         effort_so_far, digits, is_prime, is_prime is True, effort.target_t_level(digits), pm1_b1=pm1_b1, pp1_b1=pp1_b1
     )
     new_id = connection.execute(
@@ -135,12 +122,12 @@ def register_new(
             is_prime=is_prime,
             is_fully_factored=is_prime is True,
             parent_id=parent_id,
-            target_t_level=fresh.target_t_level,
+            target_t_level=inputs.target_t_level,
             current_t_level=effort.t_level(effort_so_far),
             effort=effort_so_far,
             pm1_b1=pm1_b1,
             pp1_b1=pp1_b1,
-            **eligibility.compute_eligibility(fresh, []),
+            **eligibility.compute_eligibility(inputs, []),
         )
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
         .returning(Composite.id)
@@ -151,13 +138,13 @@ def register_new(
 
 
 def add_aliases(connection: Connection, composite_id: int, hashes: Iterable[bytes], kind: str) -> None:
-    """Let the composite be found by these values too. In hash order, as everywhere, so that no two can deadlock."""
+    """Insert aliases of a composite, in the order of their hashes so that no two units of work deadlock."""
     rows = [{"value_sha256": value, "composite_id": composite_id, "kind": kind} for value in sorted(hashes)]
     connection.execute(insert(CompositeAlias).values(rows).on_conflict_do_nothing())
 
 
-# What a result without factors needs of its composite; the numbers themselves can have 50,000 digits.
-STATE_COLUMNS = (
+# The columns that a result without factors needs; the numbers are not among them, for they can have 50,000 digits.
+LOCKED_COLUMNS = (
     Composite.id,
     Composite.parent_id,
     Composite.is_prime,
@@ -169,33 +156,33 @@ STATE_COLUMNS = (
 )
 
 
-def lock_family(connection: Connection, root_id: int) -> list[Row]:
-    """Lock a composite and those split from it, root first, then by id; their STATE_COLUMNS.
+def lock_family(connection: Connection, root_id: int) -> list[AnyRow]:
+    """Lock a family, the root first and then by id, and return the LOCKED_COLUMNS of its members.
 
-    `FOR NO KEY UPDATE` leaves inserts that refer to a composite free. The root has a statement of its own: one
+    `FOR NO KEY UPDATE` does not block inserts that refer to a composite. The root has a statement of its own: one
     statement for all would not see a child that was committed while it waited for the root.
     """
-    members: list[Row] = []
+    members: list[AnyRow] = []
     for chosen in (Composite.id == root_id, Composite.parent_id == root_id):
-        lock = select(*STATE_COLUMNS).where(chosen).order_by(Composite.id).with_for_update(key_share=True)
+        lock = select(*LOCKED_COLUMNS).where(chosen).order_by(Composite.id).with_for_update(key_share=True)
         members += connection.execute(lock).all()
     return members
 
 
 def family_ids(connection: Connection, root_id: int) -> list[int]:
-    """The ids of a composite and of those split from it, unlocked."""
+    """Return the ids of the members of a family without locks."""
     chosen = select(Composite.id).where(or_(Composite.id == root_id, Composite.parent_id == root_id))
     return list(connection.execute(chosen.order_by(Composite.id)).scalars())
 
 
 def roots_of(connection: Connection, ids: Iterable[int]) -> list[int]:
-    """The numbers that these composites are, or were split from, each once."""
+    """Return the ids of the roots of these composites' families, in order and each once."""
     root = func.coalesce(Composite.parent_id, Composite.id)
     return sorted(set(connection.execute(select(root).where(Composite.id.in_(list(ids)))).scalars()))
 
 
 def join_project(connection: Connection, composite_id: int, name: str) -> None:
-    """Put the composite into the project of that name, which is created if need be."""
+    """Add the composite to the project of that name; the project is created if it does not exist."""
     known = select(Project.id).where(Project.name == name)
     project_id = connection.execute(known).scalar_one_or_none()
     if project_id is None:

@@ -1,22 +1,23 @@
-"""What clients do, by the hour and in all: added up by upkeep as it comes in, so that no page counts the attempts.
+"""Client statistics, per hour and in total: housekeeping adds up new attempts, so that no page counts all of them.
 
-Attempts and factors are added once, in the unit of work that notes up to when that was done. A moment is only looked at
-when everything of it is committed: `late` after it, which is longer than applying a result may take. What is taken back
-(voided, deleted) goes from these sums too; a factor that was found remains in them. They are of runs, not of effort: a
-curve whose stages two clients ran is in the account of both.
+Each attempt and each factor is added once, in the unit of work that moves the watermark beyond its time. The watermark
+stays `late` behind the present, which is longer than applying a result may take, so that everything before it is
+committed. Voided and deleted attempts are subtracted again; factors stay in the sums. The statistics count runs and not
+effort: a curve whose two stages were run by two clients counts for both.
 """
 
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, func, select, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator.base.unit_of_work import unit_of_work
 from models.tables import Client, ClientHourlyStats, EcmAttempt, Factor, Watermark
+from models.types import AnyRow
 
 WATERMARK = "client_hourly_stats"
-# A history of years is added up in pieces, each a unit of work.
+# One unit of work adds up at most this much time.
 AGGREGATION_SPAN = timedelta(days=30)
 
 _ADD = """
@@ -35,7 +36,7 @@ WITH attempts AS (
 ), new AS (
     SELECT hour, client_id, sum(results)::bigint AS results, sum(curves)::bigint AS curves, sum(seconds) AS seconds,
         sum(factors)::bigint AS factors, min(first) AS first, max(last) AS last
-    FROM (SELECT * FROM attempts UNION ALL SELECT * FROM found) both_of_them GROUP BY 1, 2
+    FROM (SELECT * FROM attempts UNION ALL SELECT * FROM found) both_sources GROUP BY 1, 2
 ), hours AS (
     INSERT INTO client_hourly_stats (hour, client_id, results, curves, seconds, factors)
     SELECT hour, client_id, results, curves, seconds, factors FROM new ORDER BY hour, client_id
@@ -52,30 +53,30 @@ ON CONFLICT (name) DO UPDATE SET results = clients.results + excluded.results,
 """
 
 _SUBTRACT = """
-WITH gone AS (
+WITH removed AS (
     SELECT date_trunc('hour', created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS hour, client_id, count(*) AS results,
         sum(CASE WHEN method = 'ecm' THEN curves ELSE 0 END)::bigint AS curves,
         sum(coalesce(execution_time, 0)) AS seconds
     FROM ecm_attempts WHERE id = ANY(:ids) AND created_at <= :until GROUP BY 1, 2
 ), hours AS (
-    UPDATE client_hourly_stats stats SET results = stats.results - gone.results, curves = stats.curves - gone.curves,
-        seconds = greatest(stats.seconds - gone.seconds, 0)
-    FROM gone WHERE stats.hour = gone.hour AND stats.client_id = gone.client_id
+    UPDATE client_hourly_stats stats SET results = stats.results - removed.results,
+        curves = stats.curves - removed.curves, seconds = greatest(stats.seconds - removed.seconds, 0)
+    FROM removed WHERE stats.hour = removed.hour AND stats.client_id = removed.client_id
 )
-UPDATE clients SET results = clients.results - gone.results, curves = clients.curves - gone.curves,
-    seconds = greatest(clients.seconds - gone.seconds, 0)
+UPDATE clients SET results = clients.results - removed.results, curves = clients.curves - removed.curves,
+    seconds = greatest(clients.seconds - removed.seconds, 0)
 FROM (
     SELECT client_id, sum(results)::bigint AS results, sum(curves)::bigint AS curves, sum(seconds) AS seconds
-    FROM gone GROUP BY client_id
-) gone WHERE clients.name = gone.client_id
+    FROM removed GROUP BY client_id
+) removed WHERE clients.name = removed.client_id
 """
 
 
 def aggregate_attempts(engine: Engine, now: datetime, late: timedelta) -> None:
-    """Add what has come in since the last time, up to `late` before now."""
+    """Add the attempts and factors from the watermark to `late` before `now`, and move the watermark."""
     end = now - late
     while True:
-        with unit_of_work(engine, "note_activity") as connection:
+        with unit_of_work(engine, "aggregate_attempts") as connection:
             since = _lock_watermark(connection)
             if since >= end:
                 return
@@ -89,17 +90,17 @@ def aggregate_attempts(engine: Engine, now: datetime, late: timedelta) -> None:
 
 
 def subtract_attempts(connection: Connection, attempt_ids: list[int]) -> None:
-    """Take these attempts from what was added; they must be voided, or deleted after this, in this unit of work.
+    """Subtract these attempts, if they were added; the same unit of work has voided them or deletes them afterwards.
 
-    Whatever adds is kept waiting until its end, and sees them as they are then.
+    `aggregate_attempts` waits until this unit of work ends, and then sees the attempts as they are.
     """
     until = _lock_watermark(connection)
     connection.execute(text(_SUBTRACT), {"ids": attempt_ids, "until": until})
 
 
 def _lock_watermark(connection: Connection) -> datetime:
-    """Up to when it is done; at first, from when there is anything."""
-    # One at a time: two would add the same.
+    """Lock the watermarks and return that of the statistics; at first, the time just before the oldest attempt."""
+    # Two units of work would add the same attempts otherwise.
     connection.execute(text("LOCK TABLE watermarks IN SHARE ROW EXCLUSIVE MODE"))
     known = connection.execute(select(Watermark.until).where(Watermark.what == WATERMARK)).scalar_one_or_none()
     if known is not None:
@@ -107,11 +108,12 @@ def _lock_watermark(connection: Connection) -> datetime:
     oldest = connection.execute(
         select(func.least(select(func.min(EcmAttempt.created_at)).scalar_subquery(), func.min(Factor.created_at)))
     ).scalar_one()
-    before = timedelta(microseconds=1)
-    return datetime.now(UTC) if oldest is None else oldest - before
+    return datetime.now(UTC) if oldest is None else oldest - timedelta(microseconds=1)
 
 
 class HourlyStatistics(NamedTuple):
+    """The sums over all clients of one hour that begins at `hour` (UTC); `clients` is their number."""
+
     hour: datetime
     results: int
     curves: int
@@ -120,7 +122,7 @@ class HourlyStatistics(NamedTuple):
 
 
 def hourly_statistics(engine: Engine, hours: int, now: datetime) -> list[HourlyStatistics]:
-    """The last so many hours, the oldest first, also those in which nothing happened."""
+    """Return the last `hours` hours up to `now`, the oldest first; hours without attempts have zeros."""
     last = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     first = last - timedelta(hours=hours - 1)
     sums = (
@@ -136,8 +138,8 @@ def hourly_statistics(engine: Engine, hours: int, now: datetime) -> list[HourlyS
             .group_by(ClientHourlyStats.hour)
         ).all()
     known = {
-        hour: HourlyStatistics(hour, int(results), int(curves), int(found), n)
-        for hour, results, curves, found, n in rows
+        hour: HourlyStatistics(hour, int(results), int(curves), int(factors), clients)
+        for hour, results, curves, factors, clients in rows
     }
     return [
         known.get(first + timedelta(hours=n), HourlyStatistics(first + timedelta(hours=n), 0, 0, 0, 0))
@@ -145,8 +147,8 @@ def hourly_statistics(engine: Engine, hours: int, now: datetime) -> list[HourlyS
     ]
 
 
-def busiest_clients(engine: Engine, since: datetime, limit: int) -> list[Row]:
-    """(client_id, results, curves, factors, last_seen) of those that did most curves since then."""
+def busiest_clients(engine: Engine, since: datetime, limit: int) -> list[AnyRow]:
+    """Return (client_id, results, curves, factors, last_seen) of the clients with the most curves since then."""
     curves = func.sum(ClientHourlyStats.curves)
     columns = (
         ClientHourlyStats.client_id,
@@ -167,19 +169,19 @@ def busiest_clients(engine: Engine, since: datetime, limit: int) -> list[Row]:
 
 
 def curves_since(engine: Engine, since: datetime, clients: list[str]) -> dict[str, int]:
-    """How many curves each of these clients has sent since then; those that have sent nothing are left out."""
-    theirs = (ClientHourlyStats.hour >= since, ClientHourlyStats.client_id.in_(clients))
+    """Return the number of curves that each of these clients sent since then; clients without any are left out."""
+    conditions = (ClientHourlyStats.hour >= since, ClientHourlyStats.client_id.in_(clients))
     sums = (
         select(ClientHourlyStats.client_id, func.sum(ClientHourlyStats.curves))
-        .where(*theirs)
+        .where(*conditions)
         .group_by(ClientHourlyStats.client_id)
     )
     with engine.connect() as connection:
         return {client: int(curves) for client, curves in connection.execute(sums)}
 
 
-def rank_clients(engine: Engine, limit: int) -> list[Row]:
-    """Clients, those with most curves first, with all that is known of them."""
+def rank_clients(engine: Engine, limit: int) -> list[AnyRow]:
+    """Return all columns of the `limit` clients with the most curves in total, those with the most first."""
     with engine.connect() as connection:
         columns = Client.__table__.columns
         return list(

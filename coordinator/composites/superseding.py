@@ -1,32 +1,33 @@
-"""The two stages of the same curves: which residues wait on a composite, and which attempts supersede which.
+"""The two stages of the same curves: open residues of a composite, and attempts that supersede others.
 
-A residue's n curves are an attempt with stage 1 only. An attempt that did stage 2 of k of them counts those k in full,
-and k of the n count no longer (`superseding_curves` of the one, `superseded_curves` of the other), so that whatever
-takes the one back gives the other its curves again. Who calls anything here has locked the composite.
+The n curves of a residue are an attempt with stage 1 only. A later attempt that does stage 2 of k of them counts k full
+curves, and k of the n stage-1 curves count no longer: k is the `superseding_curves` of the later attempt and the
+`superseded_curves` of the earlier one, which gets its curves back when the later one is voided or deleted. Callers have
+locked the composite.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.orm import aliased
 
 from coordinator.base import jobs
 from models.tables import Composite, EcmAttempt, Residue
+from models.types import AnyRow
 
 OPEN_STATUSES = ("available", "claimed")
 COMPLETED, CLOSED, EXPIRED = "completed", "closed", "expired"
-STAGE1_TAKEN_BACK = "its stage 1 was taken back"
+STAGE1_VOIDED = "its stage 1 was taken back"
 
 
 def close_residues(
-    connection: Connection, chosen: ColumnElement[bool], status: str, why: str | None
+    connection: Connection, chosen: ColumnElement[bool], status: str, reason: str | None
 ) -> list[jobs.JobRef]:
-    """End those of the chosen residues that are open; what to ring for, so that their files go after the commit."""
+    """Close the open ones of the chosen residues. Returns the jobs that delete their files after the commit."""
     closed = connection.execute(
         update(Residue)
         .where(chosen, Residue.status.in_(OPEN_STATUSES))
-        .values(status=status, message=why, closed_at=func.now(), claim_expires_at=None)
+        .values(status=status, message=reason, closed_at=func.now(), claim_expires_at=None)
         .returning(Residue.id, Residue.composite_id)
     ).all()
     recount_open_residues(connection, sorted({row.composite_id for row in closed}))
@@ -34,38 +35,42 @@ def close_residues(
 
 
 def recount_open_residues(connection: Connection, composite_ids: Sequence[int]) -> None:
-    """Count anew the open residues of composites; `work.refresh` says then what they want."""
+    """Store the number of open residues of composites; the caller then calls lease_lifecycle.refresh_eligibility."""
     if composite_ids:
-        waiting = select(func.count()).where(Residue.composite_id == Composite.id, Residue.status.in_(OPEN_STATUSES))
-        counted = waiting.correlate(Composite).scalar_subquery()
-        connection.execute(update(Composite).where(Composite.id.in_(list(composite_ids))).values(open_residues=counted))
+        open_residues = select(func.count()).where(
+            Residue.composite_id == Composite.id, Residue.status.in_(OPEN_STATUSES)
+        )
+        count = open_residues.correlate(Composite).scalar_subquery()
+        connection.execute(update(Composite).where(Composite.id.in_(list(composite_ids))).values(open_residues=count))
 
 
 def count_stage2_curves(connection: Connection, residue_id: int) -> int:
-    """How many of a residue's curves have had their stage 2."""
-    done = select(func.coalesce(func.sum(EcmAttempt.superseding_curves), 0)).where(EcmAttempt.residue_id == residue_id)
-    return int(connection.execute(done).scalar_one())
+    """Return how many of a residue's curves have had their stage 2."""
+    stage2_curves = select(func.coalesce(func.sum(EcmAttempt.superseding_curves), 0)).where(
+        EcmAttempt.residue_id == residue_id
+    )
+    return int(connection.execute(stage2_curves).scalar_one())
 
 
-def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> list[Row[Any]]:
-    """Before these attempts are taken back: what they superseded counts again, and residues of theirs are closed.
+def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> list[AnyRow]:
+    """Undo what these attempts superseded, before they are voided or deleted, and close the residues of their stage 1.
 
-    The attempts that got curves back (id, composite_id, b1, b2, parametrization, curves), which their composites' sums
-    lack as yet; those that were taken back themselves count for nothing, and are not among them.
+    Returns the attempts whose curves count again (id, composite_id, b1, b2, parametrization, curves), without those in
+    `attempt_ids` and voided ones. The caller adds these curves to the sums of their composites.
     """
     ids = list(attempt_ids)
-    taken, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)
-    back = (
-        select(Residue.stage1_attempt_id.label("id"), func.sum(taken.superseding_curves).label("curves"))
-        .join(taken, taken.residue_id == Residue.id)
-        .where(taken.id.in_(ids), taken.superseding_curves > 0, Residue.stage1_attempt_id.is_not(None))
+    stage2, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)
+    restored = (
+        select(Residue.stage1_attempt_id.label("id"), func.sum(stage2.superseding_curves).label("curves"))
+        .join(stage2, stage2.residue_id == Residue.id)
+        .where(stage2.id.in_(ids), stage2.superseding_curves > 0, Residue.stage1_attempt_id.is_not(None))
         .group_by(Residue.stage1_attempt_id)
-        .subquery("back")
+        .subquery("restored")
     )
-    given = connection.execute(
+    rows = connection.execute(
         update(stage1)
-        .where(stage1.id == back.c.id)
-        .values(superseded_curves=stage1.superseded_curves - back.c.curves)
+        .where(stage1.id == restored.c.id)
+        .values(superseded_curves=stage1.superseded_curves - restored.c.curves)
         .returning(
             stage1.id,
             stage1.composite_id,
@@ -73,9 +78,9 @@ def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> li
             stage1.b2,
             stage1.parametrization,
             stage1.voided_at,
-            back.c.curves,
+            restored.c.curves,
         )
     ).all()
     connection.execute(update(EcmAttempt).where(EcmAttempt.id.in_(ids)).values(superseding_curves=0))
-    close_residues(connection, Residue.stage1_attempt_id.in_(ids), CLOSED, STAGE1_TAKEN_BACK)
-    return [row for row in given if row.voided_at is None and row.id not in set(ids)]
+    close_residues(connection, Residue.stage1_attempt_id.in_(ids), CLOSED, STAGE1_VOIDED)
+    return [row for row in rows if row.voided_at is None and row.id not in set(ids)]

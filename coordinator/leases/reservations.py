@@ -1,7 +1,7 @@
 """What operators do to work: numbers reserved for another method elsewhere, paused and resumed; leases looked at."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -79,18 +79,43 @@ def reserve(
 
 
 def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
-    """End anybody's lease, without blame for its number. Idempotent; the lease then. Raises work.UnknownLease."""
-    return _end(engine, work_id, reason or "cancelled by an operator", None, actor)
+    """Close any client's lease as failed, without a count against its number; a closed lease stays as it is.
+
+    Returns the lease as it is then. Raises LeaseNotFoundError.
+    """
+    return _end(
+        engine, "cancel", lease_lifecycle.cancel_lease, work_id, reason or "cancelled by an operator", actor=actor
+    )
 
 
 def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
-    """End a reservation. Idempotent; the lease then. Raises work.UnknownLease, also for a lease that is none."""
-    return _end(engine, work_id, reason or "released", eligibility.RESERVATION_METHODS, actor)
+    """Close a reservation as completed; a closed one stays as it is. Returns the lease as it is then.
+
+    Raises LeaseNotFoundError, also for a lease that is no reservation.
+    """
+    return _end(engine, "release", lease_lifecycle.release_reservation, work_id, reason or "released", actor=actor)
 
 
-def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None, actor: Actor) -> Row:
-    with unit_of_work(engine, "release", work=str(work_id)) as connection:
-        before, after = lease_lifecycle.end_lease(connection, work_id, reason, methods)
+def end(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+    """Release a reservation, cancel any other lease. Returns the lease as it is then. Raises LeaseNotFoundError."""
+    with engine.connect() as connection:
+        chosen = select(WorkAssignment.method).where(WorkAssignment.id == work_id)
+        method = connection.execute(chosen).scalar_one_or_none()
+    close = release if method in eligibility.RESERVATION_METHODS else cancel
+    return close(engine, work_id, reason, actor)
+
+
+def _end(
+    engine: Engine,
+    name: str,
+    close: Callable[[Connection, uuid.UUID, str], tuple[Row, Row]],
+    work_id: uuid.UUID,
+    reason: str,
+    *,
+    actor: Actor,
+) -> Row:
+    with unit_of_work(engine, name, work=str(work_id)) as connection:
+        before, after = close(connection, work_id, reason)
         was, now = {"status": before.status}, {"status": after.status, "message": after.message}
         if was["status"] != now["status"]:
             audit.record(connection, actor, "end work", f"work {work_id}", before=was, after=now)

@@ -15,23 +15,30 @@ from io import StringIO
 from typing import Any
 
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects import postgresql
 
 from coordinator.base import jobs
+from coordinator.composites.eligibility import Eligibility
 from coordinator.composites.registry import COFACTOR, NUMBER
 from coordinator.loading.validation import NODE_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS, ValidatedBatch
+from models.tables import Composite
 
 # Rows that one statement inserts: some seconds, so that a request's statement timeout is far away.
 CHUNK = 50_000
 
+_ELIGIBILITY = ", ".join(Eligibility._fields)
+_ELIGIBILITY_TYPES = ", ".join(
+    f"{name} {Composite.__table__.columns[name].type.compile(postgresql.dialect())}" for name in Eligibility._fields
+)
+
 # Ids are taken from the tables' own sequences as rows come in: those of a list's numbers follow its order.
-_TABLES = """
+_TABLES = f"""
 CREATE TEMP TABLE incoming (
     line bigint, id bigint DEFAULT nextval('composites_id_seq'), written text, written_sha256 bytea, value_sha256 bytea,
     cofactor text, cofactor_sha256 bytea, plain boolean, digit_length integer, is_prime boolean, finished boolean,
     priority integer, has_snfs_form boolean, snfs_difficulty integer, explicit_target double precision,
-    target double precision, project text, t_level double precision, effort bytea, ecm_eligible boolean,
-    pm1_eligible boolean, pp1_eligible boolean, p1_target_b1 bigint, planned_t_level double precision,
-    work_value double precision
+    target double precision, project text, t_level double precision, effort bytea,
+    {_ELIGIBILITY_TYPES}
 ) ON COMMIT DROP;
 CREATE TEMP TABLE incoming_nodes (
     id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, above integer, factor text,
@@ -63,16 +70,16 @@ WHERE NOT EXISTS (SELECT FROM matched m WHERE m.line = i.line)
   )
 ORDER BY i.value_sha256, i.line
 """
-_COMPOSITES = """
+_COMPOSITES = f"""
 INSERT INTO composites (
     id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority, has_snfs_form,
-    snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort, ecm_eligible, pm1_eligible,
-    pp1_eligible, p1_target_b1, planned_t_level, work_value
+    snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort,
+    {_ELIGIBILITY}
 )
 SELECT i.id, written, value_sha256, coalesce(cofactor, written), digit_length, is_prime, finished,
        coalesce(priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
-       t_level, coalesce(effort, ''), ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level,
-       work_value
+       t_level, coalesce(effort, ''),
+       {_ELIGIBILITY}
 FROM fresh JOIN incoming i USING (line)
 WHERE line BETWEEN :first AND :last ORDER BY line
 ON CONFLICT (value_sha256) DO NOTHING

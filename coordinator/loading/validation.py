@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from coordinator import effort
 from coordinator.composites import eligibility
-from coordinator.composites.registry import Fresh, sha256
+from coordinator.composites.registry import sha256
 from coordinator.loading.list_formats import InputRow
 from coordinator.numbers.arithmetic import digit_count, multiplicity
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
@@ -234,12 +234,7 @@ NUMBER_COLUMNS = (
     "project",
     "t_level",
     "effort",
-    "ecm_eligible",
-    "pm1_eligible",
-    "pp1_eligible",
-    "p1_target_b1",
-    "planned_t_level",
-    "work_value",
+    *eligibility.Eligibility._fields,
 )
 NODE_COLUMNS = ("line", "place", "above", "factor", "factor_sha256", "digits", "multiplicity", "is_prime", "origin")
 RUN_COLUMNS = ("line", "b1", "b2", "parametrization", "curves")
@@ -301,8 +296,8 @@ def _row_settings(
 ) -> _RowSettings:
     vector: np.ndarray = effort.effort_of(runs)
     target = effort.target_t_level(digits, snfs) if explicit is None else explicit
-    wants = eligibility.compute_eligibility(Fresh(vector, digits, is_prime, finished, target), [])
-    columns = tuple(wants[name] for name in NUMBER_COLUMNS[-6:])
+    inputs = eligibility.EligibilityInputs(vector, digits, is_prime, finished, target)
+    columns = tuple(eligibility.compute_eligibility(inputs, []).values())
     stored = np.asarray(vector, dtype="<f8").tobytes() if runs else None
     return _RowSettings(target, effort.t_level(vector), stored, columns)
 

@@ -29,7 +29,7 @@ from coordinator.base import jobs
 from coordinator.base.unit_of_work import savepoint, unit_of_work
 from coordinator.composites import families, lease_lifecycle, ledger, registry
 from coordinator.composites.families import Divisor
-from coordinator.composites.registry import Found
+from coordinator.composites.registry import RegisteredComposite
 from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.residues import residue_claims
@@ -192,7 +192,9 @@ def _apply_verified(
     return Outcome(state, attempt_id, composite_id, status, message, t_level, target, is_completed), to_publish
 
 
-def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row]]:
+def _lock(
+    connection: Connection, result: SubmitResult, settings: Settings
+) -> tuple[RegisteredComposite, bool, list[Row]]:
     """The composite (see `_find_or_register`), whether it is new, and its family, locked."""
     found, is_new = _find_or_register(connection, result, settings)
     family = registry.lock_family(connection, found.root_id)
@@ -203,7 +205,9 @@ def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> t
     return found, is_new, family
 
 
-def _find_or_register(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool]:
+def _find_or_register(
+    connection: Connection, result: SubmitResult, settings: Settings
+) -> tuple[RegisteredComposite, bool]:
     """(the composite, whether it is new). Raises Rejected for a number that cannot be one."""
     try:
         found = registry.find(connection, result.composite, settings.max_digits)
@@ -223,7 +227,7 @@ def _find_or_register(connection: Connection, result: SubmitResult, settings: Se
             "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
         )
     new_id = registry.register(connection, result.composite, value, is_prime=prime)
-    return Found(new_id, registry.roots_of(connection, [new_id])[0]), True
+    return RegisteredComposite(new_id, registry.roots_of(connection, [new_id])[0]), True
 
 
 def _verify_claims(

@@ -273,7 +273,7 @@ def end_work(work_id: str) -> ResponseReturnValue:
 
     def do() -> str:
         reason = _form(ReasonQuery).reason
-        row = with_lease(lambda id_: reservations.cancel(engine(), id_, reason, request_actor()), work_id)
+        row = with_lease(lambda id_: reservations.end(engine(), id_, reason, request_actor()), work_id)
         return f"The {row.method} work of {row.client_id} is {row.status}."
 
     return _done(url_for("admin_pages.work"), do)

@@ -33,7 +33,10 @@ def assignments() -> Response:
     "/work/assignments/<work_id>", operation_id="admin_cancel_work", responses={200: LeaseState, **UNKNOWN_WORK}
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
-    """Cancel the lease of any client. The client is told at its next heartbeat."""
+    """Cancel any client's lease: its status is `failed` and its message is `reason`.
+
+    A closed lease stays as it is. The client is told at its next heartbeat.
+    """
     return answer(
         lease_state(
             with_lease(lambda id_: reservations.cancel(engine(), id_, query.reason, request_actor()), path.work_id)

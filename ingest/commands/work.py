@@ -64,9 +64,10 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
 @REASON_OPTION
 @HOME_OPTION
 def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
-    """End the lease or reservation WORK_ID, whoever holds it; one that is closed already stays as it is.
+    """Cancel the lease or reservation WORK_ID, whoever holds it: its status is `failed`, with the reason.
 
-    Its client learns of it by its next heartbeat. Exits with 1 if there is no such lease.
+    A lease that is closed already stays as it is. The client is told at its next heartbeat. Exits with 1 if there is no
+    such lease.
     """
     from coordinator.composites.lease_lifecycle import LeaseNotFoundError
     from coordinator.leases import reservations

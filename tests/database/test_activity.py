@@ -1,4 +1,4 @@
-"""What clients do is added up once, however often that is asked for, and only when nothing more can come before it."""
+"""Client statistics: attempts are added once, however often and by how many tasks, and not before all are committed."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ def now():
 
 
 def send(engine, *factors, client="alice", ago=timedelta(minutes=5), **fields):
-    """Submit a result; its attempt and its factors are that old."""
+    """Submit a result, and move its attempt and its factors back in time by `ago`."""
     done = submit(engine, result(NUMBER, *factors, client=client, **fields), key=f"{random.getrandbits(64):x}")
     for table, column in (("ecm_attempts", "id"), ("factors", "attempt_id")):
         moved = f"UPDATE {table} SET created_at = now() - :ago WHERE {column} = :attempt"
@@ -48,7 +48,7 @@ def test_results_curves_and_factors_are_added_once(engine, now):
     assert sum(hour.curves for hour in statistics.hourly_statistics(engine, 3, now + timedelta(minutes=10))) == 15
 
 
-def test_what_may_still_be_committed_is_left_for_the_next_time(engine, now):
+def test_attempts_of_the_last_minutes_are_left_for_the_next_time(engine, now):
     send(engine, curves=7, ago=timedelta(seconds=30))
     statistics.aggregate_attempts(engine, now, LATE)
     assert known(engine) == {}
@@ -56,7 +56,7 @@ def test_what_may_still_be_committed_is_left_for_the_next_time(engine, now):
     assert known(engine)["alice"] == (1, 7, 0)
 
 
-def test_at_once_and_after_years_it_is_added_once(engine, now):
+def test_concurrent_tasks_add_years_of_attempts_once(engine, now):
     for days in (1000, 400, 1):
         send(engine, curves=days, ago=timedelta(days=days))
     with ThreadPoolExecutor(4) as pool:
@@ -64,7 +64,7 @@ def test_at_once_and_after_years_it_is_added_once(engine, now):
     assert known(engine)["alice"] == (3, 1401, 0)
 
 
-def test_what_is_taken_back_goes_from_what_was_added_and_is_not_added_later(engine, now):
+def test_voided_and_deleted_attempts_are_subtracted_and_not_added_later(engine, now):
     send(engine, curves=1000, ago=timedelta(hours=2))
     send(engine, client="bob", curves=50)
     deleted = submit(engine, result(NUMBER, client="bob", curves=7), key="deleted")

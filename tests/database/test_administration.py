@@ -282,7 +282,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert (row.attempt_count, row.pm1_b1) == (1, 0)
     assert row.current_composite == str(product(P20, P40, P80))
     assert (
-        scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE void_reason = 'broken' AND curves_sha256 IS NULL") == 4
+        scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE voided_at IS NOT NULL AND curves_sha256 IS NULL") == 4
     )
     assert ledger.recalculate_all(engine) == []
     assert_no_orphans(engine)

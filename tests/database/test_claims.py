@@ -1,6 +1,7 @@
 """What claims hand out, to whom, in which order, and what they say when there is nothing."""
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, submit
@@ -9,8 +10,10 @@ from primes import prime, product
 from coordinator import effort
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, registry
+from coordinator.composites.eligibility import Eligibility
 from coordinator.effort import planning
-from coordinator.leases import claims
+from coordinator.housekeeping import lease_expiry
+from coordinator.leases import claims, reservations
 from coordinator.leases.claims import Claim, NoWork, WorkRequest
 
 MINUTE = SETTINGS.model_copy(update={"lease_target_minutes": 1})
@@ -37,7 +40,8 @@ def shared(engine, client="alice", settings=MINUTE, **wanted):
 
 
 def lease(engine, made):
-    (row,) = rows(engine, "SELECT * FROM work_assignments WHERE id = :id", id=made.work_id)
+    lease_id = made.work_id if isinstance(made, Claim) else made.id
+    (row,) = rows(engine, "SELECT * FROM work_assignments WHERE id = :id", id=lease_id)
     return row
 
 
@@ -294,7 +298,7 @@ def test_a_lease_is_somebodys(engine):
         assert lease(engine, made) == before
 
 
-# Parking -------------------------------------------------------------------------------------------------------------
+# Holds ---------------------------------------------------------------------------------------------------------------
 
 
 def give_up(engine, *clients, reason="it crashes"):
@@ -303,7 +307,7 @@ def give_up(engine, *clients, reason="it crashes"):
         lease_lifecycle.abandon(engine, made.work_id, client, reason)
 
 
-def test_a_number_that_several_clients_give_up_in_a_row_is_parked(engine):
+def test_a_number_that_several_clients_give_up_in_a_row_is_set_aside(engine):
     (only,) = load(engine, 120)
     give_up(engine, "a", "a", "a", "b")
     assert state(engine, only).hold is None
@@ -327,12 +331,107 @@ def test_curves_or_a_completed_lease_in_between_speak_for_a_number(engine):
     assert state(engine, only).hold == "parked"
 
 
+# Cancelled by an operator --------------------------------------------------------------------------------------------
+
+CANCELLED_LEASES = {
+    "some curves": {"shared": True},
+    "a whole number": {},
+    "P-1 and P+1": {"method": "p1"},
+}
+
+
+@pytest.mark.parametrize("kind", CANCELLED_LEASES)
+@pytest.mark.parametrize(("reason", "message"), [(None, "cancelled by an operator"), ("not now", "not now")])
+def test_a_lease_that_an_operator_cancels_has_failed_once_and_says_so(engine, kind, reason, message):
+    (only,) = load(engine, 120)
+    made = claim(engine, **CANCELLED_LEASES[kind])
+    for _ in range(2):
+        row = reservations.cancel(engine, made.work_id, reason)
+        assert (row.status, row.message) == ("failed", message)
+    closed = lease(engine, made)
+    assert closed.is_cancelled
+    assert reservations.cancel(engine, made.work_id, "once more").message == message
+    assert lease(engine, made) == closed
+    # Its client reads it in its list and in the answer to its heartbeat, and somebody else gets the number.
+    (listed,) = lease_lifecycle.client_leases(engine, "alice", 10)
+    assert (listed.status, listed.message) == ("failed", message)
+    beat = lease_lifecycle.heartbeat(engine, made.work_id, "alice", 1)
+    assert (beat.status, beat.message) == ("failed", message)
+    assert state(engine, only).open_leases == 0
+    assert isinstance(claim(engine, "bob", **CANCELLED_LEASES[kind]), Claim)
+    assert_sound(engine)
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "timeout"])
+def test_a_lease_that_is_closed_is_not_cancelled(engine, status):
+    load(engine, 120)
+    made = shared(engine)
+    if status == "completed":
+        lease_lifecycle.complete(engine, made.work_id, "alice")
+    elif status == "failed":
+        lease_lifecycle.abandon(engine, made.work_id, "alice", "it crashes")
+    else:
+        run_sql(engine, "UPDATE work_assignments SET expires_at = now() - interval '1 second'")
+        lease_expiry.expire_leases(engine, datetime.now(UTC))
+    closed = lease(engine, made)
+    assert closed.status == status
+    reservations.cancel(engine, made.work_id, "too late")
+    assert lease(engine, made) == closed
+
+
+def test_cancelled_leases_do_not_count_as_given_up(engine):
+    (only,) = load(engine, 120)
+    give_up(engine, "a")
+    for client, reason in (("b", None), ("c", "its machine is gone"), ("d", "it crashes"), ("e", None)):
+        made = shared(engine, client)
+        reservations.cancel(engine, made.work_id, reason)
+        # Its client learns of it and gives it up, too: it is closed already.
+        lease_lifecycle.abandon(engine, made.work_id, client, "it crashes")
+    assert state(engine, only).hold is None
+    # They say nothing in favour of the number either: two more clients are the second and the third.
+    give_up(engine, "f")
+    assert state(engine, only).hold is None
+    give_up(engine, "g")
+    row = state(engine, only)
+    assert (row.hold, row.hold_reason) == ("parked", "g: it crashes; f: it crashes; a: it crashes")
+    assert_sound(engine)
+
+
+def test_curves_of_a_cancelled_lease_speak_for_a_number(engine):
+    load(engine, 120)
+    give_up(engine, "a", "b")
+    made = shared(engine, "c")
+    reservations.cancel(engine, made.work_id, None)
+    late = result(made.composite.number, client="c", curves=made.plan.curves, work_id=str(made.work_id))
+    submit(engine, late)
+    row = lease(engine, made)
+    assert (row.status, row.curves_submitted) == ("failed", made.plan.curves)
+    give_up(engine, "d", "e")
+    assert state(engine, made.composite.id).hold is None
+    assert_sound(engine)
+
+
+def test_a_released_reservation_is_completed_and_a_cancelled_one_has_failed(engine):
+    (only,) = load(engine, 120)
+    for end, status, is_cancelled in (
+        (reservations.release, "completed", False),
+        (reservations.end, "completed", False),
+        (reservations.cancel, "failed", True),
+    ):
+        taken = reservations.reserve(engine, only, "bob", "nfs", 1, details=None, max_digits=1000)
+        row = end(engine, taken.id, None)
+        assert (row.status, lease(engine, row).is_cancelled) == (status, is_cancelled)
+    made = claim(engine)
+    assert reservations.end(engine, made.work_id, None).status == "failed"
+    assert_sound(engine)
+
+
 def test_the_work_columns_are_what_a_recompute_says(engine):
     ids = load(engine, 90, 120, 150)
     shared(engine, max_digits=90)
     claim(engine, min_digits=150)
     submit(engine, result(state(engine, ids[1]).number, curves=50))
-    names = "open_leases, ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value"
+    names = ", ".join(Eligibility._fields)
     before = rows(engine, f"SELECT {names} FROM composites ORDER BY id")
     run_sql(engine, "UPDATE composites SET ecm_eligible = NOT ecm_eligible, planned_t_level = 99, open_leases = 7")
     with unit_of_work(engine, "refresh") as connection:

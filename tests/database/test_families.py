@@ -68,7 +68,7 @@ def test_a_composite_factor_of_83_digits_becomes_a_composite_that_inherits_all_c
         "SELECT b1, curves, prior_curves FROM composite_effort WHERE composite_id = :id ORDER BY b1",
         id=child.id,
     )
-    # The run that found it was run on its factors too.
+    # The curves that found it also count for its factors.
     assert inherited == [(11_000, 0, 30), (50_000, 0, 7)]
     assert_sound(engine)
 
@@ -76,18 +76,18 @@ def test_a_composite_factor_of_83_digits_becomes_a_composite_that_inherits_all_c
     row = submit(engine, result(child.number, str(P40), client="bob", curves=11))
     assert (row.composite_id, row.outcome["factor_status"]) == (child.id, "new_factor")
     assert row.outcome["current_t_level"] > before
-    # What was found on the child stands in the root's tree, credited to who found it.
+    # The factors of the child are also in the tree of the root, with the client that found them.
     assert leaves(engine, str(number)) == [(str(P40), True), (str(R42), True)]
-    found = rows(engine, "SELECT DISTINCT client_id FROM factors WHERE factor IN (:p, :r)", p=str(P40), r=str(R42))
-    assert found == [("bob",)]
+    finders = rows(engine, "SELECT DISTINCT client_id FROM factors WHERE factor IN (:p, :r)", p=str(P40), r=str(R42))
+    assert finders == [("bob",)]
     (child,) = rows(engine, CHILDREN)
     assert child.is_fully_factored
     assert composite(engine, str(number)).current_composite == str(S41 * P80)
     assert_sound(engine)
 
 
-def test_what_is_left_of_a_child_stays_that_childs_work(engine):
-    """A part of a child that is still too large to split is not made a second composite."""
+def test_the_cofactor_of_a_child_stays_the_work_of_that_child(engine):
+    """A cofactor of a child that is still too large to be split does not become a second composite."""
     small = prime(9)
     part = product(small, P40, R42)
     number = product(part, P80, Q80)
@@ -120,8 +120,8 @@ def test_a_composite_part_of_a_child_becomes_the_roots_child(engine):
     assert_sound(engine)
 
 
-def test_a_child_born_while_a_result_waits_for_its_family_hears_of_the_factor(engine):
-    """Locking a family takes in the members that were committed while the lock was waited for."""
+def test_a_child_registered_while_a_result_waits_for_its_family_gets_the_factor(engine):
+    """The lock of a family includes the members that were committed while it waited."""
     small = prime(9)
     part = product(small, P40, R42)
     number = str(product(part, P80, Q80))
@@ -138,7 +138,7 @@ def test_a_child_born_while_a_result_waits_for_its_family_hears_of_the_factor(en
         )
         while not scalar(engine, waiting):
             pass
-        # What applying `third` will do to the family, in the transaction that `second` waits for.
+        # `second` waits for this transaction, which changes the family like the application of `third`.
         members = families.load_family(connection, [root_id], SETTINGS.max_digits)
         families.use_divisors(connection, members, [Divisor(mpz(part), SUBMITTED)])
     applied.join()
@@ -149,15 +149,15 @@ def test_a_child_born_while_a_result_waits_for_its_family_hears_of_the_factor(en
     assert_sound(engine)
 
 
-def test_two_numbers_that_share_a_cofactor_share_what_is_found(engine):
-    """As F(2n) = F(n) L(n): each cofactor alone would find the factor twice."""
+def test_two_numbers_that_share_a_cofactor_share_their_factors(engine):
+    """As with F(2n) = F(n) L(n): clients would find the factor twice if each number were alone."""
     a, b = prime(9), prime(10)
     shared = product(P40, Q80)
     first, second = str(a * shared), str(b * shared)
     submit(engine, result(first, str(a)))
     submit(engine, result(second, str(b)))
     run_jobs(engine)
-    # Found on the one that is known longest, under the value that both have.
+    # The result is applied to the oldest composite with the value that both have.
     row = submit(engine, result(str(shared), str(P40), client="bob"))
     assert row.composite_id == composite(engine, first).id
     assert composite(engine, second).current_composite == str(shared)
@@ -168,14 +168,14 @@ def test_two_numbers_that_share_a_cofactor_share_what_is_found(engine):
     assert_sound(engine)
 
 
-def test_sharing_works_towards_the_one_that_asks_too(engine):
+def test_the_number_that_requests_the_sharing_gets_factors_too(engine):
     a, b = prime(9), prime(10)
     shared = product(P40, S41, Q80)
     first, second = str(a * shared), str(b * shared)
     submit(engine, result(first, str(a)))
     submit(engine, result(first, str(P40)))
     run_jobs(engine)
-    # Only now does it become known that the second has had the first's old cofactor.
+    # The second number gets the alias of the first one's old cofactor only now.
     submit(engine, result(second, str(b)))
     run_jobs(engine)
     assert leaf_values(engine, second) == texts(b, P40)
@@ -212,7 +212,7 @@ def test_look_up_prefers_the_exact_number_then_a_current_cofactor_then_the_oldes
             return registry.find(connection, str(value), SETTINGS.max_digits).id
 
     assert named(shared) == ids[0]
-    # The first moves on, without its jobs having run: the second still works on the value.
+    # The first is divided, but its jobs do not run: the value is still the cofactor of the second.
     submit(engine, result(first, str(P40)))
     assert named(shared) == ids[1]
     run_jobs(engine)
@@ -225,13 +225,13 @@ def test_look_up_prefers_the_exact_number_then_a_current_cofactor_then_the_oldes
 
 
 def test_losing_the_race_for_a_child_leaves_its_effort_alone(engine, monkeypatch):
-    """Two families may find the same part at once; the second one's curves do not become the child's."""
+    """Two families register the same part at once: the child does not inherit the curves of the second."""
     part = P40 * R42
     first, second = str(part * prime(80, 2)), str(part * prime(80, 3))
     submit(engine, result(first, str(part), curves=3))
     (child,) = rows(engine, CHILDREN)
     find = registry.find
-    # What the second one saw before the first one committed.
+    # The second family read this before the first one committed.
     monkeypatch.setattr(registry, "find", lambda *args: None if args[1] == str(part) else find(*args))
     submit(engine, result(second, str(part), curves=4, b1=11_000))
     monkeypatch.undo()
@@ -253,7 +253,7 @@ def test_a_cofactor_of_2500_digits_is_tested_by_a_job(engine, is_prime):
     run_jobs(engine)
     row = composite(engine, number)
     if is_prime:
-        assert row.is_fully_factored and row.current_composite == "1"
+        assert (row.is_fully_factored, row.current_composite) == (True, "1")
         assert len(leaf_values(engine, number)) == 2
     else:
         assert (row.is_prime, row.is_fully_factored, row.digit_length) == (False, False, 2917)
@@ -267,15 +267,15 @@ def test_a_number_of_2917_digits_turns_out_to_be_prime(engine):
     lease(engine, composite(engine, number).id)
     run_jobs(engine)
     row = composite(engine, number)
-    assert row.is_prime and row.is_fully_factored
+    assert (row.is_prime, row.is_fully_factored) == (True, True)
     assert scalar(engine, "SELECT status FROM work_assignments") == "completed"
     refused = submit(engine, result(number, curves=5))
     assert (refused.state, refused.reason) == ("rejected", "composite_is_prime")
     assert_sound(engine)
 
 
-def test_a_large_prime_factor_of_a_child_is_learned_by_the_whole_family(engine):
-    """The root's leaf and the child's cofactor are the same large number, tested once."""
+def test_a_large_prime_factor_of_a_child_is_recorded_in_the_whole_family(engine):
+    """A leaf of the root and the cofactor of the child are the same large number, and one test is enough."""
     mersenne = 2**9689 - 1
     small = prime(30)
     number = f"(2^9689-1)*{small}*{P40}*{P80}"
@@ -326,7 +326,7 @@ def test_perfect_powers(engine, base, power, claim):
     assert product(*map(int, values)) * int(composite(engine, number).current_composite) == int(number)
 
 
-def test_a_claim_that_is_a_multiple_of_what_is_left_splits_it(engine):
+def test_a_claim_that_is_a_multiple_of_the_cofactor_splits_it(engine):
     number = P40**2 * P80**2
     submit(engine, result(str(number)))  # the square of P40 * P80, which is too large to split
     assert submit(engine, result(str(number), str(P40 * P80**2))).state == "applied"
@@ -364,14 +364,14 @@ def test_a_factor_that_was_divided_out_is_known_under_any_value(engine):
     old = number // p
     submit(engine, result(str(old), str(q)))
     assert submit(engine, result(str(old), str(p), client="bob")).outcome["factor_status"] == "known_factor"
-    # P*R found on the old value still yields R.
+    # A claim of P*R on the old value still splits off R.
     row = submit(engine, result(str(old), str(q * r), client="carol"))
     assert row.outcome["factor_status"] == "new_factor"
     assert leaf_values(engine, number) == texts(p, q, r)
     assert_sound(engine)
 
 
-def test_one_and_the_number_itself_are_no_factors_and_no_fault(engine):
+def test_one_and_the_number_itself_are_no_factors_and_no_error(engine):
     number = str(product(P40, P80))
     row = submit(engine, result(number, number, "1"))
     assert (row.state, row.outcome["factor_status"]) == ("applied", "no_factor")

@@ -1,4 +1,4 @@
-"""Orders of curves in the database: asked for with a factor, found by a job, in nobody's way."""
+"""Group orders in the database: a result with a factor requests the job, and the job stores its finding."""
 
 from gmpy2 import mpz
 from pipeline import result, rows, run_jobs, submit
@@ -11,7 +11,7 @@ P, Q, LARGE = 1000000000100011, 1000000000000037, mpz(2) ** 521 - 1
 
 
 def pretend(monkeypatch, unexplained=()):
-    """Findings without PARI; those of the `unexplained` factors are not explained. What was asked, as a list."""
+    """Replace the computation by findings that explain all factors but `unexplained`; returns its inputs."""
     asked = []
 
     def examine(claim):
@@ -37,14 +37,14 @@ def test_each_prime_of_a_composite_find_is_tested(engine, monkeypatch):
     asked = pretend(monkeypatch, {str(Q)})
     submit(engine, result(str(P * Q * LARGE), (str(P * Q), "0:77"), b1=2000, b2=0))
     run_jobs(engine)
-    assert sorted(asked) == sorted((str(one), "77", 0, 2000, 0) for one in (P, Q))
-    said = {row.factor: row for row in rows(engine, "SELECT factor, is_explained, order_remark FROM factors")}
-    assert (said[str(P)].is_explained, said[str(Q)].is_explained) == (True, False)
-    assert said[str(P * Q)].is_explained is False
-    assert said[str(P * Q)].order_remark == f"its factor {Q} is not explained"
+    assert sorted(asked) == sorted((str(prime), "77", 0, 2000, 0) for prime in (P, Q))
+    stored = {row.factor: row for row in rows(engine, "SELECT factor, is_explained, order_remark FROM factors")}
+    assert (stored[str(P)].is_explained, stored[str(Q)].is_explained) == (True, False)
+    assert stored[str(P * Q)].is_explained is False
+    assert stored[str(P * Q)].order_remark == f"its factor {Q} is not explained"
 
 
-def test_without_a_sigma_or_ecm_nothing_is_asked_for(engine, monkeypatch):
+def test_without_a_sigma_or_ecm_no_job_is_requested(engine, monkeypatch):
     asked = pretend(monkeypatch)
     submit(engine, result(str(P * LARGE), str(P)))
     submit(engine, result(str(Q * LARGE), (str(Q), "0:5"), method="pp1"))

@@ -1,4 +1,4 @@
-"""Every invariant that is broken behind the pipeline's back is found, and named."""
+"""`invariants.violations` finds and names each kind of damage that SQL does to a sound database."""
 
 import pytest
 from pipeline import SETTINGS, composite, lease, result, run_sql, submit
@@ -12,7 +12,7 @@ DONE = str(product(prime(20), prime(22)))
 
 @pytest.fixture
 def sound(engine):
-    """A database with a bit of everything and nothing wrong."""
+    """A database with rows of every kind and no violation."""
     submit(engine, result(NUMBER, str(prime(9) * prime(20)), sigma="1:1"))
     submit(engine, result(NUMBER, sigma="1:1", client="bob"))
     submit(engine, result(NUMBER, "999"))

@@ -1,4 +1,4 @@
-"""A job runs once at a time, however often it is rung for, and lets go of that when it ends in whatever way."""
+"""A job runs once at a time, however often it is published, and its lock is released however it ends."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def job(engine):
 
 @pytest.fixture
 def worker(database_url):
-    """An engine as a worker process has it."""
+    """An engine like that of a worker process."""
     engine = make_engine(database_url, pool_size=2)
     yield engine
     engine.dispose()
@@ -32,12 +32,12 @@ def run(engine, job):
     return job_runner.run_job(engine, job, max_deliveries=5, max_digits=1000)
 
 
-def standing(engine):
+def state_and_tries(engine):
     ((state, tries),) = rows(engine, "SELECT state, tries FROM jobs")
     return state, tries
 
 
-def test_a_job_that_runs_is_not_run_beside_itself_and_counts_no_try(engine, worker, job, monkeypatch):
+def test_a_running_job_is_not_started_again_and_counts_no_delivery_attempt(engine, worker, job, monkeypatch):
     begun, go_on, ended = threading.Event(), threading.Event(), []
 
     def long_run(engine, row, max_digits):
@@ -56,12 +56,12 @@ def test_a_job_that_runs_is_not_run_beside_itself_and_counts_no_try(engine, work
         monkeypatch.setitem(job_runner.RUNNERS, jobs.SPLIT_FACTOR, lambda *_: pytest.fail("ran beside itself"))
         for _ in range(7):
             assert run(engine, job) == []
-        assert standing(engine) == ("waiting", 1)
+        assert state_and_tries(engine) == ("waiting", 1)
     finally:
         go_on.set()
         thread.join()
     assert ended == [1]
-    assert standing(engine) == ("done", 1)
+    assert state_and_tries(engine) == ("done", 1)
 
 
 def test_a_job_that_failed_can_run_again_elsewhere(engine, worker, job, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_job_that_failed_can_run_again_elsewhere(engine, worker, job, monkeypa
         with pytest.raises(ZeroDivisionError):
             run(worker, job)
     run(engine, job)
-    assert standing(engine) == ("done", 2)
+    assert state_and_tries(engine) == ("done", 2)
 
 
 DYING = """
@@ -82,7 +82,8 @@ from coordinator.base import jobs
 from coordinator.housekeeping import job_runner
 from models.engine import make_engine
 job_runner.RUNNERS[jobs.SPLIT_FACTOR] = lambda *_: os._exit(7)
-job_runner.run_job(make_engine(os.environ["TEST_URL"], pool_size=2), int(sys.argv[1]), max_deliveries=5, max_digits=1000)
+engine = make_engine(os.environ["TEST_URL"], pool_size=2)
+job_runner.run_job(engine, int(sys.argv[1]), max_deliveries=5, max_digits=1000)
 """
 
 
@@ -93,7 +94,7 @@ def test_a_job_whose_process_died_can_run_again(engine, database_url, job):
     # The server notices the end of the connection by itself, a moment later.
     for _ in range(500):
         run(engine, job)
-        if standing(engine)[0] == "done":
+        if state_and_tries(engine)[0] == "done":
             break
         threading.Event().wait(0.02)
-    assert standing(engine) == ("done", 2)
+    assert state_and_tries(engine) == ("done", 2)

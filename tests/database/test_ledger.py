@@ -1,4 +1,4 @@
-"""The ledger: sums and vectors that superseding, deleting and recomputing keep exact."""
+"""The ledger: superseding, deleting and recalculating keep the sums and the vectors exact."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ NUMBER = "2^1277-1"
 
 
 def runs(engine, *settings):
-    """Submit runs of (curves, B1, B2) on NUMBER; their attempts' ids."""
+    """Submit runs of (curves, B1, B2) on NUMBER; returns the ids of their attempts."""
     return [
         submit(engine, result(NUMBER, b1=b1, b2=b2, curves=curves, sigma=f"1:{index + 1}")).attempt_id
         for index, (curves, b1, b2) in enumerate(settings)
@@ -25,7 +25,7 @@ def runs(engine, *settings):
 
 
 def standing(engine):
-    """(vector, t-level, sums) of the first composite."""
+    """Return (vector, t-level, sums) of the first composite."""
     composite = rows(engine, select(Composite.effort, Composite.current_t_level).order_by(Composite.id))[0]
     sums = rows(engine, select(CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.curves))
     return composite.effort, composite.current_t_level, {(row.b1, row.b2): row.curves for row in sums if row.curves}
@@ -74,7 +74,7 @@ def test_deleting_an_attempt_takes_its_effort_and_keeps_its_factors(engine):
     assert_sound(engine)
 
 
-def test_deleting_an_attempt_refuses_who_sent_it_and_who_sent_it_again(engine):
+def test_deleting_an_attempt_rejects_its_submission_and_the_duplicates_of_it(engine):
     first = submit(engine, result(NUMBER, sigma="1:1"))
     again = submit(engine, result(NUMBER, sigma="1:1", client="bob"))
     other = submit(engine, result(NUMBER, sigma="1:2", client="bob"))
@@ -85,9 +85,9 @@ def test_deleting_an_attempt_refuses_who_sent_it_and_who_sent_it_again(engine):
         with unit_of_work(engine, "test") as connection:
             ledger.delete_attempt(connection, first.attempt_id, "a broken client")
 
-    # What a number was sent again for is found among its duplicates alone, however many results it has had.
+    # The statement reads only the duplicates of the number, however many results it has had.
     run_sql(engine, "CREATE INDEX ON submissions (composite_id) WHERE state = 'duplicate'")
-    sent, repeated = (one for one in executed(engine, delete) if one.startswith("UPDATE submissions"))
+    sent, repeated = (statement for statement in executed(engine, delete) if statement.startswith("UPDATE submissions"))
     assert f"Index Cond: (id = {first.id})" in plan(engine, sent)
     assert f"Index Cond: (composite_id = {first.composite_id})" in plan(engine, repeated)
     standing = rows(engine, "SELECT id, state, reason, outcome FROM submissions ORDER BY id")
@@ -100,7 +100,7 @@ def test_deleting_an_attempt_refuses_who_sent_it_and_who_sent_it_again(engine):
     assert_sound(engine)
 
 
-def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
+def test_a_recalculation_corrects_wrong_effort_and_nothing_else(engine):
     runs(engine, (100, 50_000, None), (200, 250_000, None))
     submit(engine, result("2^1061-1", curves=77))
     correct = standing(engine)
@@ -121,7 +121,7 @@ def test_recomputing_finds_and_mends_what_was_wrong_and_only_that(engine):
     assert_sound(engine)
 
 
-def test_recomputing_goes_in_batches_and_goes_on_where_it_stopped(engine, monkeypatch):
+def test_a_recalculation_goes_in_batches_and_continues_where_it_stopped(engine, monkeypatch):
     monkeypatch.setattr(ledger, "RECALCULATION_BATCH", 2)
     ids = [submit(engine, result(f"2^{exponent}-1", curves=7)).composite_id for exponent in (1061, 1277, 1297, 1301)]
     run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
@@ -135,7 +135,7 @@ def test_recomputing_goes_in_batches_and_goes_on_where_it_stopped(engine, monkey
         patch.setattr(ledger, "recalculate", died)
         with pytest.raises(SystemExit):
             ledger.recalculate_all(engine)
-    # The batch before stands; the one that was under way left nothing.
+    # The first batch is committed; the batch that was interrupted left nothing.
     assert rows(engine, "SELECT curves FROM composite_effort ORDER BY composite_id") == [(7,), (7,), (8,), (8,)]
     assert [difference.composite_id for difference in ledger.recalculate_all(engine, after=ids[2])] == [ids[3]]
     assert [difference.composite_id for difference in ledger.recalculate_all(engine, after=ids[1])] == [ids[2]]
@@ -162,12 +162,12 @@ def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
     assert difference.correct_t_level == pytest.approx(expected)
 
 
-def test_a_round_and_the_single_way_give_the_same_effort(engine, make_database):
+def test_a_batch_and_single_results_give_the_same_effort(engine, make_database):
     bodies = [result(NUMBER, b1=b1, curves=curves) for b1, curves in ((50_000, 7), (250_000, 3), (50_000, 11))]
     submit(engine, result(NUMBER, curves=1))
     receipts = [receive(engine, body, key=str(index)) for index, body in enumerate(bodies)]
     assert apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
-    assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'applied'") == 4, "all in one round"
+    assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'applied'") == 4, "all in one batch"
     other = make_engine(make_database())
     submit(other, result(NUMBER, curves=1))
     for index, body in enumerate(bodies):

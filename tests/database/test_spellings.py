@@ -38,10 +38,10 @@ def test_a_new_spelling_is_evaluated_once_and_then_taken_in_rounds(engine, monke
 
 
 def test_a_composite_has_so_many_spellings_and_no_more(engine):
-    for more in range(registry.MOST_SPELLINGS + 5):
+    for more in range(registry.MAX_SPELLINGS + 5):
         assert submit(engine, result(f"{NUMBER}{'+1-1' * more}", curves=more)).state == "applied"
     known = spellings(engine)
-    assert len(known) == registry.MOST_SPELLINGS
+    assert len(known) == registry.MAX_SPELLINGS
     # Its own decimal value is one of them, whoever writes it.
     assert registry.sha256(DECIMAL) in known
     assert_sound(engine)

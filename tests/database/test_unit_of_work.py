@@ -1,4 +1,4 @@
-"""A unit of work says in one line how it ended, whose it was and how long it took; and ends as it says."""
+"""A unit of work logs its end, its name and its duration in one line, and that line is true."""
 
 import logging
 
@@ -11,10 +11,12 @@ from coordinator.base import unit_of_work
 
 @pytest.fixture
 def lines(monkeypatch):
-    # A logger of its own: those of these tests are quiet.
+    # The loggers of these tests are silent, so this module gets one of its own.
     captured = structlog.testing.LogCapture()
-    told = structlog.make_filtering_bound_logger(logging.INFO)
-    monkeypatch.setattr(unit_of_work, "log", structlog.wrap_logger(None, processors=[captured], wrapper_class=told))
+    logger_class = structlog.make_filtering_bound_logger(logging.INFO)
+    monkeypatch.setattr(
+        unit_of_work, "log", structlog.wrap_logger(None, processors=[captured], wrapper_class=logger_class)
+    )
     return captured.entries
 
 
@@ -26,7 +28,7 @@ def projects(engine):
         return connection.execute(text("SELECT count(*) FROM projects")).scalar_one()
 
 
-def test_a_committed_one(engine, lines):
+def test_a_committed_unit_of_work_is_logged(engine, lines):
     with unit_of_work.unit_of_work(engine, "add_project", project=7) as connection:
         connection.execute(INSERT)
     (line,) = lines
@@ -36,13 +38,14 @@ def test_a_committed_one(engine, lines):
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
-def test_one_that_was_rolled_back_says_why(engine, lines, error):
-    with (
-        pytest.raises(type(error)),
-        unit_of_work.unit_of_work(engine, "add_project", project=7) as connection,
-    ):
-        connection.execute(INSERT)
-        raise error
+def test_a_rolled_back_unit_of_work_is_logged_with_its_cause(engine, lines, error):
+    def add_project_and_raise():
+        with unit_of_work.unit_of_work(engine, "add_project", project=7) as connection:
+            connection.execute(INSERT)
+            raise error
+
+    with pytest.raises(type(error)):
+        add_project_and_raise()
     (line,) = lines
     assert (line["event"], line["unit"], line["project"]) == ("Transaction rolled back", "add_project", 7)
     assert line["cause"] == type(error).__name__

@@ -120,7 +120,7 @@ def test_a_cancelled_lease_is_closed_once(call, engine, numbers):
     result = call("cancel", str(made.work_id), "--reason", "the machine is gone")
     assert (result.exit_code, result.stdout) == (
         0,
-        f"{made.work_id} of alice is completed: the machine is gone\n",
+        f"{made.work_id} of alice is failed: the machine is gone\n",
     )
     assert composite(engine, str(N)).open_leases == 0
     assert call("cancel", str(made.work_id)).stdout == result.stdout  # as it was
@@ -225,7 +225,7 @@ def test_json_is_all_that_goes_to_standard_output(database_url, engine, numbers)
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
     done = run("cancel", str(made.work_id))
-    assert done.stdout.splitlines() == [f"{made.work_id} of alice is completed: cancelled by an operator"]
+    assert done.stdout.splitlines() == [f"{made.work_id} of alice is failed: cancelled by an operator"]
     assert json.loads(run("ls", "--json").stdout) == []
 
 

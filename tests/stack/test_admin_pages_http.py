@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import requests
 from bodies import SCRIPT, claiming, plain
-from leasing import named, registered
+from leasing import ask, named, registered
 from requests.adapters import HTTPAdapter
 from stacks import until
 from traffic import prime
@@ -232,6 +232,14 @@ def test_a_number_is_reserved_and_released(stack, browser):
     work = stack.scalar("SELECT id FROM work_assignments WHERE client_id = :client", client=client)
     assert client in said(browser.send("/admin/work", f"/admin/work/{work}/end", reason="done with"), "done")
     assert stack.scalar("SELECT open_leases FROM composites WHERE number = :value", value=value) == 0
+    status = "SELECT status FROM work_assignments WHERE client_id = :client"
+    assert stack.scalar(status, client=client) == "completed"
+    # A lease is cancelled by the same form: that is no success.
+    client = named("leased")
+    lease = ask(stack, client, composite=value)
+    shown = said(browser.send("/admin/work", f"/admin/work/{lease['work_id']}/end", reason="not now"), "done")
+    assert f"work of {client} is failed" in shown
+    assert stack.scalar(status, client=client) == "failed"
     assert "is no work_id" in said(browser.send("/admin/work", "/admin/work/none/end"), "refused")
 
 

@@ -196,7 +196,7 @@ def test_operators_see_open_leases_and_cancel_them(stack, key):
     leases = [ask(stack, client, composite=registered(stack), timeout_days=days) for days in (2, 1)]
     for _ in range(2):
         path = f"/admin/work/assignments/{leases[0]['work_id']}"
-        told(tell(stack, "DELETE", path, key, reason="not now"), "completed", "not now")
+        told(tell(stack, "DELETE", path, key, reason="not now"), "failed", "not now")
     shown = stack.get("/admin/work/assignments", headers={"X-Admin-Key": key}).json()["assignments"]
     assert [item["work_id"] for item in shown if item["composite"] in {lease["composite"] for lease in leases}] == [
         leases[1]["work_id"]
@@ -204,7 +204,9 @@ def test_operators_see_open_leases_and_cancel_them(stack, key):
     assert set(shown[0]) == set(Assignment.model_fields)
     assert [item["expires_at"] for item in shown] == sorted(item["expires_at"] for item in shown)
     answer = tell(stack, "PUT", f"/work/{leases[0]['work_id']}/progress", client_id=client, curves_completed=1)
-    told(answer, "completed", "not now")
+    told(answer, "failed", "not now")
+    (own,) = (one for one in stack.get(f"/work/status/{client}").json()["assignments"] if one["message"])
+    assert (own["work_id"], own["status"], own["message"]) == (leases[0]["work_id"], "failed", "not now")
     assert ask(stack, "two", composite=leases[0]["composite"])["work_id"]
     problem(tell(stack, "DELETE", "/admin/work/assignments/7", key), 404, "unknown_work")
 
@@ -230,10 +232,10 @@ def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
     (shown,) = json.loads(CliRunner().invoke(work, ["ls", "--json", "--client", client, *home]).stdout)
     assert shown["work_id"] == lease["work_id"]
     result = CliRunner().invoke(work, ["cancel", lease["work_id"], *home])
-    said = f"{lease['work_id']} of {client} is completed: cancelled by an operator"
+    said = f"{lease['work_id']} of {client} is failed: cancelled by an operator"
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, said)
     answer = tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id=client, curves_completed=1)
-    told(answer, "completed", "cancelled by an operator")
+    told(answer, "failed", "cancelled by an operator")
 
 
 # Anyone --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Group orders against GMP-ECM itself: what it finds is explained, and what it could not have found is not."""
+"""Group orders against GMP-ECM: a find of the program is explained, and a find beyond its bounds is not."""
 
 import subprocess
 import sys
@@ -16,11 +16,11 @@ P = mpz(1000000000100011)
 COFACTOR = mpz(2) ** 521 - 1
 
 
-def found(parametrization, b1, *b2):
-    """(sigma, effective B2) of a curve with which GMP-ECM finds P."""
+def find_sigma(parametrization, b1, *b2):
+    """Return the sigma of a curve with which GMP-ECM finds P."""
     program = [find_ecm(), "-one", "-c", "500", "-param", str(parametrization), str(b1), *map(str, b2)]
-    said = subprocess.run(map(str, program), input=str(P * COFACTOR), capture_output=True, text=True, check=False)
-    (factor,) = parse_output(said.stdout.splitlines()).factors
+    process = subprocess.run(map(str, program), input=str(P * COFACTOR), capture_output=True, text=True, check=False)
+    (factor,) = parse_output(process.stdout.splitlines()).factors
     assert factor.value == str(P)
     return factor.sigma.partition(":")[2]
 
@@ -31,7 +31,7 @@ def claim(sigma, parametrization, b1, b2=None, factor=P):
 
 @pytest.mark.parametrize("parametrization", [0, 1, 2, 3])
 def test_what_gmp_ecm_finds_is_explained_by_its_order_and_not_by_smaller_bounds(parametrization):
-    sigma = found(parametrization, 2000)
+    sigma = find_sigma(parametrization, 2000)
     finding = group_orders.examine(claim(sigma, parametrization, 2000))
     assert finding.is_explained, finding
     order = mpz(finding.group_order)
@@ -70,8 +70,8 @@ def test_a_sigma_that_found_something_else_is_not_explained():
     ],
 )
 def test_prime_powers_within_b1_but_for_one_prime_within_b2(order, b1, b2, explained):
-    said, remark = group_orders.explains({mpz(prime): count for prime, count in order.items()}, b1, b2)
-    assert said is explained
+    is_explained, remark = group_orders.explains({mpz(prime): count for prime, count in order.items()}, b1, b2)
+    assert is_explained is explained
     assert (remark is None) is explained
 
 
@@ -110,7 +110,7 @@ def test_without_the_extra_it_is_a_remark(monkeypatch):
     assert finding == (None, None, None, "not computed: the server lacks the extra `analysis`")
 
 
-def test_what_pari_says_is_proved(monkeypatch):
+def test_the_order_from_pari_is_proved(monkeypatch):
     wrong = SimpleNamespace(returncode=0, stdout=f"{P + 2}\n", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: wrong)
     with pytest.raises(ArithmeticError, match="is not the order"):

@@ -39,7 +39,8 @@ def upgrade() -> None:
     )
     for method in ("pm1", "pp1"):
         op.execute(
-            f"UPDATE composites SET {method}_b1 = reached.b1 FROM (SELECT composite_id, max(b1) AS b1 FROM ecm_attempts"
+            # The method is one of the two above, and no text from outside.
+            f"UPDATE composites SET {method}_b1 = reached.b1 FROM (SELECT composite_id, max(b1) AS b1 FROM ecm_attempts"  # noqa: S608
             f" WHERE method = '{method}' AND b2 <> 0 AND curves > 0 GROUP BY composite_id) reached"
             " WHERE reached.composite_id = composites.id"
         )
