@@ -15,7 +15,7 @@ from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, InvalidClaimError, NotFoundError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import families, lease_lifecycle, ledger, registry
+from coordinator.composites import families, lease_lifecycle, registry
 from coordinator.composites.families import Divisor, FamilyMember
 from coordinator.numbers.arithmetic import digit_count
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, shorten
@@ -118,23 +118,6 @@ def complete_composite(
         done.row = _state(connection, composite_id)
         audit.record(connection, actor, "complete", target, after={"is_fully_factored": True})
     return done
-
-
-def recalculate(engine: Engine, actor: Actor, composite_id: int) -> tuple[float, float]:
-    """Compute a number's sums, effort and t-level anew from its attempts: its t-level before, and then.
-
-    Raises Unknown.
-    """
-    with unit_of_work(engine, "recalculate_one", composite=composite_id) as connection:
-        if not lease_lifecycle.lock_composites(connection, [composite_id]):
-            raise composite_not_found(composite_id)
-        level = select(Composite.current_t_level).where(Composite.id == composite_id)
-        before: float = connection.execute(level).scalar_one()
-        ledger.recalculate(connection, [composite_id])
-        after: float = connection.execute(level).scalar_one()
-        was, now = {"current_t_level": before}, {"current_t_level": after}
-        audit.record(connection, actor, "recalculate", f"composite {composite_id}", before=was, after=now)
-    return before, after
 
 
 def lock_members(connection: Connection, composite_id: int, max_digits: int) -> list[FamilyMember]:

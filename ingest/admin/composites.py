@@ -197,7 +197,7 @@ def recalculation_answer(row: Row) -> dict[str, object]:
 )
 def recalculate(path: CompositePath) -> Response:
     """Compute one number's effort and t-level anew from its attempts and prior work, now."""
-    before, after = edits.recalculate(engine(), request_actor(), path.composite_id)
+    before, after, _ = recalculation.recalculate_composite(engine(), request_actor(), path.composite_id)
     message = "It was right" if before == after else "It has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}
     return answer({"composite_id": path.composite_id, **levels, "message": message})

@@ -245,7 +245,7 @@ def recalculate(composite_id: int) -> ResponseReturnValue:
     back = _number(composite_id)
 
     def do() -> str:
-        before, after = edits.recalculate(engine(), request_actor(), composite_id)
+        before, after, _ = recalculation.recalculate_composite(engine(), request_actor(), composite_id)
         if before == after:
             return f"It was right: t{after:.2f}."
         return f"It was t{before:.2f} and is t{after:.2f} now."

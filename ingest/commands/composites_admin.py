@@ -1,4 +1,4 @@
-"""`ecm-coordinator composites ls|show|complete|priority|rm`: numbers, on the database itself."""
+"""`ecm-coordinator composites ls|show|complete|priority|recalculate|rm`: numbers, on the database itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,40 @@ def priority(number: str, value: int, home: Path | None) -> None:
         composite_id = identify(engine, number)
         before = edits.set_priority(engine, operator(), composite_id, value)
     click.echo(f"composite {composite_id} has priority {value}; it was {before}")
+
+
+@click.command()
+@click.argument("number", required=False, callback=one_line)
+@click.option("--all", "every", is_flag=True, help="Recalculate all numbers.")
+@click.option("--missing", is_flag=True, help="Recalculate the numbers that have attempts, but no t-level or curve sums.")
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@HOME_OPTION
+def recalculate(*, number: str | None, every: bool, missing: bool, as_json: bool, home: Path | None) -> None:
+    """Recalculate curve sums and t-levels from the attempts and correct what differs: NUMBER (value or id), or many.
+
+    --all and --missing write all corrections at once, or none. Everything may run meanwhile: results that arrive are
+    not lost. A recalculation that was stopped is finished first. Exits with 1 if anything differed.
+    """
+    from coordinator.administration import recalculation
+
+    if sum((number is not None, every, missing)) != 1:
+        raise click.UsageError("Name one NUMBER, or use either --all or --missing.")
+    with database(home) as engine, sentences():
+        if number is not None:
+            composite_id = identify(engine, number)
+            differences = recalculation.recalculate_composite(engine, operator(), composite_id).differences
+        else:
+            differences = recalculation.recalculate_all(engine, operator(), only_missing=missing)
+    if as_json:
+        print_json([difference._asdict() for difference in differences])
+    else:
+        for difference in differences:
+            click.echo(
+                f"composite {difference.composite_id}: {difference.what} corrected,"
+                f" t{difference.stored_t_level:.3f} is t{difference.correct_t_level:.3f}"
+            )
+        click.echo(f"{len(differences):,} numbers differed.")
+    raise SystemExit(1 if differences else 0)
 
 
 @click.command()

@@ -23,7 +23,7 @@ from primes import prime, product
 from sqlalchemy import select
 
 from coordinator import effort
-from coordinator.administration import dead_letters, deletions, edits, project_edits
+from coordinator.administration import dead_letters, deletions, edits, project_edits, recalculation
 from coordinator.administration.edits import Provenance
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
@@ -284,7 +284,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert (
         scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE void_reason = 'broken' AND curves_sha256 IS NULL") == 4
     )
-    assert ledger.recalculate_all(engine) == []
+    assert recalculation.recalculate_all(engine, ACTOR) == []
     assert_no_orphans(engine)
     assert void(engine, "broken").attempts == 0
     # The same curves, from a client in order this time, count.
@@ -315,7 +315,7 @@ def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engin
     prior = "SELECT sum(prior_curves) FROM composite_effort e JOIN composites c ON c.id = e.composite_id"
     prior += " WHERE c.number = :part"
     assert (scalar(engine, prior, part=part), composite(engine, part).pm1_b1) == (47, 10**6)
-    assert ledger.recalculate_all(engine) == []
+    assert recalculation.recalculate_all(engine, ACTOR) == []
     assert composite(engine, part).pm1_b1 == 10**6
     deletions.delete_attempt(engine, ACTOR, found.attempt_id, None)
     assert scalar(engine, prior, part=part) == 17

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from coordinator.administration import recalculation
 from coordinator.base import jobs
 from coordinator.base.audit import Actor
-from coordinator.base.errors import ConflictError
+from coordinator.base.errors import ConflictError, NotFoundError
 from coordinator.housekeeping import job_runner
 from models.tables import Composite
 
@@ -204,3 +204,51 @@ def test_one_at_a_time_and_a_failed_one_makes_room(engine, numbers):
     ]
     run_jobs(engine)
     assert recalculation.recalculation_status(engine).state == "done"
+
+
+def test_a_stopped_recalculation_wrote_nothing_and_is_finished_by_the_next(engine, numbers, monkeypatch):
+    monkeypatch.setattr(recalculation, "CHUNK", 2)
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+
+    def died(connection, ids, compute=recalculation.ledger.compute_from_attempts):
+        if numbers[2] in ids:
+            raise SystemExit
+        return compute(connection, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recalculation.ledger, "compute_from_attempts", died)
+        with pytest.raises(SystemExit):
+            recalculation.recalculate_all(engine, ACTOR)
+    sums = "SELECT curves FROM composite_effort ORDER BY composite_id"
+    assert rows(engine, sums) == [(51 + place,) for place in range(5)]
+    differences = recalculation.recalculate_all(engine, ACTOR)
+    assert [(difference.composite_id, difference.what) for difference in differences] == [
+        (number, "sums") for number in numbers
+    ]
+    assert rows(engine, sums) == [(50 + place,) for place in range(5)]
+    assert recalculation.recalculate_all(engine, ACTOR) == []
+    assert rows(engine, "SELECT DISTINCT state FROM jobs WHERE kind = 'recalculate'") == [("done",)]
+    assert_sound(engine)
+
+
+def test_all_numbers_are_not_recalculated_while_a_worker_does(engine, numbers):
+    begin(engine)
+    (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'recalculate'")
+    with jobs.try_lock(engine, job.id) as is_alone:
+        assert is_alone
+        with pytest.raises(ConflictError) as refused:
+            recalculation.recalculate_all(engine, ACTOR)
+    assert refused.value.reason == "recalculation_runs"
+
+
+def test_one_number_is_recalculated_at_once_and_audited(engine, numbers):
+    correct = vectors(engine)
+    damage(engine, numbers[0])
+    before, after, differences = recalculation.recalculate_composite(engine, ACTOR, numbers[0])
+    assert (before, after > 0, [difference.composite_id for difference in differences]) == (0, True, numbers[:1])
+    assert np.array_equal(vectors(engine)[numbers[0]], correct[numbers[0]])
+    assert scalar(engine, "SELECT target FROM admin_events") == f"composite {numbers[0]}"
+    assert recalculation.recalculate_composite(engine, ACTOR, numbers[0]) == (after, after, [])
+    with pytest.raises(NotFoundError):
+        recalculation.recalculate_composite(engine, ACTOR, 12345)
+    assert_sound(engine)
