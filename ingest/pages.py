@@ -17,7 +17,7 @@ from coordinator.base.errors import composite_not_found
 from coordinator.composites import statistics
 from coordinator.leases import speeds
 from coordinator.numbers.expressions import shorten
-from coordinator.reading import admin_queries, batch_lookup, clients, detail, factors, health_queries, projects, search
+from coordinator.reading import batch_lookup, clients, counts, detail, factors, health_queries, projects, search
 from ingest.answers import engine, settings
 from ingest.openapi import API
 from ingest.operations import installation
@@ -112,7 +112,7 @@ def start() -> ResponseReturnValue:
     )
     return render_template(
         "start.html",
-        status=admin_queries.composites_status(engine()),
+        status=counts.composites_status(engine()),
         charts=[bars(hours, "results"), bars(hours, "curves")],
         factors=found.rows,
         advanced=batch_lookup.top_progress(
@@ -213,7 +213,7 @@ def queue() -> ResponseReturnValue:
     parts = installation()
     # On the day when the database is away, this page must say so.
     is_there = "inbox" in parts["database"]
-    settled, estimated = admin_queries.submissions_by_state(engine()) if is_there else ({}, False)
+    settled, estimated = counts.submissions_by_state(engine()) if is_there else ({}, False)
     return render_template(
         "queue.html",
         settled=settled,

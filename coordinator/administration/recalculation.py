@@ -128,9 +128,7 @@ def start_recalculation(engine: Engine, actor: Actor, *, only_missing: bool) -> 
 
 
 def _conflict() -> ConflictError:
-    return ConflictError(
-        "recalculation_runs", "A recalculation runs already; see /admin/composites/recalculate-status"
-    )
+    return ConflictError("recalculation_runs", "A recalculation runs already; see /admin/composites/recalculate-status")
 
 
 def recalculation_status(engine: Engine) -> Row | None:

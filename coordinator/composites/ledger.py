@@ -334,7 +334,9 @@ def _correct(
 
 def _corrections(counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]) -> dict[Account, int]:
     """The curves that each stored sum lacks (negative: has too many) to be what the attempts count."""
-    lacking = {account: counted.get(account, 0) - stored.get(account, (0, 0))[0] for account in counted.keys() | stored.keys()}
+    lacking = {
+        account: counted.get(account, 0) - stored.get(account, (0, 0))[0] for account in counted.keys() | stored.keys()
+    }
     return {account: curves for account, curves in lacking.items() if curves}
 
 

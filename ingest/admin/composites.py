@@ -5,7 +5,7 @@ from sqlalchemy import Row
 
 from coordinator.administration import deletions, edits, recalculation
 from coordinator.administration.edits import Provenance
-from coordinator.reading import admin_queries
+from coordinator.reading import counts, detail, lookup
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
@@ -36,7 +36,7 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
     """How many numbers there are of each kind; large tables are estimated, never counted."""
-    return answer(admin_queries.composites_status(engine()))
+    return answer(counts.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
@@ -46,7 +46,7 @@ def find(query: FindQuery) -> Response:
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
         raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
-    rows = admin_queries.find_composites(engine(), word, settings().max_digits)
+    rows = lookup.find_composites(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 
@@ -63,9 +63,7 @@ def short(row: Row) -> dict[str, object]:
 )
 def show(path: CompositePath) -> Response:
     """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
-    found = admin_queries.read_admin_detail(engine(), path.composite_id)
-    if found is None:
-        raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
+    found = detail.read_columns(engine(), path.composite_id)
     return answer({"composite_id": found.pop("id"), **found})
 
 

@@ -30,7 +30,7 @@ from coordinator.base.errors import ConflictError, DomainError, InvalidClaimErro
 from coordinator.base.unit_of_work import is_transient
 from coordinator.composites import ledger
 from coordinator.leases import reservations
-from coordinator.reading import admin_queries, projects
+from coordinator.reading import counts, detail, lookup, projects
 from coordinator.results import applying, batches
 from models.tables import Base, Composite, EcmAttempt, Factor
 
@@ -500,34 +500,35 @@ def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
     other = submit(engine, result(NUMBER, str(P9))).composite_id
 
     def found(word):
-        return [row.id for row in admin_queries.find_composites(engine, word, MOST)]
+        return [row.id for row in lookup.find_composites(engine, word, MOST)]
 
     assert found("2^67-1") == found(str(2**67 - 1)) == found("(2^68-2)/2") == [number]
     assert found(str(product(P20, P40, P80))) == found(NUMBER) == [other]
     assert found(str(other)) == [other]
     assert found("nonsense!!") == found("12345") == []
-    shown = admin_queries.read_admin_detail(engine, other)
+    shown = detail.read_columns(engine, other)
     assert [factor["factor"] for factor in shown["factors"]] == [str(P9)]
-    assert admin_queries.read_admin_detail(engine, 12345) is None
+    with pytest.raises(NotFoundError):
+        detail.read_columns(engine, 12345)
 
 
 def test_how_much_there_is_is_counted_or_estimated(engine, monkeypatch):
     submit(engine, result(NUMBER, str(P9)))
     submit(engine, result(str(product(P9, P20))))
-    counted = admin_queries.composites_status(engine)
+    counted = counts.composites_status(engine)
     assert (counted["total"], counted["finished"], counted["estimated"]) == (2, 1, False)
     assert (
-        admin_queries.summarize_database(engine)["factors"],
-        admin_queries.summarize_database(engine)["estimated"],
+        counts.summarize_database(engine)["factors"],
+        counts.summarize_database(engine)["estimated"],
     ) == (3, [])
     run_sql(engine, "ANALYZE")
-    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
-    estimates = admin_queries.composites_status(engine)
+    monkeypatch.setattr(counts, "COUNTED_BYTES", 0)
+    estimates = counts.composites_status(engine)
     # The planner never says that there is nothing.
     assert all(abs(estimates[name] - count) <= 1 for name, count in counted.items())
     assert estimates["estimated"]
-    assert admin_queries.summarize_database(engine)["factors"] == 3
-    assert "factors" in admin_queries.summarize_database(engine)["estimated"]
+    assert counts.summarize_database(engine)["factors"] == 3
+    assert "factors" in counts.summarize_database(engine)["estimated"]
 
 
 def test_every_table_that_refers_to_a_number_is_emptied_with_it():

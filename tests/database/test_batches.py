@@ -43,7 +43,7 @@ def test_a_round_names_the_requests_whose_results_it_applies(engine, monkeypatch
     log = CapturingLogger()
     monkeypatch.setattr("coordinator.base.unit_of_work.log", log)
     assert batches.apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
-    (committed,) = [call for call in log.calls if call.kwargs["unit"] == "apply_round"]
+    (committed,) = [call for call in log.calls if call.kwargs["unit"] == "apply_batch"]
     assert committed.args == ("Transaction committed",)
     assert committed.kwargs["requests"] == ["trace-a", "trace-b"]
     assert all(inbox.submission_row(engine, receipt.submission_id).state == "applied" for receipt in receipts)

@@ -5,7 +5,7 @@ from pipeline import composite, result, run_sql, submit
 from primes import prime, product
 
 from coordinator.base.errors import NotFoundError
-from coordinator.reading import admin_queries, detail
+from coordinator.reading import counts, detail
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 
@@ -55,10 +55,10 @@ def test_of_a_number_that_there_is_not_nothing_is_shown(engine):
 def test_failed_results_are_counted_however_many_others_there_are(engine, monkeypatch):
     sent = [submit(engine, result(NUMBER, curves=n), key=f"{n}").id for n in range(1, 4)]
     run_sql(engine, "UPDATE submissions SET state = 'failed', reason = 'x', detail = 'x' WHERE id = :id", id=sent[0])
-    assert admin_queries.submissions_by_state(engine) == (
+    assert counts.submissions_by_state(engine) == (
         {"applied": 2, "duplicate": 0, "rejected": 0, "failed": 1},
         False,
     )
-    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
-    states, estimated = admin_queries.submissions_by_state(engine)
+    monkeypatch.setattr(counts, "COUNTED_BYTES", 0)
+    states, estimated = counts.submissions_by_state(engine)
     assert (states["failed"], estimated) == (1, True)

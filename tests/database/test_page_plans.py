@@ -9,7 +9,7 @@ from primes import prime, product
 
 from coordinator.administration import dead_letters
 from coordinator.leases import reservations
-from coordinator.reading import admin_queries, detail
+from coordinator.reading import counts, detail
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 
@@ -37,8 +37,8 @@ def test_dead_letters(engine, known):
 
 
 def test_numbers_kept_from_work(engine, known, monkeypatch):
-    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
-    *_, held = plans_of(engine, lambda: admin_queries.composites_status(engine), "composites")
+    monkeypatch.setattr(counts, "COUNTED_BYTES", 0)
+    *_, held = plans_of(engine, lambda: counts.composites_status(engine), "composites")
     assert "Index Only Scan Backward using composites_held" in held
 
 
