@@ -23,7 +23,7 @@ def listed(query: FactorsQuery) -> Response:
     """A page of the factors that pass these filters, the newest or the largest first."""
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = registry.FactorFilters(
+    filters = registry.FactorListFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
     found = registry.list_factors(

@@ -108,7 +108,7 @@ def start() -> ResponseReturnValue:
     now = datetime.now(UTC)
     hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
     found = factors.list_factors(
-        engine(), factors.FactorFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
+        engine(), factors.FactorListFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
     )
     return render_template(
         "start.html",
@@ -170,7 +170,7 @@ def all_factors() -> ResponseReturnValue:
     query = _query(FactorsQuery)
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = factors.FactorFilters(
+    filters = factors.FactorListFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
     found = factors.list_factors(

@@ -16,9 +16,9 @@ COUNTED_BYTES = 32 * 2**20
 
 
 def composites_status(engine: Engine) -> dict[str, Any]:
-    """How many numbers there are of each kind; `estimated` says whether those of large tables are estimates.
+    """Count the composites of each kind; `estimated` tells whether the counts are the planner's estimates.
 
-    Paused and parked ones are counted, up to MOST_COUNTED of them.
+    Composites on hold (`paused`, `parked`) are always counted, up to MOST_COUNTED of them.
     """
     kinds: dict[str, Any] = {
         "total": select(Composite.id),
@@ -40,7 +40,7 @@ def composites_status(engine: Engine) -> dict[str, Any]:
 
 
 def summarize_database(engine: Engine) -> dict[str, Any]:
-    """How much there is of everything; the `estimated` ones are named."""
+    """Count the rows of the main tables, open work and the inbox; `estimated` names the counts that are estimates."""
     tables: dict[str, Any] = {
         "composites": Composite,
         "factors": Factor,
@@ -73,9 +73,9 @@ def summarize_database(engine: Engine) -> dict[str, Any]:
 
 
 def submissions_by_state(engine: Engine) -> tuple[dict[str, int], bool]:
-    """How many submissions are in each state that is settled, and whether those are estimates.
+    """Return (number of submissions in each settled state, whether these are estimates).
 
-    Failed ones are counted, up to MOST_COUNTED of them: somebody must look at each.
+    Failed submissions are always counted, up to MOST_COUNTED of them, because an operator must look at each.
     """
     with engine.connect() as connection:
         small = _is_small(connection, "submissions")

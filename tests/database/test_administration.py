@@ -50,8 +50,8 @@ def events(engine):
 
 
 def void(engine, client, **options):
-    asked = {"since": LONG_AGO, "until": datetime.now(UTC) + SOON, "program": None, "reason": "broken"} | options
-    return deletions.void_attempts(engine, ACTOR, client, **asked)
+    choice = {"since": LONG_AGO, "until": datetime.now(UTC) + SOON, "program": None, "reason": "broken"} | options
+    return deletions.void_attempts(engine, ACTOR, client, **choice)
 
 
 def assert_no_orphans(engine):
@@ -86,9 +86,9 @@ def test_a_priority_is_set_and_audited(engine):
 
 
 def complete(engine, number, *factors, cofactor_is_prime=False):
-    said = [str(factor) for factor in factors]
+    texts = [str(factor) for factor in factors]
     return edits.complete_composite(
-        engine, ACTOR, number, said, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
+        engine, ACTOR, number, texts, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
     )
 
 
@@ -111,7 +111,7 @@ def test_a_number_is_completed_by_its_factors_alone(engine):
     assert_sound(engine)
 
 
-def test_the_operators_word_makes_an_untested_cofactor_prime(engine):
+def test_an_operator_may_declare_an_untested_cofactor_prime(engine):
     large = 2**9689 - 1  # a Mersenne prime of 2917 digits, too large to be tested at once
     number = submit(engine, result(str(P40 * large), str(P40))).composite_id
     assert composite(engine, str(P40 * large)).is_prime is None
@@ -127,13 +127,18 @@ def test_the_operators_word_makes_an_untested_cofactor_prime(engine):
 def test_factors_known_from_elsewhere_bring_their_provenance_and_no_curves(engine):
     number = submit(engine, result(NUMBER)).composite_id
     before = composite(engine, NUMBER)
-    said = Provenance("the Cunningham tables", datetime(1999, 5, 1, tzinfo=UTC))
-    done = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20), str(P9)], said, max_digits=MOST)
+    provenance = Provenance("the Cunningham tables", datetime(1999, 5, 1, tzinfo=UTC))
+    done = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20), str(P9)], provenance, max_digits=MOST)
     assert (done.new, done.known) == ([str(P20), str(P9)], [])
     again = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20)], NOBODY, max_digits=MOST)
     assert (again.new, again.known) == ([], [str(P20)])
     (row,) = rows(engine, select(Factor).where(Factor.factor == str(P20)))
-    assert (row.origin, row.source, row.found_at, row.attempt_id) == ("known", said.source, said.found_at, None)
+    assert (row.origin, row.source, row.found_at, row.attempt_id) == (
+        "known",
+        provenance.source,
+        provenance.found_at,
+        None,
+    )
     after = composite(engine, NUMBER)
     assert (after.attempt_count, after.current_t_level) == (before.attempt_count, before.current_t_level)
     assert events(engine)[0][4]["factors"] == [str(P20), str(P9)]
@@ -172,7 +177,7 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
         assert scalar(engine, f"SELECT count(*) FROM {name}") == 0
     assert {event[2] for event in events(engine)} == {f"composite {first.composite_id}", f"composite {child}"}
     assert_no_orphans(engine)
-    # Sent again by hand it is a number like any other.
+    # After a retry by an operator the number is registered like any other.
     dead_letters.retry(engine, ACTOR, first.id)
     assert applying.apply_result(engine, first.id, SETTINGS).state == "applied"
     assert_no_orphans(engine)
@@ -180,7 +185,7 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
         deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
 
 
-def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
+def test_results_sent_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
     part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
     wrong: list[BaseException] = []
 
@@ -223,10 +228,10 @@ def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_ha
     assert_no_orphans(engine)
 
 
-def test_a_part_that_another_number_needs_stands_by_itself(engine):
+def test_a_part_that_another_number_needs_becomes_a_root(engine):
     shared = P40 * Q42
     first, second = str(product(shared, P80)), str(product(shared, Q81))
-    one = submit(engine, result(first, str(shared)))
+    owner = submit(engine, result(first, str(shared)))
     child = scalar(engine, "SELECT id FROM composites WHERE parent_id IS NOT NULL")
     submit(engine, result(second, str(shared)))
     run_jobs(engine)
@@ -239,7 +244,7 @@ def test_a_part_that_another_number_needs_stands_by_itself(engine):
         )
         == child
     )
-    deletions.delete_composite(engine, ACTOR, one.composite_id, MOST)
+    deletions.delete_composite(engine, ACTOR, owner.composite_id, MOST)
     assert scalar(engine, "SELECT parent_id FROM composites WHERE id = :id", id=child) is None
     run_jobs(engine)
     assert_no_orphans(engine)
@@ -260,7 +265,7 @@ def test_an_attempt_is_deleted_with_its_effort(engine):
     row = composite(engine, NUMBER)
     assert (of, row.attempt_count) == (row.id, 1)
     assert row.current_composite == str(product(P20, P40, P80))
-    assert [one.id for one in rows(engine, select(EcmAttempt.id))] == [kept.attempt_id]
+    assert [row.id for row in rows(engine, select(EcmAttempt.id))] == [kept.attempt_id]
     assert "it was a test" in scalar(engine, "SELECT detail FROM submissions WHERE id = :id", id=first.id)
     assert events(engine)[0][3]["curves"] == 10
     with pytest.raises(NotFoundError):
@@ -268,7 +273,7 @@ def test_an_attempt_is_deleted_with_its_effort(engine):
     assert_no_orphans(engine)
 
 
-def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
+def test_voiding_keeps_rows_and_factors_and_subtracts_effort(engine):
     bad = submit(engine, result(NUMBER, str(P9), client="broken", curves=50, sigma="1:1"))
     submit(engine, result(NUMBER, client="broken", method="pm1", b1=10**6, curves=1))
     submit(engine, result(NUMBER, client="broken", curves=5, program="yafu"))
@@ -295,7 +300,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert_no_orphans(engine)
 
 
-def test_voiding_takes_only_the_time_that_was_said(engine):
+def test_voiding_affects_only_the_given_time(engine):
     submit(engine, result(NUMBER, client="broken", curves=50))
     run_sql(engine, "UPDATE submissions SET created_at = now() - interval '2 days'")
     submit(engine, result(NUMBER, client="broken", curves=3, b1=11_000))
@@ -304,7 +309,7 @@ def test_voiding_takes_only_the_time_that_was_said(engine):
     assert_sound(engine)
 
 
-def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engine):
+def test_a_part_loses_the_curves_inherited_from_a_revoked_attempt(engine):
     part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
     submit(engine, result(number, curves=10, sigma="1:1"))
     submit(engine, result(number, curves=7, client="broken", sigma="1:2"))
@@ -352,7 +357,7 @@ def test_a_factor_goes_back_into_the_cofactor(engine):
     assert submit(engine, result(NUMBER, str(P9))).outcome["factor_status"] == "new_factor"
 
 
-def test_what_follows_by_itself_is_found_again_without_credit(engine):
+def test_a_factor_that_follows_from_others_is_found_again_without_credit(engine):
     submit(engine, result(NUMBER, str(P9), str(P20), str(P40)))
     assert composite(engine, NUMBER).is_fully_factored
     delete_factor(engine, P40)
@@ -366,7 +371,7 @@ def test_what_follows_by_itself_is_found_again_without_credit(engine):
     assert_no_orphans(engine)
 
 
-def test_splits_go_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
+def test_splits_are_deleted_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
     part = str(product(P9, P40))
     submit(engine, result(NUMBER, part))
     run_jobs(engine)
@@ -381,7 +386,7 @@ def test_splits_go_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
     assert_no_orphans(engine)
 
 
-def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that(engine):
+def test_a_factor_with_a_composite_of_its_own_is_deleted_only_without_work_on_it(engine):
     part = str(product(P40, Q42))
     number = str(product(P40, Q42, P80, Q81))
     submit(engine, result(number, part))
@@ -405,7 +410,7 @@ def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that
 # Projects -------------------------------------------------------------------------------------------------------------
 
 
-def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
+def test_projects_are_created_and_deleted_and_their_numbers_stay(engine):
     made = project_edits.create_project(engine, ACTOR, "Cunningham")
     with pytest.raises(ConflictError, match="'Cunningham'"):
         project_edits.create_project(engine, ACTOR, "Cunningham")
@@ -423,7 +428,7 @@ def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
 # Dead letters ---------------------------------------------------------------------------------------------------------
 
 
-def test_refused_results_with_true_factors_come_first_and_their_factors_are_accepted(engine):
+def test_rejected_results_with_true_factors_are_first_and_their_factors_are_accepted(engine):
     submit(engine, result(NUMBER))
     true = submit(engine, result(NUMBER, (str(P9), "3:77"), "999", client="bob"))
     plain = [submit(engine, result(NUMBER, str(997 + 2 * n), client="carol")).id for n in range(3)]
@@ -455,7 +460,7 @@ def test_refused_results_with_true_factors_come_first_and_their_factors_are_acce
     assert_sound(engine)
 
 
-def test_only_dead_letters_are_sent_again(engine):
+def test_only_dead_letters_are_retried(engine):
     sent = submit(engine, result(NUMBER))
     with pytest.raises(ConflictError, match="is applied"):
         dead_letters.retry(engine, ACTOR, sent.id)
@@ -492,7 +497,7 @@ def test_what_operators_do_to_work_is_audited_once(engine):
     assert events(engine)[1][4] == {"hold": "paused", "hold_reason": "a look"}
 
 
-# Looking --------------------------------------------------------------------------------------------------------------
+# Reading --------------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
@@ -512,7 +517,7 @@ def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
         detail.read_columns(engine, 12345)
 
 
-def test_how_much_there_is_is_counted_or_estimated(engine, monkeypatch):
+def test_numbers_of_rows_are_counted_or_estimated(engine, monkeypatch):
     submit(engine, result(NUMBER, str(P9)))
     submit(engine, result(str(product(P9, P20))))
     counted = counts.composites_status(engine)

@@ -33,12 +33,12 @@ steps = st.one_of(
 
 
 def take(engine, step, number):
-    """Do one step; operators may be refused."""
+    """Run one step; an operator's step may be refused."""
     kind, which, chosen = step
     client = f"client-{number % 2}"
     if kind == "send":
         of = NUMBERS[which]
-        claimed = product(*(PRIMES[one] for one in chosen))
+        claimed = product(*(PRIMES[index] for index in chosen))
         factors = [str(claimed)] if of % claimed == 0 and claimed != of else []
         submit(engine, result(str(of), *factors, client=client, curves=1 + number, sigma=f"1:{number % 5}"))
         return
@@ -59,7 +59,7 @@ def take(engine, step, number):
         return
     row = found[which % len(found)]
     if kind == "send to part":
-        claimed = product(*(PRIMES[one] for one in chosen))
+        claimed = product(*(PRIMES[index] for index in chosen))
         part = int(row.current_composite)
         factors = [str(claimed)] if part % claimed == 0 and claimed != part else []
         submit(engine, result(str(part), *factors, client=client, curves=2)) if part > 1 else None

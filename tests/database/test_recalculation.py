@@ -1,4 +1,4 @@
-"""Recalculating effort: what was wrong is right afterwards, whatever happened meanwhile; all of it or nothing."""
+"""Recalculating effort: wrong effort is corrected whatever happens meanwhile, all of it or nothing."""
 
 import threading
 
@@ -34,7 +34,7 @@ def vectors(engine):
 
 
 def damage(engine, *ids):
-    """As a database migrated from elsewhere may be: attempts, and nothing made of them."""
+    """Leave only the attempts, as in a database that was migrated from elsewhere."""
     run_sql(
         engine,
         "UPDATE composites SET effort = :none, current_t_level = 0, attempt_count = 0, pm1_b1 = 0 WHERE id = ANY(:ids)",
@@ -50,12 +50,12 @@ def begin(engine, *, only_missing=False):
     return row.id
 
 
-def test_what_was_wrong_is_right_and_the_rest_is_left_alone(engine, numbers):
+def test_wrong_effort_is_corrected_and_the_rest_is_left_alone(engine, numbers):
     correct = vectors(engine)
     damage(engine, *numbers[:2])
     begin(engine)
     run_jobs(engine)
-    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(correct[number], vector) for number, vector in vectors(engine).items())
     status = recalculation.recalculation_status(engine)
     assert (status.state, status.done, status.total, status.changed) == ("done", 5, 5, 2)
     assert (scalar(engine, "SELECT count(*) FROM recalculated_efforts"), status.job_state) == (0, "done")
@@ -65,7 +65,7 @@ def test_what_was_wrong_is_right_and_the_rest_is_left_alone(engine, numbers):
     assert recalculation.recalculation_status(engine).changed == 0
 
 
-def test_those_missing_are_those_with_attempts_and_no_t_level_or_sums(engine, numbers):
+def test_missing_effort_is_that_of_numbers_with_attempts_but_no_t_level_or_sums(engine, numbers):
     submit(engine, result("2^1307-1", b1=None, method="nfs"))
     damage(engine, numbers[1])
     run_sql(engine, "UPDATE composites SET current_t_level = 9 WHERE id = :id", id=numbers[2])
@@ -76,7 +76,7 @@ def test_those_missing_are_those_with_attempts_and_no_t_level_or_sums(engine, nu
     assert scalar(engine, "SELECT current_t_level FROM composites WHERE id = :id", id=numbers[2]) == 9
 
 
-def test_it_goes_on_where_it_was_stopped(engine, numbers, monkeypatch):
+def test_a_recalculation_continues_where_it_was_stopped(engine, numbers, monkeypatch):
     monkeypatch.setattr(recalculation, "CHUNK", 2)
     correct = vectors(engine)
     damage(engine, *numbers)
@@ -96,24 +96,24 @@ def test_it_goes_on_where_it_was_stopped(engine, numbers, monkeypatch):
         recalculation.continue_recalculation(engine, recalculation_id)
     assert recalculation.recalculation_status(engine).done == 2
     run_jobs(engine)
-    # The chunk that was under way is computed again, the one before is not.
+    # The interrupted chunk is computed again, the chunk before it is not.
     assert computed == [numbers[:2], numbers[2:4], numbers[2:4], numbers[4:]]
-    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(correct[number], vector) for number, vector in vectors(engine).items())
     assert_sound(engine)
 
 
-def test_a_slice_hands_over_to_the_next_and_says_how_far_it_is(engine, numbers, monkeypatch):
+def test_a_slice_requests_the_next_one_with_a_label_of_its_progress(engine, numbers, monkeypatch):
     monkeypatch.setattr(recalculation, "CHUNK", 2)
     begin(engine)
     (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'recalculate'")
-    go_on, labels = recalculation.continue_recalculation, []
+    continue_, labels = recalculation.continue_recalculation, []
 
     def one_chunk(engine, recalculation_id):
         row = recalculation.recalculation_status(engine)
         if row.state == recalculation.COMPUTING:
             recalculation._compute_chunk(engine, row)
-            return go_on(engine, recalculation_id, seconds=-1)
-        return go_on(engine, recalculation_id)
+            return continue_(engine, recalculation_id, seconds=-1)
+        return continue_(engine, recalculation_id)
 
     monkeypatch.setattr(recalculation, "continue_recalculation", one_chunk)
     while to_publish := job_runner.run_job(engine, job.id, max_deliveries=2, max_digits=SETTINGS.max_digits):
@@ -140,19 +140,19 @@ def test_nothing_is_written_if_writing_fails(engine, numbers, monkeypatch):
         patch.setattr(recalculation.lease_lifecycle, "refresh_eligibility", fails)
         with pytest.raises(RuntimeError):
             recalculation.continue_recalculation(engine, recalculation_id)
-    assert all(np.array_equal(before[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(before[number], vector) for number, vector in vectors(engine).items())
     assert recalculation.recalculation_status(engine).state == "writing"
     run_jobs(engine)
     assert_sound(engine)
 
 
-def test_results_that_come_meanwhile_are_neither_lost_nor_counted_twice(engine, numbers, monkeypatch):
+def test_results_sent_meanwhile_are_neither_lost_nor_counted_twice(engine, numbers, monkeypatch):
     damage(engine, *numbers[:3])
     recalculation_id = begin(engine)
     write = recalculation._write
 
     def meanwhile(engine, recalculation_id):
-        # Between computing and writing: one that was wrong moves, another one is deleted, a third stays.
+        # Between computing and writing, one wrong number gets a result, another is deleted, and a third stays.
         submit(engine, result(NUMBERS[0], b1=250_000, curves=1000))
         from coordinator.administration import deletions
 
@@ -178,7 +178,7 @@ def test_computing_waits_for_no_lock_and_holds_none(engine, numbers):
     assert_sound(engine)
 
 
-def test_one_at_a_time_and_a_failed_one_makes_room(engine, numbers):
+def test_one_recalculation_runs_at_a_time_and_a_failed_one_is_finished_by_the_next(engine, numbers):
     outcomes = []
 
     def start():

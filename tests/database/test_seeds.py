@@ -91,9 +91,9 @@ INTERRUPTED = {
 
 @pytest.mark.parametrize(
     ("apply", "lasting"),
-    # A round that fails once is applied one by one at once, so its faults last.
+    # A batch that fails once is applied one by one at once, so its faults last.
     [(applying.apply_result, False), (applying.apply_result, True), (batches.apply_result, True)],
-    ids=["passing", "lasting", "lasting, in rounds"],
+    ids=["passing", "lasting", "lasting, in batches"],
 )
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_exception_between_any_two_steps_leaves_nothing_but_the_submission(
