@@ -6,6 +6,7 @@ hash finds it.
 
 import hashlib
 import secrets
+from typing import Any
 
 from sqlalchemy import Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -59,7 +60,7 @@ def revoke_key(engine: Engine, name: str, actor: Actor) -> None:
         audit.record(connection, actor, "revoke_client_key", f"client {name}")
 
 
-def all_keys(engine: Engine) -> list[Row]:
+def all_keys(engine: Engine) -> list[Row[Any]]:
     """Return (name, created_at, revoked_at) of all keys, by name."""
     with unit_of_work(engine, "list_client_keys") as connection:
         columns = (ClientKey.name, ClientKey.created_at, ClientKey.revoked_at)

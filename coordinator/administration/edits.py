@@ -24,7 +24,7 @@ from models.tables import Composite
 
 # The most characters of a number in an audit row: only longer numbers are shortened.
 MAX_AUDITED = 2000
-_STATE = (
+_STATE: tuple[Any, ...] = (
     Composite.id,
     Composite.number,
     Composite.current_composite,
@@ -50,7 +50,7 @@ class AddedFactors:
 
     new: list[str]
     known: list[str]
-    row: Row
+    row: Row[Any]
     to_publish: list[jobs.JobRef]
 
 
@@ -193,10 +193,10 @@ def _member(members: list[FamilyMember], composite_id: int) -> FamilyMember:
     return next(member for member in members if member.id == composite_id)
 
 
-def _state(connection: Connection, composite_id: int) -> Row:
+def _state(connection: Connection, composite_id: int) -> Row[Any]:
     return connection.execute(select(*_STATE).where(Composite.id == composite_id)).one()
 
 
-def _audited(row: Row) -> dict[str, Any]:
+def _audited(row: Row[Any]) -> dict[str, Any]:
     left = shorten(row.current_composite, MAX_AUDITED)
     return {"current_composite": left, "is_prime": row.is_prime, "is_fully_factored": row.is_fully_factored}

@@ -13,7 +13,7 @@ from coordinator.reading.projects import project_not_found
 from models.tables import Project, ProjectComposite
 
 
-def create_project(engine: Engine, actor: Actor, name: str) -> Row:
+def create_project(engine: Engine, actor: Actor, name: str) -> Row[Any]:
     """Insert a project, and return its row. Raises ConflictError if the name is taken."""
     with unit_of_work(engine, "create_project") as connection:
         statement = insert(Project).values(name=name).on_conflict_do_nothing().returning(Project)

@@ -131,17 +131,13 @@ def _conflict() -> ConflictError:
     return ConflictError("recalculation_runs", "A recalculation runs already; see /admin/composites/recalculate-status")
 
 
-def recalculation_status(engine: Engine) -> Row | None:
+def recalculation_status(engine: Engine) -> Row[Any] | None:
     """Return the latest recalculation with the state of its job (`job_state`, `job_error`); None if there was none."""
     own_job = and_(Job.kind == jobs.RECALCULATE, Job.target_id == Recalculation.id)
-    statement = (
-        select(Recalculation, Job.state.label("job_state"), Job.error.label("job_error"))
-        .outerjoin(Job, own_job)
-        .order_by(Recalculation.id.desc())
-        .limit(1)
-    )
+    columns: tuple[Any, ...] = (Recalculation, Job.state.label("job_state"), Job.error.label("job_error"))
+    statement = select(*columns).outerjoin(Job, own_job).order_by(Recalculation.id.desc()).limit(1)
     with engine.connect() as connection:
-        latest: Row | None = connection.execute(statement).one_or_none()
+        latest: Row[Any] | None = connection.execute(statement).one_or_none()
     return latest
 
 

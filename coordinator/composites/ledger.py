@@ -64,7 +64,7 @@ class AttemptSums(NamedTuple):
     are_sums_right: bool
     reached: tuple[int, int, int]
 
-    def agrees_with(self, row: Row) -> bool:
+    def agrees_with(self, row: Row[Any]) -> bool:
         """Whether the composite's row and its sums say the same."""
         same = np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300)
         level = abs(row.current_t_level - self.t_level) <= MAX_T_LEVEL_ERROR
@@ -356,8 +356,9 @@ def _vectors(
 def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
     """The curves that count, by what the attempts say."""
     key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+    columns: tuple[Any, ...] = (*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
     counted = connection.execute(
-        select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
+        select(*columns)
         .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
         .group_by(*key)
     )
@@ -393,6 +394,6 @@ def _store(connection: Connection, composite_id: int, vector: np.ndarray) -> flo
     return t_level
 
 
-def _account(attempt: Row) -> Account:
+def _account(attempt: Row[Any]) -> Account:
     # ECM attempts have all three; the columns are null for other methods.
     return Account(attempt.composite_id, attempt.b1 or 0, attempt.b2 or 0, attempt.parametrization or 0)

@@ -20,10 +20,13 @@ from coordinator.base.unit_of_work import is_poison, public_message, unit_of_wor
 from coordinator.composites import families, group_orders, registry
 from coordinator.composites.families import Change, Divisor
 from coordinator.numbers.arithmetic import factorize, is_probable_prime
+from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_expiry, residue_storage
 from models.tables import Composite, Factor, Job
 
 log = structlog.get_logger("analysis")
+
+_JOB_COLUMNS: tuple[Any, ...] = (Job.id, Job.kind, Job.target_id, Job.request_count, Job.tries, Job.error)
 
 
 def run_job(engine: Engine, job_id: int, *, max_deliveries: int, max_digits: int) -> list[JobRef]:
@@ -57,14 +60,14 @@ def _run(engine: Engine, job_id: int, max_deliveries: int, max_digits: int) -> l
         raise
 
 
-def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row | None:
+def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row[Any] | None:
     """Count a delivery attempt of a waiting job, and return its row; None if it is done, or has failed by now."""
     with unit_of_work(engine, "begin_job", job=job_id) as connection:
         job = connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.state == "waiting")
             .values(tries=Job.tries + 1)
-            .returning(Job.id, Job.kind, Job.target_id, Job.request_count, Job.tries, Job.error)
+            .returning(*_JOB_COLUMNS)
         ).one_or_none()
         if job is not None and job.tries > max_deliveries:
             why = job.error or "its process died or ran out of time at every try"
@@ -76,7 +79,7 @@ def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row | None:
     return job
 
 
-def _test_cofactor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _test_cofactor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     with unit_of_work(engine, "read_cofactor", job=job.id) as connection:
         found = connection.execute(
             select(Composite.current_composite, Composite.is_prime, Composite.parent_id).where(
@@ -97,7 +100,7 @@ def _test_cofactor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return change.to_publish
 
 
-def _test_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _test_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     factor = _read_factor(engine, job)
     is_prime = factor is not None and is_probable_prime(mpz(factor.factor))
     with unit_of_work(engine, "test_factor", job=job.id, factor=job.target_id) as connection:
@@ -109,7 +112,7 @@ def _test_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return change.to_publish
 
 
-def _split_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _split_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     factor = _read_factor(engine, job)
     # A factor that was split since the request needs no minute of FLINT's time.
     primes = factorize(mpz(factor.factor)) if factor is not None and not factor.is_split else {}
@@ -123,7 +126,7 @@ def _split_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return change.to_publish
 
 
-def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _share_factors(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     """Try this composite's factors on every composite that shares a value with it, and theirs on this one."""
     to_publish: list[JobRef] = []
     with unit_of_work(engine, "read_sharers", job=job.id) as connection:
@@ -135,19 +138,19 @@ def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     for root_id, values in [(other, own_values) for other in others] + [(job.target_id, other_values)]:
         with unit_of_work(engine, "share_factors", job=job.id, composite=root_id) as connection:
             members = _lock_family(connection, root_id, max_digits)
-            divisors = [Divisor(value, origin=families.SUBMITTED) for value in values]
+            divisors = [Divisor(value, origin=SUBMITTED) for value in values]
             to_publish += families.use_divisors(connection, members, divisors).to_publish
     with unit_of_work(engine, "finish_job", job=job.id) as connection:
         jobs.finish(connection, job.id, job.request_count)
     return to_publish
 
 
-def _find_group_order(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _find_group_order(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     group_orders.run(engine, job)
     return []
 
 
-def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _recalculate(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     """Run a slice of a recalculation; the request of the next slice resets the count of delivery attempts."""
     step = recalculation.continue_recalculation(engine, job.target_id)
     with unit_of_work(engine, "recalculate_slice", job=job.id, recalculation=job.target_id) as connection:
@@ -158,23 +161,19 @@ def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return [replace(job, kind=step.label) for job in to_publish]
 
 
-def _read_factor(engine: Engine, job: Row) -> Row | None:
-    below = aliased(Factor)
+def _read_factor(engine: Engine, job: Row[Any]) -> Row[Any] | None:
+    part = aliased(Factor)
+    is_split = select(part.id).where(part.composite_id == Factor.composite_id, part.split_from_id == Factor.id).exists()
+    columns: tuple[Any, ...] = (
+        Factor.factor,
+        Factor.attempt_id,
+        Factor.client_id,
+        func.coalesce(Composite.parent_id, Composite.id).label("root_id"),
+        is_split.label("is_split"),
+    )
+    statement = select(*columns).join(Composite, Composite.id == Factor.composite_id).where(Factor.id == job.target_id)
     with unit_of_work(engine, "read_factor", job=job.id) as connection:
-        return connection.execute(
-            select(
-                Factor.factor,
-                Factor.attempt_id,
-                Factor.client_id,
-                func.coalesce(Composite.parent_id, Composite.id).label("root_id"),
-                select(below.id)
-                .where(below.composite_id == Factor.composite_id, below.split_from_id == Factor.id)
-                .exists()
-                .label("is_split"),
-            )
-            .join(Composite, Composite.id == Factor.composite_id)
-            .where(Factor.id == job.target_id)
-        ).one_or_none()
+        return connection.execute(statement).one_or_none()
 
 
 def _lock_family(connection: Connection, root_id: int, max_digits: int) -> list[families.FamilyMember]:
@@ -182,7 +181,7 @@ def _lock_family(connection: Connection, root_id: int, max_digits: int) -> list[
     return families.load_family(connection, [row.id for row in locked], max_digits)
 
 
-def _drop_residue(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _drop_residue(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     residue_expiry.delete_file(engine, residue_storage.storage(settings()), job.target_id)
     with unit_of_work(engine, "finish_job", job=job.id) as connection:
         jobs.finish(connection, job.id, job.request_count)

@@ -14,7 +14,7 @@ MAX_DOUBLINGS = 6
 
 def mark_stale_submissions(
     engine: Engine, *, republish_after: float, limit: int, respect_backoff: bool = True
-) -> list[Row]:
+) -> list[Row[Any]]:
     """Mark submissions that have waited too long as published; returns their rows, oldest first, for publishing.
 
     The wait is `republish_after` seconds, doubled with every publication; `respect_backoff=False` leaves the doubling
@@ -33,12 +33,14 @@ def mark_stale_submissions(
     )
 
 
-def unmark_submissions(engine: Engine, marked: Iterable[Row]) -> None:
+def unmark_submissions(engine: Engine, marked: Iterable[Row[Any]]) -> None:
     """Undo `mark_stale_submissions` for submissions that could not be published: they are due again next time."""
     _unmark(engine, Submission, marked)
 
 
-def mark_stale_jobs(engine: Engine, *, republish_after: float, limit: int, respect_backoff: bool = True) -> list[Row]:
+def mark_stale_jobs(
+    engine: Engine, *, republish_after: float, limit: int, respect_backoff: bool = True
+) -> list[Row[Any]]:
     """Mark jobs that have waited too long as published; returns rows with id and kind, as `mark_stale_submissions`."""
     return _mark(
         engine,
@@ -51,7 +53,7 @@ def mark_stale_jobs(engine: Engine, *, republish_after: float, limit: int, respe
     )
 
 
-def unmark_jobs(engine: Engine, marked: Iterable[Row]) -> None:
+def unmark_jobs(engine: Engine, marked: Iterable[Row[Any]]) -> None:
     """Undo `mark_stale_jobs` for jobs that could not be published."""
     _unmark(engine, Job, marked)
 
@@ -65,7 +67,7 @@ def _mark(
     republish_after: float,
     limit: int,
     respect_backoff: bool,
-) -> list[Row]:
+) -> list[Row[Any]]:
     doublings = func.least(table.publish_count, MAX_DOUBLINGS) if respect_backoff else 0
     wait = func.make_interval(0, 0, 0, 0, 0, 0, republish_after * func.power(2, doublings))
     due = (
@@ -86,7 +88,7 @@ def _mark(
         return sorted(connection.execute(mark), key=lambda row: row.id)
 
 
-def _unmark(engine: Engine, table: type[Submission] | type[Job], marked: Iterable[Row]) -> None:
+def _unmark(engine: Engine, table: type[Submission] | type[Job], marked: Iterable[Row[Any]]) -> None:
     # In the order of their ids, as they were marked.
     rows = [{"row": row.id, "marked": row.published_at, "before": row.published_before} for row in marked]
     plain = cast(Table, table.__table__)

@@ -54,7 +54,7 @@ class NumberStatus(NamedTuple):
     """The status of one number of a request: its row (search.COLUMNS) or None, and why it could not be read."""
 
     number: str
-    row: Row | None
+    row: Row[Any] | None
     problem: str | None
 
 
@@ -110,7 +110,7 @@ class ProgressFilters:
     max_difficulty: int | None = None
 
 
-def top_progress(engine: Engine, filters: ProgressFilters, *, limit: int, max_digits: int) -> list[Row]:
+def top_progress(engine: Engine, filters: ProgressFilters, *, limit: int, max_digits: int) -> list[Row[Any]]:
     """Return the numbers (search.COLUMNS) that pass the filters and are nearest to their targets, nearest first.
 
     The choice compares whole hundredths of the target. Raises NotFoundError for an unknown project.

@@ -38,12 +38,12 @@ class CompositeParts(NamedTuple):
     `sums` are the rows of its curve sums; those without any curves were superseded or voided.
     """
 
-    row: Row
-    sums: list[Row]
+    row: Row[Any]
+    sums: list[Row[Any]]
     projects: list[str]
 
     @property
-    def curves(self) -> list[Row]:
+    def curves(self) -> list[Row[Any]]:
         """The sums that have curves."""
         return [own for own in self.sums if own.curves + own.prior_curves > 0]
 
@@ -56,11 +56,11 @@ class ShownComposite(NamedTuple):
     """
 
     number: dict[str, Any]
-    factors: list[Row]
+    factors: list[Row[Any]]
     chart: str
-    curves: list[Row]
-    leases: list[Row]
-    attempts: list[Row]
+    curves: list[Row[Any]]
+    leases: list[Row[Any]]
+    attempts: list[Row[Any]]
     is_cut: frozenset[str]
 
 
@@ -176,19 +176,19 @@ def _read_parts(connection: Connection, composite_id: int, *, with_effort: bool 
     return CompositeParts(row, list(connection.execute(sums)), projects=list(connection.execute(names).scalars()))
 
 
-def _tree(connection: Connection, composite_id: int) -> list[Row]:
+def _tree(connection: Connection, composite_id: int) -> list[Row[Any]]:
     """The rows of a composite's factor tree, each after the factor that it was split from."""
     own = select(*Factor.__table__.columns).where(Factor.composite_id == composite_id).order_by(Factor.id)
     return list(connection.execute(own))
 
 
-def _open_leases(connection: Connection, composite_id: int, limit: int | None = None) -> list[Row]:
+def _open_leases(connection: Connection, composite_id: int, limit: int | None = None) -> list[Row[Any]]:
     is_own = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
     oldest = select(*WorkAssignment.__table__.columns).where(*is_own).order_by(WorkAssignment.created_at)
     return list(connection.execute(oldest.limit(limit)))
 
 
-def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row]:
+def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row[Any]]:
     columns = (
         EcmAttempt.id,
         EcmAttempt.created_at,
@@ -210,7 +210,7 @@ def _last_attempts(connection: Connection, composite_id: int, limit: int) -> lis
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def _row_fields(row: Row) -> dict[str, Any]:
+def _row_fields(row: Row[Any]) -> dict[str, Any]:
     finished = "prime" if row.is_prime else "fully_factored"
     return {
         "composite": row.number,
@@ -225,7 +225,7 @@ def _row_fields(row: Row) -> dict[str, Any]:
     }
 
 
-def _state_and_eligibility(row: Row) -> dict[str, Any]:
+def _state_and_eligibility(row: Row[Any]) -> dict[str, Any]:
     eligible = (("ecm", row.ecm_eligible), ("pm1", row.pm1_eligible), ("pp1", row.pp1_eligible))
     return {
         "composite_id": row.id,
@@ -244,7 +244,7 @@ def _state_and_eligibility(row: Row) -> dict[str, Any]:
     }
 
 
-def _leaves(rows: Sequence[Row]) -> list[str]:
+def _leaves(rows: Sequence[Row[Any]]) -> list[str]:
     """Return the values of the leaves of a factor tree, each as often as it divides the number, smallest first."""
     split = {row.split_from_id for row in rows}
     times: dict[int, int] = {}
@@ -270,7 +270,7 @@ def _work_and_projects(parts: CompositeParts) -> dict[str, Any]:
     return {"ecm_work": work, "projects": parts.projects}
 
 
-def _without(row: Row, *names: str) -> dict[str, Any]:
+def _without(row: Row[Any], *names: str) -> dict[str, Any]:
     return {name: _json_value(value) for name, value in row._asdict().items() if name not in names}
 
 

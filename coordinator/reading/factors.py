@@ -24,7 +24,7 @@ EXPORTED_AT_ONCE = 2_000
 
 NEWEST, LARGEST = "newest", "largest"
 
-COLUMNS = (
+COLUMNS: tuple[Any, ...] = (
     Factor.id,
     Factor.composite_id,
     search.shortened(Composite.number).label("number"),
@@ -65,7 +65,7 @@ class FactorListFilters:
     only_prime: bool = False
 
 
-def _with_origins() -> Select:
+def _with_origins() -> Select[Any]:
     return (
         select(*COLUMNS)
         .join(Composite, Composite.id == Factor.composite_id)
@@ -73,7 +73,7 @@ def _with_origins() -> Select:
     )
 
 
-def read_factor(engine: Engine, factor_id: int) -> Row:
+def read_factor(engine: Engine, factor_id: int) -> Row[Any]:
     """Return COLUMNS of the factor with this id. Raises NotFoundError."""
     with engine.connect() as connection:
         row = connection.execute(_with_origins().where(Factor.id == factor_id)).one_or_none()
@@ -82,7 +82,7 @@ def read_factor(engine: Engine, factor_id: int) -> Row:
     return row
 
 
-def composite_factors(connection: Connection, composite_id: int, limit: int) -> list[Row]:
+def composite_factors(connection: Connection, composite_id: int, limit: int) -> list[Row[Any]]:
     """Return COLUMNS of the first `limit` factors in a composite's tree, each after the one it was split from."""
     # A factor that was split has a smaller id than its parts. This is the order of an index.
     order = (func.coalesce(Factor.split_from_id, 0), Factor.factor_sha256)
@@ -135,7 +135,7 @@ def list_factors(
         chosen = connection.execute(passing).all()
         shown = [row.id for row in chosen[:limit]]
         rows = {row.id: row for row in connection.execute(_with_origins().where(Factor.id.in_(shown)))} if shown else {}
-        last: Row | None = chosen[limit - 1] if len(chosen) > limit else None
+        last: Any = chosen[limit - 1] if len(chosen) > limit else None
         if last is None:
             # The entries that were read have no more, but the index may have more entries.
             farthest = near.order_by(key.desc(), Factor.id.desc()).offset(MAX_SCANNED - 1).limit(1)
@@ -156,7 +156,7 @@ def _place(question: str, cursor: str, order: str) -> tuple[Any, int]:
 
 def export_factors(
     engine: Engine, *, project: str | None = None, client_id: str | None = None, since: datetime | None = None
-) -> Iterator[list[Row]]:
+) -> Iterator[list[Row[Any]]]:
     """Return batches of COLUMNS, by id: of all factors, or of a project, of a client, recorded at `since` or later.
 
     Each batch is a query of its own, so no connection is held while the caller sends a batch. Raises NotFoundError for
@@ -171,7 +171,7 @@ def export_factors(
 
 def _batches(
     engine: Engine, project_id: int | None, client_id: str | None, since: datetime | None
-) -> Iterator[list[Row]]:
+) -> Iterator[list[Row[Any]]]:
     after = 0
     while True:
         batch = _with_origins().where(Factor.id > after)

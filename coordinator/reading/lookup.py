@@ -4,6 +4,8 @@
 the text search of search.py also finds the beginnings of numbers, and no ids.
 """
 
+from typing import Any
+
 from sqlalchemy import Engine, Row, select
 
 from coordinator.composites import identification
@@ -11,7 +13,7 @@ from coordinator.numbers.expressions import ExpressionError
 from models.tables import Composite, Project, ProjectComposite
 
 # A composite in operators' lists.
-SHORT = (
+SHORT: tuple[Any, ...] = (
     Composite.id,
     Composite.number,
     Composite.current_composite,
@@ -34,7 +36,7 @@ def identify_composite(engine: Engine, identifier: str, max_digits: int) -> int:
         return identification.identify(connection, identifier, max_digits)
 
 
-def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int = 100) -> list[Row]:
+def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int = 100) -> list[Row[Any]]:
     """Return SHORT of the composites that `identifier` may mean, the one that `identify_composite` returns first."""
     with engine.connect() as connection:
         try:
@@ -47,7 +49,7 @@ def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int
 
 def list_by_id(
     engine: Engine, *, project: str | None = None, unfinished: bool = False, after: int = 0, limit: int = 1000
-) -> list[Row]:
+) -> list[Row[Any]]:
     """Return SHORT of the composites whose id is above `after`, by id: of one project or all, unfinished or all."""
     statement = select(*SHORT).where(Composite.id > after).order_by(Composite.id).limit(limit)
     if unfinished:

@@ -28,7 +28,7 @@ def list_projects(engine: Engine, *, limit: int, cursor: str | None = None, coun
     return Page(rows[:limit], more)
 
 
-def read_project(engine: Engine, *, project_id: int | None = None, name: str | None = None) -> Row:
+def read_project(engine: Engine, *, project_id: int | None = None, name: str | None = None) -> Row[Any]:
     """Return a project by its id or its name, with the columns of `list_projects`. Raises NotFoundError."""
     chosen: ColumnElement[bool] = Project.id == project_id if name is None else Project.name == name
     with engine.connect() as connection:

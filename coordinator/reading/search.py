@@ -32,7 +32,6 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import InstrumentedAttribute
 
 from coordinator.base import cursors
@@ -81,7 +80,7 @@ class CompositeFilters:
 class SearchPage(NamedTuple):
     """Rows of a list, the cursor of the next page, and whether a text search was cut off at MAX_MATCHES."""
 
-    rows: list[Row]
+    rows: list[Row[Any]]
     next: str | None
     is_cut: bool = False
 
@@ -98,7 +97,7 @@ def progress() -> ColumnElement[float]:
     return Composite.current_t_level / func.nullif(Composite.target_t_level, 0)
 
 
-COLUMNS = (
+COLUMNS: tuple[Any, ...] = (
     Composite.id,
     shortened(Composite.number).label("number"),
     shortened(Composite.current_composite).label("current_composite"),
@@ -152,7 +151,7 @@ def list_composites(
     return SearchPage(shown_rows, more, is_cut)
 
 
-def _show(connection: Connection, chosen: list[Row]) -> list[Row]:
+def _show(connection: Connection, chosen: list[Row[Any]]) -> list[Row[Any]]:
     ids = [row.id for row in chosen]
     rows = {row.id: row for row in connection.execute(select(*COLUMNS).where(Composite.id.in_(ids)))} if ids else {}
     # A number may have been deleted since it was chosen.
@@ -199,7 +198,7 @@ class _Search:
         self.others = [condition for condition in conditions if condition.column is not self.key]
         self.project_id = None if filters.project is None else require_project_id(connection, filters.project)
 
-    def page(self) -> list[Row]:
+    def page(self) -> list[Row[Any]]:
         """Return (id, key) of the numbers on the page, in order."""
         if self.project_id is not None:
             is_small = self._members() < MAX_SORTED_MEMBERS
@@ -211,7 +210,7 @@ class _Search:
             return rows
         return self._execute(self._sorted() if self._are_few() else self._ordered(self._passing()))
 
-    def page_of_matches(self, word: str, max_digits: int) -> tuple[list[Row], bool]:
+    def page_of_matches(self, word: str, max_digits: int) -> tuple[list[Row[Any]], bool]:
         """Return ((id, key) of the page of numbers that match `word`, whether too many numbers match)."""
         exact = _exact(self.connection, word, max_digits)
         if exact is not None:
@@ -234,7 +233,7 @@ class _Search:
         )
         return [row for row in rows if row.id is not None], rows[0].found > MAX_MATCHES
 
-    def _execute(self, statement: Select[Any]) -> list[Row]:
+    def _execute(self, statement: Select[Any]) -> list[Row[Any]]:
         return list(self.connection.execute(statement))
 
     def _order(self, key: Any, composite_id: Any) -> list[Any]:
@@ -309,7 +308,7 @@ _FILTERED = (
 
 def expected_rows(connection: Connection, statement: Select[Any]) -> float:
     """Return the number of rows that the planner expects of a statement."""
-    sql = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+    sql = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
     plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}").scalar_one()
     return float(plan[0]["Plan"]["Plan Rows"])
 

@@ -39,7 +39,7 @@ class RetryLaterError(ConflictError):
 class ResidueCompletion(NamedTuple):
     """A residue after a stage 2; `is_completed` is False while too few of its curves have had their stage 2."""
 
-    residue: Row
+    residue: Row[Any]
     is_completed: bool
     t_level: float
     message: str
@@ -65,13 +65,13 @@ def suggested_b2(b1: int) -> int:
     return int(effort.default_b2(b1))
 
 
-def read_residue(engine: Engine, residue_id: int) -> Row:
+def read_residue(engine: Engine, residue_id: int) -> Row[Any]:
     """Return a residue's row. Raises NotFoundError."""
     with engine.connect() as connection:
         return residue_row(connection, residue_id)
 
 
-def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) -> Row:
+def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) -> Row[Any]:
     """Return a residue's row, locked on request. Raises NotFoundError."""
     statement = select(*Residue.__table__.columns).where(Residue.id == residue_id)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
@@ -112,7 +112,7 @@ class ResidueRequest(NamedTuple):
     project: str | None = None
 
 
-def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> Row | None:
+def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> Row[Any] | None:
     """Claim the oldest residue of the highest priority that passes the filters; None if no residue does.
 
     Returns the residue's row with its composite's `digit_length`, `current_t_level` and `target_t_level`. Raises
@@ -152,7 +152,12 @@ def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> R
             .where(Residue.id == best)
             .values(status="claimed", claimed_by=request.client_id, claimed_at=func.now(), claim_expires_at=until)
         )
-        columns = (Residue, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
+        columns: tuple[Any, ...] = (
+            Residue,
+            Composite.digit_length,
+            Composite.current_t_level,
+            Composite.target_t_level,
+        )
         return connection.execute(
             select(*columns).join(Composite, Composite.id == Residue.composite_id).where(Residue.id == best)
         ).one()
@@ -163,7 +168,7 @@ def _not_reserved() -> ColumnElement[bool]:
     return ~exists().where(WorkAssignment.composite_id == Residue.composite_id, reserved)
 
 
-def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row:
+def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row[Any]:
     """Return the residue if this client has claimed it and so may download its file.
 
     Raises NotFoundError, and ConflictError for any other client.
@@ -174,7 +179,7 @@ def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row:
     return row
 
 
-def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor: Actor | None = None) -> Row:
+def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor: Actor | None = None) -> Row[Any]:
     """Release a claim, and return the residue's row; does nothing to a residue that is not claimed.
 
     `client_id` is None when an operator (`actor`) releases it, whoever claimed it. Raises NotFoundError, and
@@ -219,7 +224,7 @@ def settle_stage2(
     return _count_stage2(connection, residue, attempt, found=found), None
 
 
-def _mismatch(residue: Row, attempt: Row) -> str | None:
+def _mismatch(residue: Row[Any], attempt: Row[Any]) -> str | None:
     if residue.composite_id != attempt.composite_id:
         return f"is of composite {residue.composite_id}, and attempt {attempt.id} of {attempt.composite_id}"
     if attempt.voided_at is not None:
@@ -233,7 +238,7 @@ def _mismatch(residue: Row, attempt: Row) -> str | None:
     return None
 
 
-def _count_stage2(connection: Connection, residue: Row, attempt: Row, *, found: bool) -> ResidueCompletion:
+def _count_stage2(connection: Connection, residue: Row[Any], attempt: Row[Any], *, found: bool) -> ResidueCompletion:
     """Count a stage 2 of a locked residue once: curves that had their stage 2, or too small a B2, add nothing."""
     to_publish: list[jobs.JobRef] = []
     if attempt.residue_id is None:
@@ -253,7 +258,7 @@ def _count_stage2(connection: Connection, residue: Row, attempt: Row, *, found: 
     return ResidueCompletion(now, completed, t_level, message, to_publish)
 
 
-def _count_once(connection: Connection, residue: Row, attempt: Row, *, is_enough: bool) -> None:
+def _count_once(connection: Connection, residue: Row[Any], attempt: Row[Any], *, is_enough: bool) -> None:
     """Link a stage-2 attempt to its residue, and move the curves that it is the first stage 2 of from stage 1 to it."""
     stage1 = connection.execute(select(EcmAttempt).where(EcmAttempt.id == residue.stage1_attempt_id)).one_or_none()
     own = attempt.curves - attempt.superseded_curves
@@ -275,7 +280,7 @@ def _count_once(connection: Connection, residue: Row, attempt: Row, *, is_enough
         connection.execute(more.values(superseded_curves=EcmAttempt.superseded_curves + moved))
 
 
-def _enough_b2(attempt: Row) -> bool:
+def _enough_b2(attempt: Row[Any]) -> bool:
     return attempt.b2 == DEFAULT_B2 or (attempt.b2 or 0) >= ENOUGH_B2 * (attempt.b1 or 0)
 
 
@@ -303,7 +308,7 @@ def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_att
         return _count_stage2(connection, residue, attempt, found=found)
 
 
-def lock_residue(connection: Connection, residue_id: int) -> Row:
+def lock_residue(connection: Connection, residue_id: int) -> Row[Any]:
     """Lock the family of a residue's composite and then the residue; returns its row. Raises NotFoundError."""
     composite_id: int = residue_row(connection, residue_id).composite_id
     (root_id,) = registry.roots_of(connection, [composite_id]) or [composite_id]
@@ -315,7 +320,7 @@ def _found_a_factor(connection: Connection, attempt_id: int) -> bool:
     return connection.execute(select(Factor.id).where(Factor.attempt_id == attempt_id).limit(1)).first() is not None
 
 
-def _refuse_too_little(residue: Row, attempt: Row) -> None:
+def _refuse_too_little(residue: Row[Any], attempt: Row[Any]) -> None:
     needed = -int(-ENOUGH_CURVES * residue.curve_count // 1)
     if attempt.curves < needed:
         detail = f"Attempt {attempt.id} has {attempt.curves} curves; {needed} of the residue's {residue.curve_count}"

@@ -42,7 +42,8 @@ def expire_residues(engine: Engine, now: datetime) -> tuple[int, list[jobs.JobRe
         with unit_of_work(engine, "expire_residue", residue=residue_id) as connection:
             residue = residue_claims.lock_residue(connection, residue_id)
             is_unclaimed = (Residue.id == residue_id) & (Residue.status == "available")
-            to_publish += superseding.close_residues(connection, is_unclaimed, superseding.EXPIRED, "nobody wanted it")
+            why = "no client claimed it in time"
+            to_publish += superseding.close_residues(connection, is_unclaimed, superseding.EXPIRED, why)
             lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
     return len(ids), to_publish
 

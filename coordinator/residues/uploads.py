@@ -1,7 +1,7 @@
 """Registering residues: a stored file becomes a residue, or is refused, and then nothing is registered."""
 
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -19,7 +19,7 @@ from models.tables import Composite, EcmAttempt, Residue
 class RegisteredUpload(NamedTuple):
     """The row of a new residue, and a sentence about it for the client."""
 
-    residue: Row
+    residue: Row[Any]
     message: str
 
 
@@ -83,7 +83,7 @@ def register_upload(
         if residue_id is None:  # another request is registering the same file
             _raise_if_known(connection, file.sha256)
             raise residue_claims.RetryLaterError(
-                "duplicate_residue", "The same file is being uploaded by somebody else; ask again"
+                "duplicate_residue", "The same file is being uploaded by another request; ask again"
             )
         superseding.recount_open_residues(connection, [composite.id])
         lease_lifecycle.refresh_eligibility(connection, [composite.id])

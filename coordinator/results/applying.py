@@ -32,6 +32,7 @@ from coordinator.composites.families import Divisor
 from coordinator.composites.registry import Found
 from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
+from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_claims
 from coordinator.results import delivery_attempts
 from models.limits import STAGE1_ONLY
@@ -131,7 +132,7 @@ def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:
 
 
 def _apply_verified(
-    connection: Connection, submission: Row, result: SubmitResult, settings: Settings
+    connection: Connection, submission: Row[Any], result: SubmitResult, settings: Settings
 ) -> tuple[Outcome, list[jobs.JobRef]]:
     """Run steps 2 to 7; the caller rolls them back if this raises ResultRejectedError."""
     to_publish: list[jobs.JobRef] = []
@@ -192,7 +193,7 @@ def _apply_verified(
     return Outcome(state, attempt_id, composite_id, status, message, t_level, target, is_completed), to_publish
 
 
-def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row]]:
+def _lock(connection: Connection, result: SubmitResult, settings: Settings) -> tuple[Found, bool, list[Row[Any]]]:
     """Find or register the composite and lock its family; returns (composite, whether it is new, family)."""
     found, is_new = _find_or_register(connection, result, settings)
     family = registry.lock_family(connection, found.root_id)
@@ -263,14 +264,14 @@ def _verify_claims(
 
 def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
     if claim.sigma is None:
-        return Divisor(value, families.SUBMITTED)
+        return Divisor(value, SUBMITTED)
     parametrization, sigma = split_sigma(claim.sigma)
     own = result.parametrization if parametrization is None else parametrization
-    return Divisor(value, families.SUBMITTED, sigma=sigma, parametrization=own)
+    return Divisor(value, SUBMITTED, sigma=sigma, parametrization=own)
 
 
 def _record_attempt(
-    connection: Connection, submission: Row, composite_id: int, result: SubmitResult, lease_id: UUID | None
+    connection: Connection, submission: Row[Any], composite_id: int, result: SubmitResult, lease_id: UUID | None
 ) -> tuple[int, bool]:
     """Insert the attempt; returns (its id, False), or (the id of the attempt that recorded the same curves, True)."""
     values = attempt_values(submission.id, submission.attempt_id, composite_id, result) | {"work_id": lease_id}
@@ -319,10 +320,10 @@ def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
     return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
 
 
-def _add_effort(connection: Connection, composite: Row, result: SubmitResult) -> float:
+def _add_effort(connection: Connection, composite: Row[Any], result: SubmitResult) -> float:
     """Add the run to the composite's sums and vector, at constant cost, and return the new t-level."""
     changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
-    t_level = composite.current_t_level
+    t_level: float = composite.current_t_level
     if result.method == "ecm" and result.curves > 0:
         run = (result.parameters.b1 or 0, result.b2, result.parametrization)
         vector = effort.add_curves(composite.effort, result.curves, *run)

@@ -10,7 +10,7 @@ A batch is one transaction: all its results are applied together, or none is, an
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import structlog
@@ -76,8 +76,9 @@ _UNCOUNT = (
     .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
     .values(tries=func.greatest(submissions.tries - 1, 0))
 )
+_SUBMISSION_COLUMNS: tuple[Any, ...] = (submissions.id, submissions.payload, submissions.attempt_id)
 _LOCK_SUBMISSIONS = (
-    select(submissions.id, submissions.payload, submissions.attempt_id)
+    select(*_SUBMISSION_COLUMNS)
     .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
     .order_by(submissions.id)
     .with_for_update(skip_locked=True)
@@ -85,13 +86,14 @@ _LOCK_SUBMISSIONS = (
 _FIND = select(aliases.value_sha256, aliases.composite_id).where(
     aliases.value_sha256.in_(bindparam("hashes", expanding=True))
 )
+_COMPOSITE_COLUMNS: tuple[Any, ...] = (
+    composites.id,
+    composites.is_prime,
+    composites.effort,
+    composites.target_t_level,
+)
 _LOCK_COMPOSITES = (
-    select(
-        composites.id,
-        composites.is_prime,
-        composites.effort,
-        composites.target_t_level,
-    )
+    select(*_COMPOSITE_COLUMNS)
     .where(composites.id.in_(bindparam("ids", expanding=True)))
     .order_by(composites.parent_id.is_not(None), composites.id)
     .with_for_update(key_share=True)
@@ -207,7 +209,7 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
     return {item.submission_id for item in plain}
 
 
-def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_PlainResult]:
+def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_PlainResult]:
     """Return the results whose number belongs to exactly one composite; applying.py chooses among several."""
     read = [(row, SubmitResult.model_validate(row.payload)) for row in rows]
     hashes = {registry.sha256(result.composite) for _, result in read}
@@ -222,7 +224,7 @@ def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_Plain
     return plain
 
 
-def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[int, Row]) -> None:
+def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[int, Row[Any]]) -> None:
     """Add the runs to the sums and vectors of their composites, in the order of their arrival, and settle them."""
     vectors: dict[int, np.ndarray] = {}
     reached_b1: dict[tuple[int, str], int] = {}

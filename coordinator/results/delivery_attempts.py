@@ -1,4 +1,4 @@
-"""Counting the delivery attempts of a submission, and settling one as failed that cannot be applied.
+"""Counting the delivery attempts of a submission, and settling a submission that cannot be applied as failed.
 
 An attempt is counted before its unit of work starts, and the count survives the death of the process: a result that
 kills the process that applies it must not come back for ever.

@@ -55,7 +55,7 @@ class Receipt:
     submission_id: int
     attempt_id: int
     replay: bool = False
-    settled: Row | None = None
+    settled: Row[Any] | None = None
 
 
 def check_numbers(result: SubmitResult, max_digits: int) -> None:
@@ -201,13 +201,13 @@ def receive_many(
     return [receipts[index] for index in range(len(rows))]
 
 
-def settled_rows(engine: Engine, submission_ids: list[int]) -> list[Row]:
+def settled_rows(engine: Engine, submission_ids: list[int]) -> list[Row[Any]]:
     """Return the rows of the submissions among `submission_ids` that are settled."""
     with engine.connect() as connection:
         return list(connection.execute(_SETTLED, {"ids": submission_ids}))
 
 
-def submission_row(engine: Engine, submission_id: int) -> Row | None:
+def submission_row(engine: Engine, submission_id: int) -> Row[Any] | None:
     """Return one submission's row, or None if it does not exist."""
     with engine.connect() as connection:
         return connection.execute(select(*STATE_COLUMNS).where(Submission.id == submission_id)).one_or_none()

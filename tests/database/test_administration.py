@@ -9,6 +9,7 @@ from pipeline import (
     SETTINGS,
     assert_sound,
     composite,
+    counts,
     lease,
     leaves,
     receive,
@@ -30,7 +31,8 @@ from coordinator.base.errors import ConflictError, DomainError, InvalidClaimErro
 from coordinator.base.unit_of_work import is_transient
 from coordinator.composites import ledger
 from coordinator.leases import reservations
-from coordinator.reading import counts, detail, lookup, projects
+from coordinator.reading import counts as row_counts
+from coordinator.reading import detail, lookup, projects
 from coordinator.results import applying, batches
 from models.tables import Base, Composite, EcmAttempt, Factor
 
@@ -173,8 +175,8 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     assert [row.id for row in rows(engine, "SELECT id FROM composites")] == [kept]
     refused = rows(engine, "SELECT id, state, reason FROM submissions WHERE id <> 1 ORDER BY id")
     assert refused == [(row.id, "rejected", "composite_deleted") for row in (first, again, on_child)]
-    for name in ("factors", "work_assignments", "project_composites", "recalculated_efforts"):
-        assert scalar(engine, f"SELECT count(*) FROM {name}") == 0
+    emptied = ("factors", "work_assignments", "project_composites", "recalculated_efforts")
+    assert counts(engine, emptied) == dict.fromkeys(emptied, 0)
     assert {event[2] for event in events(engine)} == {f"composite {first.composite_id}", f"composite {child}"}
     assert_no_orphans(engine)
     # After a retry by an operator the number is registered like any other.
@@ -336,9 +338,12 @@ def test_a_part_loses_the_curves_inherited_from_a_revoked_attempt(engine):
 
 
 def factor_id(engine, value, number=None):
-    of = "" if number is None else " AND composite_id = (SELECT id FROM composites WHERE number = :number)"
-    extra = {} if number is None else {"number": number}
-    return scalar(engine, f"SELECT min(id) FROM factors WHERE factor = :value{of}", value=str(value), **extra)
+    """The id of the first factor with this value, of any number or of one."""
+    statement = (
+        "SELECT min(f.id) FROM factors f JOIN composites c ON c.id = f.composite_id"
+        " WHERE f.factor = :value AND c.number = coalesce(:number, c.number)"
+    )
+    return scalar(engine, statement, value=str(value), number=number)
 
 
 def delete_factor(engine, value):
@@ -520,20 +525,20 @@ def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
 def test_numbers_of_rows_are_counted_or_estimated(engine, monkeypatch):
     submit(engine, result(NUMBER, str(P9)))
     submit(engine, result(str(product(P9, P20))))
-    counted = counts.composites_status(engine)
+    counted = row_counts.composites_status(engine)
     assert (counted["total"], counted["finished"], counted["estimated"]) == (2, 1, False)
     assert (
-        counts.summarize_database(engine)["factors"],
-        counts.summarize_database(engine)["estimated"],
+        row_counts.summarize_database(engine)["factors"],
+        row_counts.summarize_database(engine)["estimated"],
     ) == (3, [])
     run_sql(engine, "ANALYZE")
-    monkeypatch.setattr(counts, "COUNTED_BYTES", 0)
-    estimates = counts.composites_status(engine)
+    monkeypatch.setattr(row_counts, "COUNTED_BYTES", 0)
+    estimates = row_counts.composites_status(engine)
     # The planner never says that there is nothing.
     assert all(abs(estimates[name] - count) <= 1 for name, count in counted.items())
     assert estimates["estimated"]
-    assert counts.summarize_database(engine)["factors"] == 3
-    assert "factors" in counts.summarize_database(engine)["estimated"]
+    assert row_counts.summarize_database(engine)["factors"] == 3
+    assert "factors" in row_counts.summarize_database(engine)["estimated"]
 
 
 def test_every_table_that_refers_to_a_number_is_emptied_with_it():

@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import SETTINGS, assert_sound, empty, result, rows, run_jobs, submit
 from primes import prime, product
+from sqlalchemy import select
 
 from coordinator.administration import deletions
 from coordinator.base.audit import Actor
 from coordinator.base.errors import DomainError
+from models.tables import Composite, EcmAttempt, Factor
 
 ACTOR = Actor("alice")
 PRIMES = [prime(9), prime(12), prime(25), prime(40), prime(42), prime(60)]
@@ -52,9 +54,9 @@ def take(engine, step, number):
             engine, ACTOR, f"client-{which}", since=since, until=until, program=None, reason="broken"
         )
         return
-    table = {"delete factor": "factors", "delete attempt": "ecm_attempts", "send to part": "composites"}.get(kind)
-    table = table or "composites"
-    found = rows(engine, f"SELECT * FROM {table} ORDER BY id")
+    tables = {"delete factor": Factor, "delete attempt": EcmAttempt}
+    table = tables.get(kind, Composite).__table__
+    found = rows(engine, select(table).order_by(table.c.id))
     if not found:
         return
     row = found[which % len(found)]

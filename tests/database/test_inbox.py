@@ -26,7 +26,8 @@ def test_a_result_sent_again_is_a_replay_however_late(engine, key):
     age(engine, 1000)
     again = receive(engine, body, key)
     assert (again.submission_id, again.attempt_id, again.replay) == (first.id, first.attempt_id, True)
-    assert again.settled is not None and again.settled.outcome["factor_status"] == "new_factor"
+    assert again.settled is not None
+    assert again.settled.outcome["factor_status"] == "new_factor"
     assert counts(engine, ("submissions", "ecm_attempts")) == {"submissions": 1, "ecm_attempts": 1}
 
 
@@ -88,7 +89,8 @@ def test_a_key_reused_for_something_else_is_refused_and_stores_nothing(engine):
 def test_a_rejected_result_stays_rejected_when_sent_again(engine):
     first = submit(engine, result(NUMBER, "999"))
     again = receive(engine, result(NUMBER, "999"))
-    assert again.replay and again.settled.state == first.state == "rejected"
+    assert again.replay
+    assert again.settled.state == first.state == "rejected"
     assert again.settled.reason == "factor_does_not_divide"
 
 

@@ -1,6 +1,6 @@
 """Residues on the real database: linked to their stage 1, claimed by one client at a time, and counted once."""
 
-import random
+import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -33,12 +33,12 @@ LATER = timedelta(days=365)
 
 
 def file_of(number=NUMBER, curves=CURVES, b1=B1, parametrization=3):
-    return SaveFile(int(number), b1, parametrization, curves, random.randbytes(32), 12_345)
+    return SaveFile(int(number), b1, parametrization, curves, secrets.token_bytes(32), 12_345)
 
 
 def send(engine, body):
     """Submit a result that is no replay of any other."""
-    return submit(engine, body, key=f"{random.getrandbits(64):x}")
+    return submit(engine, body, key=secrets.token_hex(8))
 
 
 def stage1(engine, number=NUMBER, curves=CURVES, client="gpu", **fields):
@@ -52,7 +52,7 @@ def upload(engine, file=None, client="gpu", attempt=None, name=None):
         engine,
         client,
         file or file_of(),
-        name or f"{random.getrandbits(64):x}.save",
+        name or f"{secrets.token_hex(8)}.save",
         stage1_attempt_id=attempt,
         expiry_days=30,
         max_digits=SETTINGS.max_digits,
@@ -541,10 +541,14 @@ def test_a_file_goes_after_the_commit_that_closes_its_residue(engine, storage):
 
 
 def test_an_unfinished_file_is_not_stored(storage):
-    with pytest.raises(RuntimeError), storage.writing() as (name, file):
-        file.write(b"half")
-        assert not storage.exists(name)
-        raise RuntimeError
+    def fail_halfway():
+        with storage.writing() as (name, file):
+            file.write(b"half")
+            assert not storage.exists(name)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert storage.stored() == []
 
 

@@ -14,10 +14,15 @@ from tasks import app as worker
 
 
 def fault(engine, *statements):
-    """What the last of these statements raises."""
-    with pytest.raises(DBAPIError) as raised, unit_of_work(engine, "test") as connection:
-        for statement in statements:
-            connection.execute(text(statement))
+    """The error that the last of these statements raises."""
+
+    def run():
+        with unit_of_work(engine, "test") as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    with pytest.raises(DBAPIError) as raised:
+        run()
     return raised.value
 
 
@@ -25,13 +30,13 @@ def fault(engine, *statements):
 def test_a_fault_of_the_database_is_transient_and_no_poison(engine, state):
     error = fault(engine, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
     assert error.orig.pgcode == state
-    assert is_transient(error) and not is_poison(error)
+    assert (is_transient(error), is_poison(error)) == (True, False)
 
 
 @pytest.mark.parametrize("state", ["57000", "25000", "22012", "42601"])
 def test_other_faults_are_not_transient(engine, state):
     error = fault(engine, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
-    assert not is_transient(error) and is_poison(error)
+    assert (is_transient(error), is_poison(error)) == (False, True)
 
 
 def test_writing_to_a_read_only_database_is_transient(engine):

@@ -29,7 +29,10 @@ def saved(request, tmp_path_factory):
     """(parametrization, what ecm -save wrote of three curves)."""
     file = tmp_path_factory.mktemp("save") / "curves.save"
     run = [find_ecm(), "-param", str(request.param), "-c", "3", "-save", str(file), "500", "0"]
-    subprocess.run(run, input=WRITTEN, text=True, capture_output=True, check=False)
+    # S603: the program is GMP-ECM, with constant arguments.
+    subprocess.run(  # noqa: S603
+        run, input=WRITTEN, text=True, capture_output=True, check=False
+    )
     return request.param, file.read_bytes()
 
 
@@ -100,11 +103,10 @@ def test_every_truncation_within_a_line_is_found(stage1_file):
     whole = len(stage1_file.rstrip().rsplit(b"CHECKSUM", 1)[0])  # what follows the checksum is no number
     for end in range(len(stage1_file) - len(stage1_file.splitlines()[-1]), whole, 7):
         try:
-            found = checked(stage1_file[:end])
+            curves, message = checked(stage1_file[:end]).curves, None
         except SaveFileError as error:
-            assert "Line 3" in str(error)
-        else:
-            assert found.curves == 2
+            curves, message = None, str(error)
+        assert curves == 2 or "Line 3" in message
 
 
 @pytest.mark.parametrize(
