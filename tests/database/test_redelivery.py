@@ -165,8 +165,7 @@ def test_a_result_that_kills_its_process_every_time_ends_as_failed(engine, datab
 
     def apply():
         program = [sys.executable, "-c", DYING, str(receipt.submission_id)]
-        environment = os.environ | {"TEST_URL": database_url}
-        return subprocess.run(program, env=environment, check=False).returncode  # noqa: S603 - a program of this file
+        return subprocess.run(program, env=os.environ | {"TEST_URL": database_url}, check=False).returncode
 
     assert [apply(), apply(), apply()] == [7, 7, 0]
     row = inbox.submission_row(engine, receipt.submission_id)

@@ -29,10 +29,7 @@ def saved(request, tmp_path_factory):
     """(parametrization, what ecm -save wrote of three curves)."""
     file = tmp_path_factory.mktemp("save") / "curves.save"
     run = [find_ecm(), "-param", str(request.param), "-c", "3", "-save", str(file), "500", "0"]
-    # S603: the program is GMP-ECM, with constant arguments.
-    subprocess.run(  # noqa: S603
-        run, input=WRITTEN, text=True, capture_output=True, check=False
-    )
+    subprocess.run(run, input=WRITTEN, text=True, capture_output=True, check=False)
     return request.param, file.read_bytes()
 
 
