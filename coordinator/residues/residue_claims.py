@@ -304,7 +304,7 @@ def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_att
             raise ConflictError("not_claimed", f"Residue {residue_id} is claimed by another client")
         found = _found_a_factor(connection, attempt.id)
         if not found and attempt.residue_id is None:
-            _refuse_too_little(residue, attempt)
+            _raise_if_too_little(residue, attempt)
         return _count_stage2(connection, residue, attempt, found=found)
 
 
@@ -320,7 +320,8 @@ def _found_a_factor(connection: Connection, attempt_id: int) -> bool:
     return connection.execute(select(Factor.id).where(Factor.attempt_id == attempt_id).limit(1)).first() is not None
 
 
-def _refuse_too_little(residue: Row[Any], attempt: Row[Any]) -> None:
+def _raise_if_too_little(residue: Row[Any], attempt: Row[Any]) -> None:
+    """Raise InvalidClaimError if an attempt without a factor has too few curves or too small a B2."""
     needed = -int(-ENOUGH_CURVES * residue.curve_count // 1)
     if attempt.curves < needed:
         detail = f"Attempt {attempt.id} has {attempt.curves} curves; {needed} of the residue's {residue.curve_count}"

@@ -1,4 +1,4 @@
-"""What operators change: all of it at once with its audit row, and nothing left behind that refers to what is gone."""
+"""Changes by operators: each is applied as a whole with its audit row, and leaves no reference to a deleted row."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -169,9 +169,9 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     lease(engine, child, curves=3)
     with pytest.raises(ConflictError, match=f"works on a factor of composite {first.composite_id}"):
         deletions.delete_composite(engine, ACTOR, child, MOST)
-    gone, _ = deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
-    assert gone["composites"] == 2
-    assert (gone["ecm_attempts"], gone["work_assignments"], gone["submissions_refused"]) == (2, 2, 3)
+    deleted, _ = deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
+    assert deleted["composites"] == 2
+    assert (deleted["ecm_attempts"], deleted["work_assignments"], deleted["submissions_refused"]) == (2, 2, 3)
     assert [row.id for row in rows(engine, "SELECT id FROM composites")] == [kept]
     refused = rows(engine, "SELECT id, state, reason FROM submissions WHERE id <> 1 ORDER BY id")
     assert refused == [(row.id, "rejected", "composite_deleted") for row in (first, again, on_child)]
@@ -421,8 +421,8 @@ def test_projects_are_created_and_deleted_and_their_numbers_stay(engine):
         project_edits.create_project(engine, ACTOR, "Cunningham")
     submit(engine, result(NUMBER, project="Cunningham"))
     assert [(row.name, row.composites) for row in projects.list_projects(engine, limit=10).rows] == [("Cunningham", 1)]
-    gone = project_edits.delete_project(engine, ACTOR, name="Cunningham")
-    assert gone == {"project_id": made.id, "name": "Cunningham", "composites": 1}
+    deleted = project_edits.delete_project(engine, ACTOR, name="Cunningham")
+    assert deleted == {"project_id": made.id, "name": "Cunningham", "composites": 1}
     for which in ({"name": "Cunningham"}, {"project_id": made.id}):
         with pytest.raises(NotFoundError):
             project_edits.delete_project(engine, ACTOR, **which)

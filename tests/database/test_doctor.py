@@ -126,6 +126,21 @@ def test_numbers_are_completed_and_deleted(call, engine):
     assert_sound(engine)
 
 
+def test_effort_is_recalculated_on_the_command_line(call, engine):
+    number = submit(engine, result(NUMBER, curves=50)).composite_id
+    assert call(composites_admin.recalculate, "--all")[:2] == (0, "0 numbers differed.\n")
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    code, output, _ = call(composites_admin.recalculate, "--all", "--json")
+    found = [(difference["composite_id"], difference["what"]) for difference in json.loads(output)]
+    assert (code, found) == (1, [(number, "sums")])
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    code, output, _ = call(composites_admin.recalculate, number)
+    assert (code, output.startswith(f"composite {number}: sums corrected, t")) == (1, True)
+    assert call(composites_admin.recalculate, number)[0] == call(composites_admin.recalculate, "--missing")[0] == 0
+    assert call(composites_admin.recalculate)[0] == call(composites_admin.recalculate, number, "--all")[0] == 2
+    assert_sound(engine)
+
+
 def test_projects_on_the_command_line(call, engine):
     assert call(projects, "ls")[1] == "There is no project.\n"
     assert call(projects, "add", "Cunningham")[0] == 0

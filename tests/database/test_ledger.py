@@ -1,4 +1,4 @@
-"""The ledger: sums and vectors that superseding, deleting and recomputing keep exact."""
+"""The ledger: superseding, deleting and recalculating keep sums and vectors exact."""
 
 import numpy as np
 import pytest

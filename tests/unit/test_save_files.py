@@ -38,7 +38,7 @@ def stage1_file(saved):
     return saved[1]
 
 
-def test_what_gmp_ecm_writes_is_read(saved):
+def test_save_files_of_gmp_ecm_are_read(saved):
     parametrization, content = saved
     found = checked(content)
     assert (found.number, found.b1, found.parametrization, found.curves) == (NUMBER // 20959, 500, parametrization, 3)
@@ -46,7 +46,7 @@ def test_what_gmp_ecm_writes_is_read(saved):
 
 
 @pytest.mark.parametrize("way", ["decimal", "hexadecimal", "several lines", "windows", "comments"])
-def test_the_same_in_other_forms(saved, way):
+def test_other_spellings_of_a_save_file_are_read(saved, way):
     parametrization, content = saved
     text = content.decode()
     if way == "decimal":
@@ -77,7 +77,7 @@ def test_a_file_without_param_has_parametrization_0():
     assert (found.b1, found.parametrization, found.curves) == (1000, 0, 1)
 
 
-def test_prime95_files_say_no_b1_and_no_checksum():
+def test_prime95_files_have_no_b1_and_no_checksum():
     lines = f"N={NUMBER}; QX=0x1234; SIGMA=17\nN={NUMBER}; QX=0x1235; SIGMA=18\n".encode()
     assert checked(lines, b1=50_000).curves == 2
     assert checked(lines, b1=50_000).b1 == 50_000
@@ -125,7 +125,7 @@ def test_every_truncation_within_a_line_is_found(stage1_file):
         (lambda lines: ["hello\n"], "Line 1: 'hello' is no TAG=value"),
     ],
 )
-def test_what_is_no_residue_is_refused_in_a_sentence(stage1_file, change, message):
+def test_an_invalid_save_file_is_refused_with_its_line(stage1_file, change, message):
     lines = stage1_file.decode().splitlines(keepends=True)
     with pytest.raises(SaveFileError, match=message):
         checked("".join(change(lines)).encode())
