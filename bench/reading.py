@@ -146,7 +146,7 @@ def _others(engine: Engine) -> dict[str, Look]:
         return lambda: len(batch_lookup.top_progress(engine, chosen, limit=100, max_digits=MAX_DIGITS))
 
     def found(order: str, **chosen: Any) -> Look:
-        filters = factors.FactorFilters(**chosen)
+        filters = factors.FactorListFilters(**chosen)
         return lambda: len(factors.list_factors(engine, filters, order=order, cursor=None, max_digits=MAX_DIGITS).rows)
 
     return {

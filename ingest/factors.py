@@ -22,7 +22,7 @@ def listed(query: FactorsQuery) -> Response:
     """List the factors that pass the filters, page by page."""
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = registry.FactorFilters(
+    filters = registry.FactorListFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
     found = registry.list_factors(

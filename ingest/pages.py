@@ -17,7 +17,7 @@ from coordinator.base.errors import composite_not_found
 from coordinator.composites import statistics
 from coordinator.leases import speeds
 from coordinator.numbers.expressions import shorten
-from coordinator.reading import admin_queries, batch_lookup, clients, detail, factors, health_queries, projects, search
+from coordinator.reading import batch_lookup, clients, counts, detail, factors, health_queries, projects, search
 from ingest.answers import engine, settings
 from ingest.openapi import API
 from ingest.operations import installation
@@ -110,11 +110,11 @@ def start() -> ResponseReturnValue:
     now = datetime.now(UTC)
     hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
     found = factors.list_factors(
-        engine(), factors.FactorFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
+        engine(), factors.FactorListFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
     )
     return render_template(
         "start.html",
-        status=admin_queries.composites_status(engine()),
+        status=counts.composites_status(engine()),
         charts=[bars(hours, "results"), bars(hours, "curves")],
         factors=found.rows,
         advanced=batch_lookup.top_progress(
@@ -172,7 +172,7 @@ def all_factors() -> ResponseReturnValue:
     query = _query(FactorsQuery)
     if query.composite is not None:
         check_written(query.composite, "composite")
-    filters = factors.FactorFilters(
+    filters = factors.FactorListFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )
     found = factors.list_factors(
@@ -215,7 +215,7 @@ def queue() -> ResponseReturnValue:
     parts = installation()
     # On the day when the database is away, this page must say so.
     is_there = "inbox" in parts["database"]
-    settled, estimated = admin_queries.submissions_by_state(engine()) if is_there else ({}, False)
+    settled, estimated = counts.submissions_by_state(engine()) if is_there else ({}, False)
     return render_template(
         "queue.html",
         settled=settled,

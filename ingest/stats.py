@@ -110,7 +110,7 @@ def batch_status() -> Response:
     found = batch_lookup.read_batch_status(engine(), asked.numbers, settings().max_digits)
     results = [
         {
-            "number": shorten(one.asked),
+            "number": shorten(one.number),
             "composite": None if one.row is None else one.row._mapping,
             "message": None if one.row is not None else one.problem or "is not a number of this server",
         }

@@ -1,12 +1,9 @@
 """Long work that follows from results, and maintenance, on a queue of its own."""
 
-from typing import Any
-
 from celery import Task
 
 from config.settings import settings
 from coordinator.base.unit_of_work import is_transient
-from coordinator.composites import ledger
 from coordinator.housekeeping import job_runner
 from tasks.app import app, engine
 from tasks.publishing import publish_jobs
@@ -29,9 +26,3 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
             raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
         raise
     publish_jobs(to_publish)
-
-
-@app.task(time_limit=_limit, soft_time_limit=_soft_limit)
-def recompute_effort(after: int = 0) -> list[dict[str, Any]]:
-    """Recompute the effort of composites whose id is above `after`; what differed has been corrected, and is listed."""
-    return [difference._asdict() for difference in ledger.recalculate_all(engine(_soft_limit), after)]

@@ -82,7 +82,7 @@ def republish_stale() -> int:
         empty = waiting[queue] == 0 and queue not in held
         batch = current.republish_batch - waiting[queue]
         while batch > 0:
-            due = to_ring(engine(), republish_after=current.republish_after, limit=batch, patient=not empty)
+            due = to_ring(engine(), republish_after=current.republish_after, limit=batch, respect_backoff=not empty)
             heard = sum(1 for _ in takewhile(ring, due))
             rung += heard
             if heard < len(due):

@@ -1,10 +1,12 @@
-"""Keys that clients prove their names with: made once, stored as SHA-256, revoked but never forgotten.
+"""Keys with which clients prove their names: made once, stored as SHA-256, revoked but never deleted.
 
-A key is 256 random bits, so its plain SHA-256 cannot be searched through; no salt, and one look-up by its hash.
+A key is 256 random bits, so nobody can find it from its SHA-256 by trying, and it needs no salt: one look-up by the
+hash finds it.
 """
 
 import hashlib
 import secrets
+from typing import Any
 
 from sqlalchemy import Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -18,16 +20,19 @@ RANDOM_BYTES = 32
 
 
 class InvalidKeyError(Exception):
-    """A key cannot be made or revoked; the message says why and what to do."""
+    """A key cannot be made or revoked; the message gives the reason and the remedy."""
 
 
 def hash_key(key: str) -> bytes:
-    """What a key is stored as and looked up by."""
+    """Return the SHA-256 by which a key is stored and looked up."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def add_key(engine: Engine, name: str, actor: Actor) -> str:
-    """A new key for the client `name`, told this once. A revoked one is replaced; raises KeyRefused for one in use."""
+    """Make a key for the client `name`, or replace a revoked one, and return it; only its hash is stored.
+
+    Raises InvalidKeyError if the client has a key in use.
+    """
     key = secrets.token_urlsafe(RANDOM_BYTES)
     with unit_of_work(engine, "add_client_key") as connection:
         new = {"key_sha256": hash_key(key), "created_at": func.now(), "revoked_at": None}
@@ -43,7 +48,7 @@ def add_key(engine: Engine, name: str, actor: Actor) -> str:
 
 
 def revoke_key(engine: Engine, name: str, actor: Actor) -> None:
-    """Let the key of `name` open nothing any more. Raises KeyRefused if there is none in use."""
+    """Revoke the key of the client `name`. Raises InvalidKeyError if the client has no key in use."""
     with unit_of_work(engine, "revoke_client_key") as connection:
         revoked = connection.execute(
             update(ClientKey)
@@ -55,15 +60,15 @@ def revoke_key(engine: Engine, name: str, actor: Actor) -> None:
         audit.record(connection, actor, "revoke_client_key", f"client {name}")
 
 
-def all_keys(engine: Engine) -> list[Row]:
-    """Name, when made, when revoked; by name."""
+def all_keys(engine: Engine) -> list[Row[Any]]:
+    """Return (name, created_at, revoked_at) of all keys, by name."""
     with unit_of_work(engine, "list_client_keys") as connection:
         columns = (ClientKey.name, ClientKey.created_at, ClientKey.revoked_at)
         return list(connection.execute(select(*columns).order_by(ClientKey.name)))
 
 
 def key_owner(engine: Engine, key_sha256: bytes) -> str | None:
-    """The client whose key in use has this hash."""
+    """Return the name of the client whose key in use has this hash, or None."""
     with engine.connect() as connection:
         return connection.execute(
             select(ClientKey.name).where(ClientKey.key_sha256 == key_sha256, ClientKey.revoked_at.is_(None))

@@ -1,4 +1,4 @@
-"""Submissions for operators: what was refused or failed, sent again by hand, and true factors that a refusal hides."""
+"""Dead letters, the failed and rejected submissions: operators read and retry them, and accept their true factors."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,20 +34,18 @@ from models.tables import Submission
 from models.wire.results import SubmitResult, split_sigma
 
 DEAD_STATES = ("failed", "rejected")
-# The outcome of a refused submission says which of its claims are true, until they are accepted.
+# The outcome of a rejected submission lists its claims that are true, until an operator accepts them.
 _TRUE_FACTORS = Submission.outcome.has_key("true_factors")
 _WITH_FACTORS = and_(Submission.state == "rejected", _TRUE_FACTORS)
 _HOLDS_FACTORS = and_(Submission.state == "rejected", func.coalesce(_TRUE_FACTORS, false()))
 COLUMNS = (*inbox.STATE_COLUMNS, Submission.payload, Submission.request_id)
-# A result of megabytes is not taken out of storage to be shown in a line.
+# The payload of a larger result is not read for one line of a list.
 LISTED_BYTES = 10_000
-
-
 _LISTED = [column for column in inbox.STATE_COLUMNS if column.key != "outcome"]
 
 
 class RetryReport(NamedTuple):
-    """What came of sending again or accepting: the state then, whom to ring for, factors accepted and those new."""
+    """A dead letter after a retry or an acceptance: its state, its accepted and its new factors, jobs to publish."""
 
     state: str
     client_id: str
@@ -65,11 +63,11 @@ def list_dead_letters(
     after: tuple[bool, int] | None = None,
     most_bytes: int | None = None,
 ) -> list[Row[Any]]:
-    """Submissions in these states: the refused ones with true factors first, then the others, the newest first.
+    """List submissions in these states: rejected ones with true factors first, then all others, each newest first.
 
-    Each with the `composite` that it names and its `true_factors` (null if `holds_factors` is false); null, too, where
-    what they are in takes more than `most_bytes` in storage. `after` goes on behind one of these rows, given by its
-    `holds_factors` and its id.
+    Every row has the `composite` that the submission names and its `true_factors` (null if `holds_factors` is false).
+    Both are null as well if the stored column that holds them has more than `most_bytes` bytes. `after`, the
+    `holds_factors` and id of a row, continues the list behind that row.
     """
     rows: list[Row[Any]] = []
     with engine.connect() as connection:
@@ -89,40 +87,43 @@ def list_dead_letters(
 def _newest(
     kinds: Sequence[ColumnElement[bool]], beyond: int | None, limit: int, most_bytes: int | None
 ) -> Select[Any]:
-    """The newest of each kind, and then of all: each kind has an index that is read from its end."""
+    """Select the newest submissions of all kinds; reads each kind from the end of its own index."""
     ids = [select(Submission.id).where(kind).order_by(Submission.id.desc()).limit(limit) for kind in kinds]
     if beyond is not None:
-        ids = [one.where(Submission.id < beyond) for one in ids]
-    chosen = union_all(*(select(one.subquery().c.id) for one in ids)).subquery()
+        ids = [newest.where(Submission.id < beyond) for newest in ids]
+    chosen = union_all(*(select(newest.subquery().c.id) for newest in ids)).subquery()
     composite: ColumnElement[Any] = Submission.payload["composite"].astext
     true_factors: ColumnElement[Any] = Submission.outcome["true_factors"]
     if most_bytes is not None:
         composite = case((func.pg_column_size(Submission.payload) <= most_bytes, composite))
         true_factors = case((func.pg_column_size(Submission.outcome) <= most_bytes, true_factors))
-    said = (composite.label("composite"), case((_HOLDS_FACTORS, true_factors)).label("true_factors"))
-    columns = (*_LISTED, _HOLDS_FACTORS.label("holds_factors"), *said)
+    claims = (composite.label("composite"), case((_HOLDS_FACTORS, true_factors)).label("true_factors"))
+    columns = (*_LISTED, _HOLDS_FACTORS.label("holds_factors"), *claims)
     statement = select(*columns).join(chosen, chosen.c.id == Submission.id)
     return statement.order_by(Submission.id.desc()).limit(limit)
 
 
 def _kind(state: str) -> ColumnElement[bool]:
-    """Submissions in a state, but for refused ones with true factors."""
-    refused = and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))
-    return refused if state == "rejected" else Submission.state == state
+    """The condition that a submission is in this state, and is not a rejected one with true factors."""
+    without_factors = and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))
+    return without_factors if state == "rejected" else Submission.state == state
 
 
 def read_submission(engine: Engine, submission_id: int) -> Row[Any]:
-    """One submission with its payload and raw output. Raises Unknown."""
+    """Return one submission with its payload and raw output. Raises NotFoundError."""
     columns = (*COLUMNS, Submission.raw_output, Submission.idempotency_key, _HOLDS_FACTORS.label("holds_factors"))
     with engine.connect() as connection:
         row = connection.execute(select(*columns).where(Submission.id == submission_id)).one_or_none()
     if row is None:
-        raise _unknown(submission_id)
+        raise _not_found(submission_id)
     return row
 
 
 def retry(engine: Engine, actor: Actor, submission_id: int) -> RetryReport:
-    """Queue a refused or failed submission again, with its tries forgotten. Raises Unknown, Conflict."""
+    """Queue a rejected or failed submission again, and reset its delivery attempts.
+
+    Raises NotFoundError, and ConflictError for a submission in any other state.
+    """
     with unit_of_work(engine, "retry_submission", submission=submission_id) as connection:
         row = _lock_dead_letter(connection, submission_id)
         inbox.requeue(connection, submission_id)
@@ -132,10 +133,10 @@ def retry(engine: Engine, actor: Actor, submission_id: int) -> RetryReport:
 
 
 def accept_factors(engine: Engine, actor: Actor, submission_id: int, max_digits: int) -> RetryReport:
-    """Use the true factors among the claims of a refused submission, credited to its client; it stays refused.
+    """Use the true factors among the claims of a rejected submission, and credit them to its client.
 
-    Each is proved to divide once more. Its curves count no more than before. Raises Unknown, and Conflict if it has no
-    true factors, or its number is not known.
+    Every factor is proved to divide once more. The submission stays rejected, and its curves do not count. Raises
+    NotFoundError, and ConflictError if the submission has no true factors or its number is unknown.
     """
     with unit_of_work(engine, "accept_factors", submission=submission_id) as connection:
         row = _lock_dead_letter(connection, submission_id)
@@ -154,12 +155,12 @@ def accept_factors(engine: Engine, actor: Actor, submission_id: int, max_digits:
         number = next(member.tree.number for member in members if member.id == found.id)
         divisors = [_credited(value, result, max_digits) for value in true if number % value == 0]
         change = families.use_divisors(connection, members, divisors)
-        accepted = [one.value.digits() for one in divisors]
-        told = ", ".join(shorten(text) for text in accepted[:5])
+        accepted = [divisor.value.digits() for divisor in divisors]
+        named = ", ".join(shorten(text) for text in accepted[:5])
         connection.execute(
             update(Submission)
             .where(Submission.id == submission_id)
-            .values(outcome=null(), detail=func.concat(Submission.detail, f" (an operator accepted {told})"))
+            .values(outcome=null(), detail=func.concat(Submission.detail, f" (an operator accepted {named})"))
         )
         used = {"composite_id": found.id, "factors": [shorten(text, MAX_AUDITED) for text in accepted]}
         target = f"submission {submission_id}"
@@ -169,8 +170,8 @@ def accept_factors(engine: Engine, actor: Actor, submission_id: int, max_digits:
 
 
 def _credited(value: mpz, result: SubmitResult, max_digits: int) -> Divisor:
-    """The factor as its client claimed it."""
-    claim = next(one for one in result.claims if evaluate(one.factor, max_digits) == value)
+    """Return the factor with the client, method, sigma and parametrization of its claim."""
+    claim = next(claim for claim in result.claims if evaluate(claim.factor, max_digits) == value)
     prefix, sigma = (None, None) if claim.sigma is None else split_sigma(claim.sigma)
     own = result.parametrization if prefix is None else prefix
     return Divisor(
@@ -184,11 +185,11 @@ def _credited(value: mpz, result: SubmitResult, max_digits: int) -> Divisor:
 
 
 def _lock_dead_letter(connection: Any, submission_id: int) -> Row[Any]:
-    """The refused or failed submission, locked. Raises Unknown, Conflict."""
+    """Lock a rejected or failed submission, and return its row. Raises NotFoundError, ConflictError."""
     lock = select(*COLUMNS).where(Submission.id == submission_id).with_for_update()
     row: Row[Any] | None = connection.execute(lock).one_or_none()
     if row is None:
-        raise _unknown(submission_id)
+        raise _not_found(submission_id)
     if row.state not in DEAD_STATES:
         raise ConflictError(
             "not_dead", f"Submission {submission_id} is {row.state}; only failed and rejected ones are retried"
@@ -196,5 +197,5 @@ def _lock_dead_letter(connection: Any, submission_id: int) -> Row[Any]:
     return row
 
 
-def _unknown(submission_id: int) -> NotFoundError:
+def _not_found(submission_id: int) -> NotFoundError:
     return NotFoundError("unknown_submission", f"There is no submission {submission_id}")

@@ -1,7 +1,7 @@
-"""Deleting numbers, attempts and factors, voiding attempts: what goes with them, and what must be put right.
+"""Deleting numbers, attempts and factors, and voiding attempts, together with all that depends on them.
 
-Each is one unit of work with its audit row in it. Submissions never go: those whose effect is deleted are settled as
-refused, for that reason, and can be sent again.
+Each is one unit of work with its audit row in it. Submissions are never deleted: a submission whose effect is deleted
+is settled as rejected for that reason, and an operator can retry it.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ from models.tables import (
     WorkAssignment,
 )
 
-# A submission whose number an operator deleted: sent again, it is refused again, until an operator retries it.
+# The reason of submissions whose number an operator deleted: a client that sends one again gets the same answer.
 COMPOSITE_DELETED = "composite_deleted"
-# What a job's target is; of every other kind it is a factor.
+# Kinds of jobs whose target is a composite, and those whose target is neither a composite nor a factor.
 OF_COMPOSITES = (jobs.TEST_COFACTOR, jobs.SHARE_FACTORS)
 OF_NEITHER = (jobs.RECALCULATE, jobs.DROP_RESIDUE)
-# What hangs on a composite, in an order in which nothing refers to a row that is gone.
+# The tables that refer to a composite, in an order in which no row refers to a deleted one.
 DEPENDENT_TABLES = (
     Factor,
     Residue,
@@ -54,10 +54,10 @@ DEPENDENT_TABLES = (
 def delete_composite(
     engine: Engine, actor: Actor, composite_id: int, max_digits: int
 ) -> tuple[dict[str, int], list[jobs.JobRef]]:
-    """Delete a number with all that hangs on it; how many rows went from each table, and what to ring for.
+    """Delete a composite with all rows that refer to it; returns the deleted rows by table, and jobs to publish.
 
-    Numbers that were split off it go too, but for those that another number needs: they stand by themselves then.
-    Raises Unknown, and Conflict for a number that another one's factor needs.
+    Composites that were split off it are deleted too, unless another composite needs them: such a one becomes a root.
+    Raises NotFoundError, and ConflictError for a composite that works on a factor of another one.
     """
     with unit_of_work(engine, "delete_composite", composite=composite_id) as connection:
         roots = registry.roots_of(connection, [composite_id])
@@ -74,25 +74,25 @@ def delete_composite(
                 f"Composite {composite_id} works on a factor of composite {needed[composite_id]};"
                 " delete that one, or that factor of it, first",
             )
-        staying = [one for one in ids if one in needed]
-        going = [one for one in ids if one not in needed]
-        numbers = connection.execute(select(Composite.id, Composite.number).where(Composite.id.in_(going))).all()
-        gone = _delete_all(connection, going, staying)
+        kept_ids = [member_id for member_id in ids if member_id in needed]
+        deleted_ids = [member_id for member_id in ids if member_id not in needed]
+        numbers = connection.execute(select(Composite.id, Composite.number).where(Composite.id.in_(deleted_ids))).all()
+        deleted = _delete_composites(connection, deleted_ids, kept_ids)
         change = Change()
-        for one in staying:
-            # A root now, which sees to the work on its own parts.
-            families.write_back(connection, families.load_family(connection, [one], max_digits), change)
+        for kept_id in kept_ids:
+            # It is a root now, so the jobs of its own parts are requested for it.
+            families.write_back(connection, families.load_family(connection, [kept_id], max_digits), change)
         for row in numbers:
             number = shorten(row.number, MAX_AUDITED)
-            what = gone if row.id == composite_id else {"went_with": composite_id}
-            audit.record(connection, actor, "delete", f"composite {row.id}", before={"number": number}, after=what)
-    return gone, change.to_publish
+            after = deleted if row.id == composite_id else {"went_with": composite_id}
+            audit.record(connection, actor, "delete", f"composite {row.id}", before={"number": number}, after=after)
+    return deleted, change.to_publish
 
 
 def delete_attempt(engine: Engine, actor: Actor, attempt_id: int, reason: str | None) -> tuple[int, float]:
-    """Delete one attempt with its effort; factors that it found stay. Its composite, and the t-level of that then.
+    """Delete one attempt with its effort; the factors that it found stay.
 
-    Raises Unknown.
+    Returns its composite's id and new t-level. Raises NotFoundError.
     """
     with unit_of_work(engine, "delete_attempt", attempt=attempt_id) as connection:
         unknown = NotFoundError("unknown_attempt", f"There is no attempt {attempt_id}")
@@ -103,7 +103,7 @@ def delete_attempt(engine: Engine, actor: Actor, attempt_id: int, reason: str | 
         try:
             why = f"Its attempt was deleted by an operator{f': {reason}' if reason else ''}"
             t_level = ledger.delete_attempt(connection, attempt_id, why)
-        except ValueError as error:  # somebody else has just deleted it
+        except ValueError as error:  # another operator has just deleted it
             raise unknown from error
         kept = ("composite_id", "client_id", "method", "b1", "b2", "parametrization", "curves", "sigma")
         before = {name: getattr(attempt, name) for name in kept} | {"submission_id": attempt.submission_id}
@@ -113,19 +113,20 @@ def delete_attempt(engine: Engine, actor: Actor, attempt_id: int, reason: str | 
 
 
 def delete_factor(engine: Engine, actor: Actor, factor_id: int, max_digits: int) -> tuple[int, str, list[jobs.JobRef]]:
-    """Take a factor back: its composite, what is left of that then, and what to ring for.
+    """Delete a factor; returns its composite's id, the cofactor of that composite, and jobs to publish.
 
-    Its value goes back into the cofactor and what it was split into goes with it; a factor of a factor goes with its
-    siblings, and the one above is whole again. What follows from the factors that stay is found again at once, and so
-    is what is small: a record is deleted, and no mathematics. Raises Unknown, and Conflict where somebody has worked on
-    a composite of its own that this factor has.
+    The factor's value is multiplied back into the cofactor, and the factors that it was split into are deleted with it.
+    A factor of a factor is deleted with its siblings, and the factor above it is whole again. Small factors, and
+    factors that follow from the remaining ones, are found again at once. Raises NotFoundError, and ConflictError if
+    there was work on a composite of its own that this factor has.
     """
     with unit_of_work(engine, "delete_factor", factor=factor_id) as connection:
         unknown = NotFoundError("unknown_factor", f"There is no factor {factor_id}")
-        of = connection.execute(select(Factor.composite_id).where(Factor.id == factor_id)).scalar_one_or_none()
-        if of is None:
+        own = select(Factor.composite_id).where(Factor.id == factor_id)
+        composite_id = connection.execute(own).scalar_one_or_none()
+        if composite_id is None:
             raise unknown
-        members = lock_members(connection, of, max_digits)
+        members = lock_members(connection, composite_id, max_digits)
         factor = connection.execute(select(Factor).where(Factor.id == factor_id)).one_or_none()
         if factor is None:
             raise unknown
@@ -135,53 +136,53 @@ def delete_factor(engine: Engine, actor: Actor, factor_id: int, max_digits: int)
                 "is_part", f"Composite {factor.composite_id} is a part of composite {root.id}; delete the factor there"
             )
         node, above = next(found for found in root.tree.all_nodes() if found[0].row_id == factor_id)
-        workers = _children_of(members, above or node)
-        _refuse_if_touched(connection, factor_id, workers, root.id)
+        children = _children_of(members, above or node)
+        _raise_if_worked_on(connection, factor_id, children, root.id)
         removed = _remove_node(root, node, above)
-        _delete_nodes(connection, removed, above, workers)
-        stays = [member for member in members if member.id not in workers]
+        _delete_nodes(connection, removed, above, children)
+        remaining = [member for member in members if member.id not in children]
         resolve(root.tree)
         known = [Divisor(leaf.value) for leaf in root.tree.leaves()]
-        change = families.use_divisors(connection, stays, known)
-        left = select(Composite.current_composite).where(Composite.id == root.id)
-        now: str = connection.execute(left).scalar_one()
+        change = families.use_divisors(connection, remaining, known)
+        statement = select(Composite.current_composite).where(Composite.id == root.id)
+        cofactor: str = connection.execute(statement).scalar_one()
         kept = ("composite_id", "multiplicity", "origin", "attempt_id", "client_id", "method", "sigma")
         before = {name: getattr(factor, name) for name in kept} | {"factor": shorten(factor.factor, MAX_AUDITED)}
-        after = {"current_composite": shorten(now, MAX_AUDITED), "composites_deleted": sorted(workers)}
+        after = {"current_composite": shorten(cofactor, MAX_AUDITED), "composites_deleted": sorted(children)}
         audit.record(connection, actor, "delete", f"factor {factor_id}", before=before, after=after)
-    return root.id, now, change.to_publish
+    return root.id, cofactor, change.to_publish
 
 
 def void_attempts(
     engine: Engine, actor: Actor, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
 ) -> ledger.VoidReport:
-    """Take back what a client sent from `since` to before `until`, as ledger.void; factors stay."""
+    """Void the attempts that a client sent from `since` to before `until`, as ledger.void does; factors stay."""
     with unit_of_work(engine, "void_attempts", client=client_id) as connection:
-        done = ledger.void(connection, client_id, since=since, until=until, program=program)
-        asked = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
-        audit.record(connection, actor, "void attempts", f"client {client_id}", after=done._asdict() | asked)
-    return done
+        report = ledger.void(connection, client_id, since=since, until=until, program=program)
+        request = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
+        audit.record(connection, actor, "void attempts", f"client {client_id}", after=report._asdict() | request)
+    return report
 
 
-# A composite and all that hangs on it ---------------------------------------------------------------------------------
+# A composite and what depends on it -----------------------------------------------------------------------------------
 
 
 def _children_of_others(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
-    """Those of these composites that work on a factor of a composite that is not one of them, and of which."""
+    """For each of `ids` that is a child of a composite outside `ids`: {child id: that composite's id}."""
     needed = select(Factor.child_composite_id, func.min(Factor.composite_id).label("by")).where(
         Factor.child_composite_id.in_(ids), Factor.composite_id.not_in(ids)
     )
     return {row.child_composite_id: row.by for row in connection.execute(needed.group_by(Factor.child_composite_id))}
 
 
-def _delete_all(connection: Connection, going: list[int], staying: list[int]) -> dict[str, int]:
-    """Delete these locked composites; those of their children that are `staying` become roots."""
-    gone: dict[str, int] = {}
-    if staying:
-        connection.execute(update(Composite).where(Composite.id.in_(staying)).values(parent_id=None))
-    applied = Submission.id.in_(select(EcmAttempt.submission_id).where(EcmAttempt.composite_id.in_(going)))
-    repeated = and_(Submission.composite_id.in_(going), Submission.state == "duplicate")
-    refuse = update(Submission).values(
+def _delete_composites(connection: Connection, ids: list[int], kept_children: list[int]) -> dict[str, int]:
+    """Delete these locked composites, and make `kept_children` roots; returns the number of deleted rows by table."""
+    deleted: dict[str, int] = {}
+    if kept_children:
+        connection.execute(update(Composite).where(Composite.id.in_(kept_children)).values(parent_id=None))
+    applied = Submission.id.in_(select(EcmAttempt.submission_id).where(EcmAttempt.composite_id.in_(ids)))
+    repeated = and_(Submission.composite_id.in_(ids), Submission.state == "duplicate")
+    reject = update(Submission).values(
         state="rejected",
         reason=COMPOSITE_DELETED,
         detail="Its number was deleted by an operator",
@@ -189,74 +190,76 @@ def _delete_all(connection: Connection, going: list[int], staying: list[int]) ->
         composite_id=None,
     )
     # Two statements, each of which has an index.
-    gone["submissions_refused"] = sum(connection.execute(refuse.where(one)).rowcount for one in (applied, repeated))
-    factors = select(Factor.id).where(Factor.composite_id.in_(going))
-    of_composites = and_(Job.kind.in_(OF_COMPOSITES), Job.target_id.in_(going))
+    deleted["submissions_refused"] = sum(
+        connection.execute(reject.where(condition)).rowcount for condition in (applied, repeated)
+    )
+    factors = select(Factor.id).where(Factor.composite_id.in_(ids))
+    of_composites = and_(Job.kind.in_(OF_COMPOSITES), Job.target_id.in_(ids))
     of_factors = and_(Job.kind.not_in(OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(factors))
-    gone["jobs"] = connection.execute(delete(Job).where(or_(of_composites, of_factors))).rowcount
-    # What stays may owe a factor to an attempt that goes.
-    attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(going))
-    credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(going))
+    deleted["jobs"] = connection.execute(delete(Job).where(or_(of_composites, of_factors))).rowcount
+    # Factors of other composites may be credited to an attempt that is deleted.
+    attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(ids))
+    credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(ids))
     connection.execute(credited.values(attempt_id=None))
     statistics.subtract_attempts(
         connection, list(connection.execute(attempts.where(EcmAttempt.voided_at.is_(None))).scalars())
     )
     for table in DEPENDENT_TABLES:
-        gone[table.__tablename__] = connection.execute(delete(table).where(table.composite_id.in_(going))).rowcount
-    # Children first, for their parent is referred to by them.
-    below = connection.execute(delete(Composite).where(Composite.id.in_(going), Composite.parent_id.in_(going)))
-    own = connection.execute(delete(Composite).where(Composite.id.in_(going)))
-    gone["composites"] = below.rowcount + own.rowcount
-    return gone
+        deleted[table.__tablename__] = connection.execute(delete(table).where(table.composite_id.in_(ids))).rowcount
+    # Children first, because they refer to their parent.
+    children = connection.execute(delete(Composite).where(Composite.id.in_(ids), Composite.parent_id.in_(ids)))
+    own = connection.execute(delete(Composite).where(Composite.id.in_(ids)))
+    deleted["composites"] = children.rowcount + own.rowcount
+    return deleted
 
 
-# A factor and what is beneath it --------------------------------------------------------------------------------------
+# A factor and what is below it ----------------------------------------------------------------------------------------
 
 
 def _children_of(members: list[FamilyMember], whole: FactorNode) -> list[int]:
-    """The composites split off the root that work on a part of this factor."""
+    """Return the ids of the composites split off the root that work on a part of this factor."""
     return [member.id for member in members[1:] if gmpy2.gcd(member.tree.number, whole.value) > 1]
 
 
-def _refuse_if_touched(connection: Connection, factor_id: int, workers: list[int], root_id: int) -> None:
-    """Raise Conflict if somebody has worked on one of these composites, leased it, or needs it elsewhere."""
+def _raise_if_worked_on(connection: Connection, factor_id: int, children: list[int], root_id: int) -> None:
+    """Raise ConflictError if a child has attempts, leases or projects, or another composite needs it."""
     needed = {
         row.child_composite_id: row.composite_id
         for row in connection.execute(
             select(Factor.child_composite_id, Factor.composite_id).where(
-                Factor.child_composite_id.in_(workers), Factor.composite_id != root_id
+                Factor.child_composite_id.in_(children), Factor.composite_id != root_id
             )
         )
     }
-    for one in workers:
+    for child_id in children:
         why = None
-        attempts = select(func.count()).where(EcmAttempt.composite_id == one)
-        leases = select(func.count()).where(WorkAssignment.composite_id == one)
-        projects = select(func.count()).where(ProjectComposite.composite_id == one)
+        attempts = select(func.count()).where(EcmAttempt.composite_id == child_id)
+        leases = select(func.count()).where(WorkAssignment.composite_id == child_id)
+        projects = select(func.count()).where(ProjectComposite.composite_id == child_id)
         if count := connection.execute(attempts).scalar_one():
             why = f"has had {count} attempts"
         elif count := connection.execute(leases).scalar_one():
             why = f"has been leased {count} times"
         elif count := connection.execute(projects).scalar_one():
             why = f"is in {count} projects"
-        elif one in needed:
-            why = f"works on a factor of composite {needed[one]} too"
+        elif child_id in needed:
+            why = f"works on a factor of composite {needed[child_id]} too"
         if why is not None:
             raise ConflictError(
                 "has_been_worked_on",
-                f"Composite {one}, which works on a part of factor {factor_id}, {why}; that work would be lost",
+                f"Composite {child_id}, which works on a part of factor {factor_id}, {why}; that work would be lost",
             )
 
 
 def _remove_node(root: FamilyMember, node: FactorNode, above: FactorNode | None) -> list[FactorNode]:
-    """Put the factor's value back where it was split off; the nodes that are none any more."""
+    """Multiply the factor's value back into what it was split off; returns the nodes that this removes."""
     if above is None:
         tree = root.tree
         removed = [node]
         tree.children.remove(node)
-        composite = tree.cofactor > 1 or node.multiplicity > 1 or node.is_prime is False
+        is_composite = tree.cofactor > 1 or node.multiplicity > 1 or node.is_prime is False
         tree.cofactor *= node.value**node.multiplicity
-        tree.cofactor_is_prime = False if composite else node.is_prime
+        tree.cofactor_is_prime = False if is_composite else node.is_prime
         tree.cofactor_tested = False
     else:
         removed = list(above.children)
@@ -264,21 +267,22 @@ def _remove_node(root: FamilyMember, node: FactorNode, above: FactorNode | None)
         above.tested = False
     todo, all_removed = removed, []
     while todo:
-        one = todo.pop()
-        all_removed.append(one)
-        todo += one.children
+        removed_node = todo.pop()
+        all_removed.append(removed_node)
+        todo += removed_node.children
     return all_removed
 
 
 def _delete_nodes(
-    connection: Connection, removed: list[FactorNode], above: FactorNode | None, workers: list[int]
+    connection: Connection, removed: list[FactorNode], above: FactorNode | None, children: list[int]
 ) -> None:
+    """Delete the rows of removed nodes, their jobs, and the composites that worked on them."""
     ids = [node.row_id for node in removed]
-    # The one above wants new work: what was once done for it does not count.
+    # The factor above must be tested and split again, so its finished jobs are deleted too.
     touched = [*ids, above.row_id] if above is not None else ids
     connection.execute(delete(Job).where(Job.kind.not_in(OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(touched)))
-    connection.execute(update(Factor).where(Factor.child_composite_id.in_(workers)).values(child_composite_id=None))
-    if above is not None and above.child_id in workers:
+    connection.execute(update(Factor).where(Factor.child_composite_id.in_(children)).values(child_composite_id=None))
+    if above is not None and above.child_id in children:
         above.child_id = None
     connection.execute(delete(Factor).where(Factor.id.in_(ids)))
-    _delete_all(connection, workers, [])
+    _delete_composites(connection, children, [])

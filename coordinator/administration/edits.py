@@ -1,6 +1,6 @@
-"""What operators do to one number: its priority, factors known from elsewhere, its end, its effort computed anew.
+"""What operators change on one number: its priority, factors known from elsewhere, its completion.
 
-Each change is one unit of work under the locks of the number's whole family, with its audit row in it.
+Each change is one unit of work with its audit row in it.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, InvalidClaimError, NotFoundError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import families, lease_lifecycle, ledger, registry
+from coordinator.composites import families, lease_lifecycle, registry
 from coordinator.composites.families import Divisor, FamilyMember
 from coordinator.numbers.arithmetic import digit_count
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, shorten
 from coordinator.numbers.factor_tree import KNOWN
 from models.tables import Composite
 
-# As much of a number as an audit row keeps: all but giants in full.
+# The most characters of a number in an audit row: only longer numbers are shortened.
 MAX_AUDITED = 2000
-_STATE = (
+_STATE: tuple[Any, ...] = (
     Composite.id,
     Composite.number,
     Composite.current_composite,
@@ -38,7 +38,7 @@ _STATE = (
 
 
 class Provenance(NamedTuple):
-    """Who says that these are factors, and since when it is known."""
+    """Who knows these factors, and since when."""
 
     source: str | None
     found_at: datetime | None
@@ -46,16 +46,16 @@ class Provenance(NamedTuple):
 
 @dataclass
 class AddedFactors:
-    """What came of factors known from elsewhere: which were new, the composite's row then, and what to ring for."""
+    """The factors that were new and those known before, the composite's row after the change, jobs to publish."""
 
     new: list[str]
     known: list[str]
-    row: Row
+    row: Row[Any]
     to_publish: list[jobs.JobRef]
 
 
 def set_priority(engine: Engine, actor: Actor, composite_id: int, priority: int) -> int:
-    """Set a number's priority; the one before. Raises Unknown."""
+    """Set a number's priority, and return the previous one. Raises NotFoundError."""
     with unit_of_work(engine, "set_priority", composite=composite_id) as connection:
         if not lease_lifecycle.lock_composites(connection, [composite_id]):
             raise composite_not_found(composite_id)
@@ -72,10 +72,10 @@ def set_priority(engine: Engine, actor: Actor, composite_id: int, priority: int)
 def add_known_factors(
     engine: Engine, actor: Actor, written: str, factors: Sequence[str], provenance: Provenance, *, max_digits: int
 ) -> AddedFactors:
-    """Use factors known from elsewhere on a number (any value it has had); they bring no curves.
+    """Use factors known from elsewhere on a number (named by any value it has had); they add no curves.
 
-    Raises Unknown for the number, Wrong for a factor that does not divide it properly, ExpressionError for one that
-    cannot be read; then nothing is used.
+    Raises NotFoundError for the number, InvalidClaimError for a factor that is no proper divisor, and ExpressionError
+    for a factor that cannot be read; in each case no factor is used.
     """
     with unit_of_work(engine, "add_factors") as connection:
         found = registry.find(connection, written, max_digits)
@@ -84,7 +84,7 @@ def add_known_factors(
                 "unknown_composite", f"{shorten(written)} is not a number of this server; load it first"
             )
         members = lock_members(connection, found.id, max_digits)
-        return _use_factors(connection, actor, members, found.id, _read(factors, max_digits), said=provenance)
+        return _use_factors(connection, actor, members, found.id, _read(factors, max_digits), provenance=provenance)
 
 
 def complete_composite(
@@ -97,48 +97,34 @@ def complete_composite(
     cofactor_is_prime: bool,
     max_digits: int,
 ) -> AddedFactors:
-    """Finish a number: with these factors, and those known, it must be the product of primes. Idempotent.
+    """Finish a number: these factors and the known ones must make it a product of primes. Idempotent.
 
-    `cofactor_is_prime` takes the operator's word for what is left, where nobody has tested it yet. Raises Unknown,
-    Wrong as `add_known_factors`, and Conflict if a composite part would remain; then nothing changes.
+    With `cofactor_is_prime` an untested cofactor is taken for prime on the operator's word. Raises NotFoundError,
+    InvalidClaimError as `add_known_factors` does, and ConflictError if a composite part would remain; in each case
+    nothing changes.
     """
     with unit_of_work(engine, "complete", composite=composite_id) as connection:
         members = lock_members(connection, composite_id, max_digits)
         target = f"composite {composite_id}"
-        done = _use_factors(connection, actor, members, composite_id, _read(factors, max_digits), said=provenance)
+        added = _use_factors(
+            connection, actor, members, composite_id, _read(factors, max_digits), provenance=provenance
+        )
         member = _member(members, composite_id)
         if cofactor_is_prime and member.tree.cofactor_is_prime is None:
             cofactor = shorten(decimal(member.tree.cofactor), MAX_AUDITED)
-            done.to_publish += families.record_cofactor_primality(connection, members, member, prime=True).to_publish
+            added.to_publish += families.record_cofactor_primality(connection, members, member, prime=True).to_publish
             audit.record(connection, actor, "take for prime", target, after={"cofactor": cofactor})
         if not member.tree.finished:
             raise ConflictError(
                 "not_finished", f"{_unfinished(member)}; send its factors, or pause it to keep it from work"
             )
-        done.row = _state(connection, composite_id)
+        added.row = _state(connection, composite_id)
         audit.record(connection, actor, "complete", target, after={"is_fully_factored": True})
-    return done
-
-
-def recalculate(engine: Engine, actor: Actor, composite_id: int) -> tuple[float, float]:
-    """Compute a number's sums, effort and t-level anew from its attempts: its t-level before, and then.
-
-    Raises Unknown.
-    """
-    with unit_of_work(engine, "recalculate_one", composite=composite_id) as connection:
-        if not lease_lifecycle.lock_composites(connection, [composite_id]):
-            raise composite_not_found(composite_id)
-        level = select(Composite.current_t_level).where(Composite.id == composite_id)
-        before: float = connection.execute(level).scalar_one()
-        ledger.recalculate(connection, [composite_id])
-        after: float = connection.execute(level).scalar_one()
-        was, now = {"current_t_level": before}, {"current_t_level": after}
-        audit.record(connection, actor, "recalculate", f"composite {composite_id}", before=was, after=now)
-    return before, after
+    return added
 
 
 def lock_members(connection: Connection, composite_id: int, max_digits: int) -> list[FamilyMember]:
-    """The composite's whole family, locked and loaded, the root first. Raises Unknown."""
+    """Lock and load the whole family of a composite, the root first. Raises NotFoundError."""
     roots = registry.roots_of(connection, [composite_id])
     locked = registry.lock_family(connection, roots[0]) if roots else []
     if composite_id not in {row.id for row in locked}:
@@ -153,7 +139,7 @@ def _use_factors(
     composite_id: int,
     values: list[mpz],
     *,
-    said: Provenance,
+    provenance: Provenance,
 ) -> AddedFactors:
     number = _member(members, composite_id).tree.number
     for value in values:
@@ -163,21 +149,22 @@ def _use_factors(
                 f"{_short(value)} is no proper factor of {_short(number)}; check that it belongs to this number",
             )
     before = _state(connection, composite_id)
-    divisors = [Divisor(value, KNOWN, source=said.source, found_at=said.found_at) for value in values]
+    divisors = [Divisor(value, KNOWN, source=provenance.source, found_at=provenance.found_at) for value in values]
     change = families.use_divisors(connection, members, divisors)
     new = [decimal(value) for value in values if value in change.new]
     known = [decimal(value) for value in values if value not in change.new]
     after = _state(connection, composite_id)
     if values:
-        told: dict[str, Any] = {"factors": [shorten(text, MAX_AUDITED) for text in new + known]}
-        told |= {"source": said.source, "found_at": said.found_at and said.found_at.isoformat()}
+        found_at = provenance.found_at and provenance.found_at.isoformat()
+        added: dict[str, Any] = {"factors": [shorten(text, MAX_AUDITED) for text in new + known]}
+        added |= {"source": provenance.source, "found_at": found_at}
         target = f"composite {composite_id}"
-        audit.record(connection, actor, "add factors", target, before=_audited(before), after=_audited(after) | told)
+        audit.record(connection, actor, "add factors", target, before=_audited(before), after=_audited(after) | added)
     return AddedFactors(new, known, after, change.to_publish)
 
 
 def _read(factors: Sequence[str], max_digits: int) -> list[mpz]:
-    """Their values, each once. Raises ExpressionError, with `.field` set to which one it is about."""
+    """Evaluate factors; returns each value once. Raises ExpressionError, whose `.field` names the factor."""
     values: dict[mpz, None] = {}
     for place, text in enumerate(factors):
         try:
@@ -198,18 +185,18 @@ def _unfinished(member: FamilyMember) -> str:
         part, prime = tree.cofactor, tree.cofactor_is_prime
     else:
         part, prime = next((leaf.value, leaf.is_prime) for leaf in tree.leaves() if leaf.is_prime is not True)
-    said = "is composite" if prime is False else "has not been tested for primality yet"
-    return f"{_short(part)}, a part of {digit_count(part)} digits, {said}"
+    reason = "is composite" if prime is False else "has not been tested for primality yet"
+    return f"{_short(part)}, a part of {digit_count(part)} digits, {reason}"
 
 
 def _member(members: list[FamilyMember], composite_id: int) -> FamilyMember:
     return next(member for member in members if member.id == composite_id)
 
 
-def _state(connection: Connection, composite_id: int) -> Row:
+def _state(connection: Connection, composite_id: int) -> Row[Any]:
     return connection.execute(select(*_STATE).where(Composite.id == composite_id)).one()
 
 
-def _audited(row: Row) -> dict[str, Any]:
+def _audited(row: Row[Any]) -> dict[str, Any]:
     left = shorten(row.current_composite, MAX_AUDITED)
     return {"current_composite": left, "is_prime": row.is_prime, "is_fully_factored": row.is_fully_factored}

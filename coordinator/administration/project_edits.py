@@ -1,4 +1,4 @@
-"""Creating and deleting projects: names that numbers are put together under."""
+"""Creating and deleting projects, the names under which numbers are grouped."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from coordinator.reading.projects import project_not_found
 from models.tables import Project, ProjectComposite
 
 
-def create_project(engine: Engine, actor: Actor, name: str) -> Row:
-    """A new project's row. Raises Conflict if there is one of that name."""
+def create_project(engine: Engine, actor: Actor, name: str) -> Row[Any]:
+    """Insert a project, and return its row. Raises ConflictError if the name is taken."""
     with unit_of_work(engine, "create_project") as connection:
-        made = insert(Project).values(name=name).on_conflict_do_nothing().returning(Project)
-        row = connection.execute(made).one_or_none()
+        statement = insert(Project).values(name=name).on_conflict_do_nothing().returning(Project)
+        row = connection.execute(statement).one_or_none()
         if row is None:
             raise ConflictError("project_exists", f"There is a project {name!r} already")
         audit.record(connection, actor, "create", f"project {row.id}", after={"name": name})
@@ -27,7 +27,7 @@ def create_project(engine: Engine, actor: Actor, name: str) -> Row:
 def delete_project(
     engine: Engine, actor: Actor, *, project_id: int | None = None, name: str | None = None
 ) -> dict[str, Any]:
-    """Delete a project, by its id or its name; its numbers stay. What went. Raises Unknown."""
+    """Delete a project by its id or its name; its numbers stay. Returns what was deleted. Raises NotFoundError."""
     chosen: ColumnElement[bool] = Project.id == project_id if name is None else Project.name == name
     with unit_of_work(engine, "delete_project") as connection:
         row = connection.execute(select(Project).where(chosen).with_for_update()).one_or_none()
@@ -35,6 +35,6 @@ def delete_project(
             raise project_not_found(project_id, name)
         left = connection.execute(delete(ProjectComposite).where(ProjectComposite.project_id == row.id)).rowcount
         connection.execute(delete(Project).where(Project.id == row.id))
-        gone = {"project_id": row.id, "name": row.name, "composites": left}
-        audit.record(connection, actor, "delete", f"project {row.id}", before=gone)
-    return gone
+        deleted = {"project_id": row.id, "name": row.name, "composites": left}
+        audit.record(connection, actor, "delete", f"project {row.id}", before=deleted)
+    return deleted

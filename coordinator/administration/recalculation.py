@@ -1,41 +1,33 @@
-"""Recalculating effort over many numbers: computed in chunks that lock nothing, then written all at once or not at all.
+"""Recalculating effort from the attempts: of one number at once, of many as a job that any worker goes on with.
 
-A recalculation is a row, and a job goes on with it: each chunk is committed with the cursor behind it, so one that is
-stopped anywhere goes on there. What was computed and found to differ waits in `recalculated_efforts`. The last step is
-one unit of work: it locks what differs, by id; corrects its sums; takes over the vectors that were computed where the
-number has not moved since, computes the others anew; and writes them all.
+The numbers are computed in chunks that lock nothing, and written all at once or not at all. A recalculation of many is
+a row of `recalculations`. Each chunk is committed together with the cursor behind it, so a recalculation that was
+stopped anywhere goes on there. What was computed and differs waits in `recalculated_efforts`. The last step is one unit
+of work: it locks the composites that differ, by id; stores the computed vectors of those that have not moved since;
+computes the others once more; and writes them all.
 """
 
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-    Table,
-    and_,
-    bindparam,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
+import structlog
+from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from coordinator import effort
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
-from coordinator.base.errors import ConflictError
+from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.jobs import JobRef
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, ledger
+from coordinator.composites.ledger import Difference
 from models.tables import Composite, CompositeEffort, EcmAttempt, Job, RecalculatedEffort, Recalculation
 
+log = structlog.get_logger("recalculation")
+
 CHUNK = 500
-# After so many seconds a task hands over to the next one: others get their turn, and Flower something to show.
+# After so many seconds a task hands over to the next one: other jobs get their turn, and Flower has something to show.
 SLICE_SECONDS = 20.0
 COMPUTING, WRITING, DONE, FAILED = "computing", "writing", "done", "failed"
 
@@ -49,17 +41,73 @@ _HAS_SUMS = select(CompositeEffort.b1).where(CompositeEffort.composite_id == Com
 _MISSING = ((Composite.current_t_level == 0) | ~_HAS_SUMS) & _HAS_ATTEMPTS
 
 
-class Step(NamedTuple):
-    """Where a recalculation is after a slice of it; `label` says so in Flower."""
+class RecalculationStep(NamedTuple):
+    """The state of a recalculation after a slice of it: `label` for Flower, and the numbers that were corrected."""
 
     is_finished: bool
     label: str
+    differences: list[Difference]
+
+
+class RecalculatedComposite(NamedTuple):
+    """A number's t-level before and after its recalculation, and what was corrected."""
+
+    previous_t_level: float
+    current_t_level: float
+    differences: list[Difference]
+
+
+def recalculate_composite(engine: Engine, actor: Actor, composite_id: int) -> RecalculatedComposite:
+    """Recalculate one number's sums, effort and t-level from its attempts and prior work. Raises NotFoundError."""
+    with unit_of_work(engine, "recalculate_composite", composite=composite_id) as connection:
+        if not lease_lifecycle.lock_composites(connection, [composite_id]):
+            raise composite_not_found(composite_id)
+        level = select(Composite.current_t_level).where(Composite.id == composite_id)
+        before: float = connection.execute(level).scalar_one()
+        differences = ledger.recalculate(connection, [composite_id])
+        after: float = connection.execute(level).scalar_one()
+        audit.record(
+            connection,
+            actor,
+            "recalculate",
+            f"composite {composite_id}",
+            before={"current_t_level": before},
+            after={"current_t_level": after},
+        )
+    return RecalculatedComposite(before, after, differences)
+
+
+def recalculate_all(engine: Engine, actor: Actor, *, only_missing: bool = False) -> list[Difference]:
+    """Recalculate all numbers, or those whose effort is missing, in this process; returns what was corrected.
+
+    A recalculation that was stopped is finished first. While this one runs, no worker takes up its job; if this process
+    dies, one does. Raises ConflictError while another process runs a recalculation. Needs a second connection.
+    """
+    differences: list[Difference] = []
+    stopped = recalculation_status(engine)
+    if stopped is not None and stopped.finished_at is None and stopped.job_state == "waiting":
+        differences += _run_alone(engine, stopped.id)
+    row, _ = start_recalculation(engine, actor, only_missing=only_missing)
+    return differences + _run_alone(engine, row.id)
+
+
+def _run_alone(engine: Engine, recalculation_id: int) -> list[Difference]:
+    chosen = (Job.kind == jobs.RECALCULATE, Job.target_id == recalculation_id)
+    with engine.connect() as connection:
+        job = connection.execute(select(Job.id, Job.request_count).where(*chosen)).one()
+    with jobs.try_lock(engine, job.id) as is_alone:
+        if not is_alone:
+            raise _conflict()
+        step = continue_recalculation(engine, recalculation_id, seconds=float("inf"))
+        with unit_of_work(engine, "finish_job", job=job.id) as connection:
+            jobs.finish(connection, job.id, job.request_count)
+    return step.differences
 
 
 def start_recalculation(engine: Engine, actor: Actor, *, only_missing: bool) -> tuple[Row[Any], list[JobRef]]:
-    """Begin a recalculation of all numbers, or of those whose effort is missing; its row and what to ring for.
+    """Insert a recalculation of all numbers, or of those whose effort is missing; returns its row and its job.
 
-    Raises Conflict while another one runs.
+    Raises ConflictError while another recalculation is unfinished.
     """
     with unit_of_work(engine, "start_recalculation") as connection:
         _finish_failed(connection)
@@ -68,9 +116,7 @@ def start_recalculation(engine: Engine, actor: Actor, *, only_missing: bool) -> 
         begun = upsert(Recalculation).values(only_missing=only_missing, total=total)
         row = connection.execute(begun.on_conflict_do_nothing().returning(Recalculation)).one_or_none()
         if row is None:
-            raise ConflictError(
-                "recalculation_runs", "A recalculation runs already; see /admin/composites/recalculate-status"
-            )
+            raise _conflict()
         audit.record(
             connection,
             actor,
@@ -81,44 +127,44 @@ def start_recalculation(engine: Engine, actor: Actor, *, only_missing: bool) -> 
         return row, jobs.request(connection, jobs.RECALCULATE, row.id)
 
 
-def recalculation_status(engine: Engine) -> Row | None:
-    """The latest recalculation with the state of its job (`job_state`, `job_error`), or None if there was none."""
-    of_it = and_(Job.kind == jobs.RECALCULATE, Job.target_id == Recalculation.id)
-    statement = (
-        select(Recalculation, Job.state.label("job_state"), Job.error.label("job_error"))
-        .outerjoin(Job, of_it)
-        .order_by(Recalculation.id.desc())
-        .limit(1)
-    )
+def _conflict() -> ConflictError:
+    return ConflictError("recalculation_runs", "A recalculation runs already; see /admin/composites/recalculate-status")
+
+
+def recalculation_status(engine: Engine) -> Row[Any] | None:
+    """Return the latest recalculation with the state of its job (`job_state`, `job_error`); None if there was none."""
+    own_job = and_(Job.kind == jobs.RECALCULATE, Job.target_id == Recalculation.id)
+    columns: tuple[Any, ...] = (Recalculation, Job.state.label("job_state"), Job.error.label("job_error"))
+    statement = select(*columns).outerjoin(Job, own_job).order_by(Recalculation.id.desc()).limit(1)
     with engine.connect() as connection:
-        latest: Row | None = connection.execute(statement).one_or_none()
+        latest: Row[Any] | None = connection.execute(statement).one_or_none()
     return latest
 
 
-def continue_recalculation(engine: Engine, recalculation_id: int, seconds: float = SLICE_SECONDS) -> Step:
-    """Compute chunks for so many seconds, and write when all are computed."""
+def continue_recalculation(engine: Engine, recalculation_id: int, seconds: float = SLICE_SECONDS) -> RecalculationStep:
+    """Compute chunks for `seconds` seconds, and write the result once all chunks are computed."""
     until = monotonic() + seconds
     while True:
         with engine.connect() as connection:
             row = connection.execute(select(Recalculation).where(Recalculation.id == recalculation_id)).one_or_none()
         if row is None or row.finished_at is not None:
-            return Step(True, "recalculate: done")
+            return RecalculationStep(True, "recalculate: done", [])
         if row.state == WRITING:
-            changed = _write(engine, row.id)
-            return Step(True, f"recalculate: done, {changed} of {row.total} corrected")
+            changed, differences = _write(engine, row.id)
+            return RecalculationStep(True, f"recalculate: done, {changed} of {row.total} corrected", differences)
         if monotonic() > until:
-            return Step(False, f"recalculate: {row.done} of {row.total}")
+            return RecalculationStep(False, f"recalculate: {row.done} of {row.total}", [])
         _compute_chunk(engine, row)
 
 
 def _finish_failed(connection: Connection) -> None:
-    """A recalculation whose job was given up is over, and what it computed is dropped."""
-    given_up = (
+    """Finish recalculations whose job has failed, and drop what they computed."""
+    failed = (
         select(Recalculation.id, Job.error)
         .join(Job, and_(Job.kind == jobs.RECALCULATE, Job.target_id == Recalculation.id))
         .where(Recalculation.finished_at.is_(None), Job.state == "failed")
     )
-    for row in connection.execute(given_up).all():
+    for row in connection.execute(failed).all():
         _finish(connection, row.id, FAILED, error=row.error)
 
 
@@ -143,31 +189,36 @@ _COLUMNS = (
 )
 
 
-def _compute_chunk(engine: Engine, row: Row[Any]) -> None:
+def _compute_chunk(engine: Engine, recalculation: Row[Any]) -> None:
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
-        chosen = select(*_COLUMNS).where(Composite.id > row.cursor).order_by(Composite.id).limit(CHUNK)
-        chunk = connection.execute(chosen.where(_MISSING) if row.only_missing else chosen).all()
-        ids = [one.id for one in chunk]
+        chosen = select(*_COLUMNS).where(Composite.id > recalculation.cursor).order_by(Composite.id).limit(CHUNK)
+        chunk = connection.execute(chosen.where(_MISSING) if recalculation.only_missing else chosen).all()
+        ids = [composite.id for composite in chunk]
         correct = ledger.compute_from_attempts(connection, ids) if ids else {}
     differing = [
         {
-            "recalculation_id": row.id,
-            "composite_id": one.id,
-            "effort": correct[one.id].vector,
-            "seen_effort": one.effort,
-            "attempt_count": one.attempt_count,
+            "recalculation_id": recalculation.id,
+            "composite_id": composite.id,
+            "effort": correct[composite.id].vector,
+            "seen_effort": composite.effort,
+            "attempt_count": composite.attempt_count,
         }
-        for one in chunk
-        if not correct[one.id].agrees_with(one)
+        for composite in chunk
+        if not correct[composite.id].agrees_with(composite)
     ]
-    with unit_of_work(engine, "recalculate_chunk", recalculation=row.id, after=row.cursor) as connection:
-        # Whoever else computed the same chunk has moved the cursor.
+    after = recalculation.cursor
+    with unit_of_work(engine, "recalculate_chunk", recalculation=recalculation.id, after=after) as connection:
+        # Another process may have computed the same chunk; then the cursor has moved.
         moved = connection.execute(
             update(Recalculation)
-            .where(Recalculation.id == row.id, Recalculation.cursor == row.cursor, Recalculation.state == COMPUTING)
+            .where(
+                Recalculation.id == recalculation.id,
+                Recalculation.cursor == after,
+                Recalculation.state == COMPUTING,
+            )
             .values(
                 done=Recalculation.done + len(ids),
-                cursor=ids[-1] if ids else row.cursor,
+                cursor=ids[-1] if ids else after,
                 state=COMPUTING if len(ids) == CHUNK else WRITING,
             )
         )
@@ -177,47 +228,31 @@ def _compute_chunk(engine: Engine, row: Row[Any]) -> None:
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
-_composites = cast(Table, Composite.__table__)
-_STORE = (
-    update(_composites)
-    .where(_composites.c.id == bindparam("composite"))
-    .values(effort=bindparam("vector"), current_t_level=bindparam("t_level"))
-)
 
-
-def _write(engine: Engine, recalculation_id: int) -> int:
-    """All of what differs, or nothing; how many composites were corrected."""
+def _write(engine: Engine, recalculation_id: int) -> tuple[int, list[Difference]]:
+    """Write everything that differs, or nothing; returns how many composites were written, and what was corrected."""
+    differences: list[Difference] = []
     with unit_of_work(engine, "write_recalculation", recalculation=recalculation_id) as connection:
-        of_it = RecalculatedEffort.recalculation_id == recalculation_id
+        own = RecalculatedEffort.recalculation_id == recalculation_id
         locked = lease_lifecycle.lock_composites(
-            connection, list(connection.execute(select(RecalculatedEffort.composite_id).where(of_it)).scalars())
+            connection, list(connection.execute(select(RecalculatedEffort.composite_id).where(own)).scalars())
         )
         for start_at in range(0, len(locked), ledger.VOID_BATCH):
             part = locked[start_at : start_at + ledger.VOID_BATCH]
-            chosen = select(RecalculatedEffort).where(of_it, RecalculatedEffort.composite_id.in_(part))
+            chosen = select(RecalculatedEffort).where(own, RecalculatedEffort.composite_id.in_(part))
             computed = {row.composite_id: row for row in connection.execute(chosen)}
             stored = connection.execute(select(*_COLUMNS).where(Composite.id.in_(part))).all()
             unmoved = [row.id for row in stored if _is_unchanged(row, computed[row.id])]
             moved = sorted({row.id for row in stored} - set(unmoved))
             if unmoved:
-                _store_computed(connection, {one: computed[one].effort for one in unmoved})
-            if moved:
-                ledger.recalculate(connection, moved)
+                vectors = {composite_id: computed[composite_id].effort for composite_id in unmoved}
+                differences += ledger.store_vectors(connection, vectors)
+            differences += ledger.recalculate(connection, moved)
         _finish(connection, recalculation_id, DONE, changed=len(locked))
-    return len(locked)
+    for difference in differences:
+        log.warning("Effort corrected", **difference._asdict())
+    return len(locked), differences
 
 
-def _store_computed(connection: Connection, vectors: dict[int, np.ndarray]) -> None:
-    """Store these vectors, which are what the attempts of locked composites give, and what else those say."""
-    ids = list(vectors)
-    ledger.correct_sums(connection, ids)
-    connection.execute(
-        _STORE,
-        [{"composite": one, "vector": vector, "t_level": effort.t_level(vector)} for one, vector in vectors.items()],
-    )
-    ledger.store_from_attempts(connection, ids)
-    lease_lifecycle.refresh_eligibility(connection, ids)
-
-
-def _is_unchanged(now: Row[Any], then: Row[Any]) -> bool:
-    return now.attempt_count == then.attempt_count and np.array_equal(now.effort, then.seen_effort)
+def _is_unchanged(now: Row[Any], computed: Row[Any]) -> bool:
+    return now.attempt_count == computed.attempt_count and np.array_equal(now.effort, computed.seen_effort)

@@ -7,27 +7,21 @@ them.
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from coordinator import effort
-from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, statistics, superseding
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
 from models.types import AnyRow
 
-log = structlog.get_logger("ledger")
-
-# The number of composites that one unit of work locks; their results wait for it.
-RECALCULATION_BATCH = 100
 # Two vectors that add the same terms in different orders differ by less than this.
-RELATIVE_ERROR = 1e-9
+RELATIVE_ERROR, MAX_T_LEVEL_ERROR = 1e-9, 1e-6
 # The number of composites or attempts in one statement.
 VOID_BATCH = 500
 # The reason of a submission whose attempt an operator deleted; the same submission is rejected again.
@@ -37,6 +31,12 @@ _sums = insert(CompositeEffort)
 _ADD = _sums.on_conflict_do_update(
     index_elements=["composite_id", "b1", "b2", "parametrization"],
     set_={"curves": CompositeEffort.curves + _sums.excluded.curves},
+)
+_composites = cast(Table, Composite.__table__)
+_STORE_VECTOR = (
+    update(_composites)
+    .where(_composites.c.id == bindparam("composite"))
+    .values(effort=bindparam("vector"), current_t_level=bindparam("t_level"))
 )
 
 
@@ -69,7 +69,7 @@ class AttemptSums(NamedTuple):
     def agrees_with(self, row: AnyRow) -> bool:
         """Return whether the composite's row and its stored sums have the same effort."""
         is_same_vector = bool(np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300))
-        is_same_t_level = abs(row.current_t_level - self.t_level) <= 1e-6
+        is_same_t_level = abs(row.current_t_level - self.t_level) <= MAX_T_LEVEL_ERROR
         return (
             is_same_vector
             and is_same_t_level
@@ -263,111 +263,113 @@ def _revoke_inherited(connection: Connection, attempt_ids: list[int]) -> list[in
     return sorted(inheriting_ids)
 
 
-def recalculate_all(engine: Engine, after: int = 0) -> list[Difference]:
-    """Recompute the sums and vectors of all composites from attempts and prior work, and correct the stored ones.
-
-    Each batch, in the order of ids, is a unit of work that locks its composites, so this can stop and continue
-    anywhere. Only composites whose id is above `after` are examined; a batch logs the id that it began after.
-    """
-    differences: list[Difference] = []
-    while True:
-        with unit_of_work(engine, "recalculate_effort", after=after) as connection:
-            ids = list(
-                connection.execute(
-                    select(Composite.id).where(Composite.id > after).order_by(Composite.id).limit(RECALCULATION_BATCH)
-                ).scalars()
-            )
-            corrected = recalculate(connection, ids)
-        for difference in corrected:
-            log.warning("Effort corrected", **difference._asdict())
-        differences += corrected
-        if len(ids) < RECALCULATION_BATCH:
-            return differences
-        after = ids[-1]
-
-
 def recalculate(connection: Connection, composite_ids: Iterable[int]) -> list[Difference]:
-    """Lock these composites, recompute their sums and vectors from their attempts, and correct the stored ones."""
-    ids = list(composite_ids)
+    """Lock these composites, compute their effort from their attempts and prior work, and correct what differs."""
+    chosen = list(composite_ids)
+    ids = lease_lifecycle.lock_composites(connection, chosen) if chosen else []
     if not ids:
         return []
-    locked = connection.execute(
-        select(Composite.id, Composite.effort, Composite.current_t_level)
-        .where(Composite.id.in_(ids))
-        .order_by(Composite.parent_id.is_not(None), Composite.id)
-        .with_for_update(key_share=True)
-    ).all()
-    wrong_sums = correct_sums(connection, ids)
-    sums = _all_sums(connection, ids)
-    differences = []
-    for row in locked:
-        vector = effort.effort_of(sums.get(row.id, []))
+    counted, stored = _counted_sums(connection, ids), _stored_sums(connection, ids)
+    return _correct(connection, _vectors(ids, counted, stored), counted, stored)
+
+
+def store_vectors(connection: Connection, vectors: Mapping[int, np.ndarray]) -> list[Difference]:
+    """Store vectors that `compute_from_attempts` gave for composites that are locked now and have not moved since.
+
+    Corrects their sums, t-levels and attempt-derived columns as well; returns what differed.
+    """
+    ids = list(vectors)
+    return _correct(connection, vectors, _counted_sums(connection, ids), _stored_sums(connection, ids))
+
+
+def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, AttemptSums]:
+    """Compute, without locks, what the attempts and the prior work of these composites give."""
+    counted, stored = _counted_sums(connection, ids), _stored_sums(connection, ids)
+    wrong = {account.composite_id for account in _corrections(counted, stored)}
+    vectors = _vectors(ids, counted, stored)
+    columns = (value.label(column.key) for column, value in _FROM_ATTEMPTS)
+    rows = connection.execute(select(Composite.id, *columns).where(Composite.id.in_(ids)))
+    return {
+        row.id: AttemptSums(
+            vectors[row.id],
+            effort.t_level(vectors[row.id]),
+            row.id not in wrong,
+            (row.attempt_count, row.pm1_b1, row.pp1_b1),
+        )
+        for row in rows
+    }
+
+
+def store_from_attempts(connection: Connection, ids: list[int]) -> set[int]:
+    """Set attempt_count, pm1_b1 and pp1_b1 of locked composites from their attempts; returns the ids that differed."""
+    wrong: set[int] = set()
+    for column, value in _FROM_ATTEMPTS:
+        change = update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value})
+        wrong.update(connection.execute(change.returning(Composite.id)).scalars())
+    return wrong
+
+
+def _correct(
+    connection: Connection,
+    vectors: Mapping[int, np.ndarray],
+    counted: Mapping[Account, int],
+    stored: Mapping[Account, tuple[int, int]],
+) -> list[Difference]:
+    """Make all of locked composites that their attempts determine agree with `vectors` and the `counted` curves."""
+    corrections = _corrections(counted, stored)
+    if corrections:
+        add(connection, corrections)
+    wrong_sums = {account.composite_id for account in corrections}
+    ids = list(vectors)
+    wrong_columns = store_from_attempts(connection, ids)
+    columns = (Composite.id, Composite.effort, Composite.current_t_level)
+    differences, changes = [], []
+    for row in connection.execute(select(*columns).where(Composite.id.in_(ids)).order_by(Composite.id)).all():
+        vector = vectors[row.id]
         t_level = effort.t_level(vector)
-        is_same_vector = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
-        checks = (("sums", row.id in wrong_sums), ("vector", not is_same_vector))
-        corrected = [name for name, is_wrong in checks if is_wrong]
-        if corrected or abs(t_level - row.current_t_level) > 1e-6:
-            _store_vector(connection, row.id, vector)
-            differences.append(Difference(row.id, " and ".join(corrected or ["t-level"]), row.current_t_level, t_level))
-    store_from_attempts(connection, ids)
+        is_right = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
+        wrong = [name for name, differs in (("sums", row.id in wrong_sums), ("vector", not is_right)) if differs]
+        if not wrong and abs(t_level - row.current_t_level) > MAX_T_LEVEL_ERROR:
+            wrong = ["t-level"]
+        if wrong:
+            changes.append({"composite": row.id, "vector": vector, "t_level": t_level})
+        if row.id in wrong_columns:
+            wrong.append("attempt-derived columns")
+        if wrong:
+            differences.append(Difference(row.id, " and ".join(wrong), row.current_t_level, t_level))
+    if changes:
+        connection.execute(_STORE_VECTOR, changes)
     lease_lifecycle.refresh_eligibility(connection, ids)
     return differences
 
 
-def store_from_attempts(connection: Connection, ids: list[int]) -> None:
-    """Set attempt_count, pm1_b1 and pp1_b1 of these composites from their attempts where they differ."""
-    for column, value in _FROM_ATTEMPTS:
-        connection.execute(update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value}))
-
-
-def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, "AttemptSums"]:
-    """Compute the effort of these composites from their attempts and prior work, without locks."""
-    counted = _counted_sums(connection, ids)
-    stored = _stored_sums(connection, ids)
-    rows = {
-        row.id: row
-        for row in connection.execute(
-            select(Composite.id, *(value.label(column.key) for column, value in _FROM_ATTEMPTS)).where(
-                Composite.id.in_(ids)
-            )
-        )
+def _corrections(counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]) -> dict[Account, int]:
+    """The curves that each stored sum lacks (negative: has too many) to be what the attempts count."""
+    lacking = {
+        account: counted.get(account, 0) - stored.get(account, (0, 0))[0] for account in counted.keys() | stored.keys()
     }
-    runs: dict[int, dict[Account, int]] = {composite_id: {} for composite_id in ids}
-    wrong: set[int] = set()
-    for account in counted.keys() | stored.keys():
-        curves, (stored_curves, prior_curves) = counted.get(account, 0), stored.get(account, (0, 0))
-        runs[account.composite_id][account] = curves + prior_curves
-        if curves != stored_curves:
-            wrong.add(account.composite_id)
-    states = {}
-    for composite_id, accounts in runs.items():
-        # Every vector is added up in this order, because the last bits of a sum depend on it.
-        vector = effort.effort_of([(*account[1:], count) for account, count in sorted(accounts.items()) if count > 0])
-        row = rows[composite_id]
-        reached = (row.attempt_count, row.pm1_b1, row.pp1_b1)
-        states[composite_id] = AttemptSums(vector, effort.t_level(vector), composite_id not in wrong, reached)
-    return states
+    return {account: curves for account, curves in lacking.items() if curves}
 
 
-def correct_sums(connection: Connection, ids: list[int]) -> set[int]:
-    """Recompute the sums of locked composites from their attempts; returns the ids whose sums were wrong."""
-    correct = _counted_sums(connection, ids)
-    stored = {account: curves for account, (curves, _) in _stored_sums(connection, ids).items()}
-    corrections = {
-        account: correct.get(account, 0) - stored.get(account, 0)
-        for account in correct.keys() | stored.keys()
-        if correct.get(account, 0) != stored.get(account, 0)
-    }
-    if corrections:
-        add(connection, corrections)
-    return {account.composite_id for account in corrections}
+def _vectors(
+    ids: list[int], counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]
+) -> dict[int, np.ndarray]:
+    """The effort vectors that the counted curves and the prior work give."""
+    runs: dict[int, list[tuple[int, int, int, int]]] = {composite_id: [] for composite_id in ids}
+    # In this order, as everywhere: the last bits of a sum depend on it.
+    for account in sorted(counted.keys() | stored.keys()):
+        curves = counted.get(account, 0) + stored.get(account, (0, 0))[1]
+        if curves > 0:
+            runs[account.composite_id].append((account.b1, account.b2, account.parametrization, curves))
+    return {composite_id: effort.effort_of(own) for composite_id, own in runs.items()}
 
 
 def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
     """Return the curves of the attempts that count, by account."""
     key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+    columns: tuple[Any, ...] = (*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
     counted = connection.execute(
-        select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
+        select(*columns)
         .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
         .group_by(*key)
     )

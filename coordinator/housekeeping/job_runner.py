@@ -1,4 +1,8 @@
-"""Running the jobs of coordinator/base/jobs.py: large primality tests, large splits, factors that others can use."""
+"""Running the jobs of coordinator/base/jobs.py: each kind has a runner in RUNNERS.
+
+A runner reads its target, computes without a lock or an open transaction, and then writes in one unit of work that
+looks at the target again, because it may have changed meanwhile.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -16,21 +20,24 @@ from coordinator.base.unit_of_work import is_poison, public_message, unit_of_wor
 from coordinator.composites import families, group_orders, registry
 from coordinator.composites.families import Change, Divisor
 from coordinator.numbers.arithmetic import factorize, is_probable_prime
+from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_expiry, residue_storage
 from models.tables import Composite, Factor, Job
 
 log = structlog.get_logger("analysis")
 
+_JOB_COLUMNS: tuple[Any, ...] = (Job.id, Job.kind, Job.target_id, Job.request_count, Job.tries, Job.error)
+
 
 def run_job(engine: Engine, job_id: int, *, max_deliveries: int, max_digits: int) -> list[JobRef]:
-    """Do one job to its end; returns what to ring for. Harmless if it was done already, or never existed.
+    """Run one job to its end, and return jobs to publish; does nothing to a job that is done or does not exist.
 
-    A job that is rung for again while it runs is left to whoever runs it. Tries are counted before it starts, so that a
-    job which kills its process every time ends as `failed`. Transient faults are raised for the caller to try again and
-    do not count. Needs a second connection for as long as it runs.
+    A job that another process runs is left to that process. Delivery attempts are counted before the job starts, so
+    that a job that kills its process every time ends as `failed`. Faults are raised; a transient one does not count,
+    and the caller should try again. Needs a second connection while it runs.
     """
-    with jobs.try_lock(engine, job_id) as alone:
-        if alone:
+    with jobs.try_lock(engine, job_id) as is_alone:
+        if is_alone:
             return _run(engine, job_id, max_deliveries, max_digits)
     log.info("Job runs already", job=job_id)
     return []
@@ -43,7 +50,7 @@ def _run(engine: Engine, job_id: int, max_deliveries: int, max_digits: int) -> l
     try:
         return RUNNERS[job.kind](engine, job, max_digits)
     except Exception as error:
-        with unit_of_work(engine, "job_fault", job=job_id) as connection:
+        with unit_of_work(engine, "record_job_fault", job=job_id) as connection:
             change: dict[str, Any] = {"error": public_message(error)}
             if not is_poison(error):
                 change = {"tries": Job.tries - 1}
@@ -53,13 +60,14 @@ def _run(engine: Engine, job_id: int, max_deliveries: int, max_digits: int) -> l
         raise
 
 
-def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row | None:
+def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row[Any] | None:
+    """Count a delivery attempt of a waiting job, and return its row; None if it is done, or has failed by now."""
     with unit_of_work(engine, "begin_job", job=job_id) as connection:
         job = connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.state == "waiting")
             .values(tries=Job.tries + 1)
-            .returning(Job.id, Job.kind, Job.target_id, Job.request_count, Job.tries, Job.error)
+            .returning(*_JOB_COLUMNS)
         ).one_or_none()
         if job is not None and job.tries > max_deliveries:
             why = job.error or "its process died or ran out of time at every try"
@@ -71,7 +79,7 @@ def _begin(engine: Engine, job_id: int, max_deliveries: int) -> Row | None:
     return job
 
 
-def _test_cofactor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _test_cofactor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     with unit_of_work(engine, "read_cofactor", job=job.id) as connection:
         found = connection.execute(
             select(Composite.current_composite, Composite.is_prime, Composite.parent_id).where(
@@ -79,34 +87,34 @@ def _test_cofactor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
             )
         ).one_or_none()
     cofactor = mpz(found.current_composite) if found is not None and found.is_prime is None else None
-    prime = cofactor is not None and is_probable_prime(cofactor)
+    is_prime = cofactor is not None and is_probable_prime(cofactor)
     with unit_of_work(engine, "test_cofactor", job=job.id, composite=job.target_id) as connection:
         change = Change()
         if found is not None and cofactor is not None:
             members = _lock_family(connection, found.parent_id or job.target_id, max_digits)
             member = next(member for member in members if member.id == job.target_id)
-            # It may have been divided meanwhile; then a newer request for the smaller cofactor is waiting.
+            # A factor may have been divided out meanwhile; then another request for the smaller cofactor waits.
             if member.tree.cofactor == cofactor and member.tree.cofactor_is_prime is None:
-                change = families.record_cofactor_primality(connection, members, member, prime)
+                change = families.record_cofactor_primality(connection, members, member, is_prime)
         jobs.finish(connection, job.id, job.request_count)
     return change.to_publish
 
 
-def _test_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _test_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     factor = _read_factor(engine, job)
-    prime = factor is not None and is_probable_prime(mpz(factor.factor))
+    is_prime = factor is not None and is_probable_prime(mpz(factor.factor))
     with unit_of_work(engine, "test_factor", job=job.id, factor=job.target_id) as connection:
         change = Change()
         if factor is not None:
             members = _lock_family(connection, factor.root_id, max_digits)
-            change = families.record_factor_primality(connection, members, job.target_id, prime)
+            change = families.record_factor_primality(connection, members, job.target_id, is_prime)
         jobs.finish(connection, job.id, job.request_count)
     return change.to_publish
 
 
-def _split_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _split_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     factor = _read_factor(engine, job)
-    # Others may have split it since it was asked for: that saves a minute of FLINT's time.
+    # A factor that was split since the request needs no minute of FLINT's time.
     primes = factorize(mpz(factor.factor)) if factor is not None and not factor.is_split else {}
     with unit_of_work(engine, "split_factor", job=job.id, factor=job.target_id) as connection:
         change = Change()
@@ -118,32 +126,32 @@ def _split_factor(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return change.to_publish
 
 
-def _share_factors(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
-    """Every composite that shares a value with this one is tried with this one's factors, and the other way round."""
+def _share_factors(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
+    """Try this composite's factors on every composite that shares a value with it, and theirs on this one."""
     to_publish: list[JobRef] = []
     with unit_of_work(engine, "read_sharers", job=job.id) as connection:
         own_ids = registry.family_ids(connection, job.target_id)
         others = registry.roots_of(connection, families.sharing_composites(connection, own_ids))
-        ours = families.leaf_values(connection, job.target_id)
-        theirs = [value for other in others for value in families.leaf_values(connection, other)]
+        own_values = families.leaf_values(connection, job.target_id)
+        other_values = [value for other in others for value in families.leaf_values(connection, other)]
     # One family at a time: no unit of work holds the locks of two.
-    for root_id, values in [(other, ours) for other in others] + [(job.target_id, theirs)]:
+    for root_id, values in [(other, own_values) for other in others] + [(job.target_id, other_values)]:
         with unit_of_work(engine, "share_factors", job=job.id, composite=root_id) as connection:
             members = _lock_family(connection, root_id, max_digits)
-            divisors = [Divisor(value, origin=families.SUBMITTED) for value in values]
+            divisors = [Divisor(value, origin=SUBMITTED) for value in values]
             to_publish += families.use_divisors(connection, members, divisors).to_publish
     with unit_of_work(engine, "finish_job", job=job.id) as connection:
         jobs.finish(connection, job.id, job.request_count)
     return to_publish
 
 
-def _find_group_order(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _find_group_order(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     group_orders.run(engine, job)
     return []
 
 
-def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
-    """A slice of a recalculation; asking for the next one anew forgets the tries, for there was progress."""
+def _recalculate(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
+    """Run a slice of a recalculation; the request of the next slice resets the count of delivery attempts."""
     step = recalculation.continue_recalculation(engine, job.target_id)
     with unit_of_work(engine, "recalculate_slice", job=job.id, recalculation=job.target_id) as connection:
         if step.is_finished:
@@ -153,23 +161,19 @@ def _recalculate(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
     return [replace(job, kind=step.label) for job in to_publish]
 
 
-def _read_factor(engine: Engine, job: Row) -> Row | None:
-    below = aliased(Factor)
+def _read_factor(engine: Engine, job: Row[Any]) -> Row[Any] | None:
+    part = aliased(Factor)
+    is_split = select(part.id).where(part.composite_id == Factor.composite_id, part.split_from_id == Factor.id).exists()
+    columns: tuple[Any, ...] = (
+        Factor.factor,
+        Factor.attempt_id,
+        Factor.client_id,
+        func.coalesce(Composite.parent_id, Composite.id).label("root_id"),
+        is_split.label("is_split"),
+    )
+    statement = select(*columns).join(Composite, Composite.id == Factor.composite_id).where(Factor.id == job.target_id)
     with unit_of_work(engine, "read_factor", job=job.id) as connection:
-        return connection.execute(
-            select(
-                Factor.factor,
-                Factor.attempt_id,
-                Factor.client_id,
-                func.coalesce(Composite.parent_id, Composite.id).label("root_id"),
-                select(below.id)
-                .where(below.composite_id == Factor.composite_id, below.split_from_id == Factor.id)
-                .exists()
-                .label("is_split"),
-            )
-            .join(Composite, Composite.id == Factor.composite_id)
-            .where(Factor.id == job.target_id)
-        ).one_or_none()
+        return connection.execute(statement).one_or_none()
 
 
 def _lock_family(connection: Connection, root_id: int, max_digits: int) -> list[families.FamilyMember]:
@@ -177,7 +181,7 @@ def _lock_family(connection: Connection, root_id: int, max_digits: int) -> list[
     return families.load_family(connection, [row.id for row in locked], max_digits)
 
 
-def _drop_residue(engine: Engine, job: Row, max_digits: int) -> list[JobRef]:
+def _drop_residue(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     residue_expiry.delete_file(engine, residue_storage.storage(settings()), job.target_id)
     with unit_of_work(engine, "finish_job", job=job.id) as connection:
         jobs.finish(connection, job.id, job.request_count)

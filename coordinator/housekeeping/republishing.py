@@ -1,4 +1,4 @@
-"""Finding submissions and jobs whose message was lost or has waited too long, to publish them again."""
+"""Finding submissions and jobs whose message was lost, or has waited too long, so that they are published again."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -8,32 +8,53 @@ from sqlalchemy import Engine, Row, Table, bindparam, func, select, update
 from coordinator.base.unit_of_work import unit_of_work
 from models.tables import Job, Submission
 
-# Waiting doubles with every ring up to 2**6 times the first: a long backlog is not published over and over.
+# Each publication doubles the wait for the next, up to 2**6 times the first: a backlog is not published all the time.
 MAX_DOUBLINGS = 6
 
 
-def mark_stale_submissions(engine: Engine, *, republish_after: float, limit: int, patient: bool = True) -> list[Row]:
-    """(id, client_id, composite, request_id) of submissions that have waited too long, oldest first, marked as rung.
+def mark_stale_submissions(
+    engine: Engine, *, republish_after: float, limit: int, respect_backoff: bool = True
+) -> list[Row[Any]]:
+    """Mark submissions that have waited too long as published; returns their rows, oldest first, for publishing.
 
-    Every ring doubles the wait of `republish_after` seconds; not so unless `patient`, for a broker that has lost them all.
-    The rows say when the bell was rung, now and before: give those it was not rung for to `submissions_not_rung`.
+    The wait is `republish_after` seconds, doubled with every publication; `respect_backoff=False` leaves the doubling
+    out, for a broker that has lost all messages. Rows have id, client_id, composite, request_id, published_at and
+    published_before. Pass the rows that could not be published to `unmark_submissions`.
     """
     about = (Submission.client_id, Submission.payload["composite"].astext.label("composite"), Submission.request_id)
-    return _mark(engine, Submission, "received", about, republish_after=republish_after, limit=limit, patient=patient)
+    return _mark(
+        engine,
+        Submission,
+        "received",
+        about,
+        republish_after=republish_after,
+        limit=limit,
+        respect_backoff=respect_backoff,
+    )
 
 
-def unmark_submissions(engine: Engine, marked: Iterable[Row]) -> None:
-    """Take the marks of `submissions_to_ring` back: the bell was silent, and these are due the next time."""
+def unmark_submissions(engine: Engine, marked: Iterable[Row[Any]]) -> None:
+    """Undo `mark_stale_submissions` for submissions that could not be published: they are due again next time."""
     _unmark(engine, Submission, marked)
 
 
-def mark_stale_jobs(engine: Engine, *, republish_after: float, limit: int, patient: bool = True) -> list[Row]:
-    """(id, kind) of jobs that have waited too long, as `submissions_to_ring`."""
-    return _mark(engine, Job, "waiting", (Job.kind,), republish_after=republish_after, limit=limit, patient=patient)
+def mark_stale_jobs(
+    engine: Engine, *, republish_after: float, limit: int, respect_backoff: bool = True
+) -> list[Row[Any]]:
+    """Mark jobs that have waited too long as published; returns rows with id and kind, as `mark_stale_submissions`."""
+    return _mark(
+        engine,
+        Job,
+        "waiting",
+        (Job.kind,),
+        republish_after=republish_after,
+        limit=limit,
+        respect_backoff=respect_backoff,
+    )
 
 
-def unmark_jobs(engine: Engine, marked: Iterable[Row]) -> None:
-    """Take the marks of `jobs_to_ring` back."""
+def unmark_jobs(engine: Engine, marked: Iterable[Row[Any]]) -> None:
+    """Undo `mark_stale_jobs` for jobs that could not be published."""
     _unmark(engine, Job, marked)
 
 
@@ -45,9 +66,9 @@ def _mark(
     *,
     republish_after: float,
     limit: int,
-    patient: bool,
-) -> list[Row]:
-    doublings = func.least(table.publish_count, MAX_DOUBLINGS) if patient else 0
+    respect_backoff: bool,
+) -> list[Row[Any]]:
+    doublings = func.least(table.publish_count, MAX_DOUBLINGS) if respect_backoff else 0
     wait = func.make_interval(0, 0, 0, 0, 0, 0, republish_after * func.power(2, doublings))
     due = (
         select(table.id, table.published_at)
@@ -63,19 +84,19 @@ def _mark(
         .values(publish_count=table.publish_count + 1, published_at=func.now())
         .returning(table.id, *about, table.published_at, due.c.published_at.label("published_before"))
     )
-    with unit_of_work(engine, "ring_again", table=table.__tablename__) as connection:
+    with unit_of_work(engine, "republish", table=table.__tablename__) as connection:
         return sorted(connection.execute(mark), key=lambda row: row.id)
 
 
-def _unmark(engine: Engine, table: type[Submission] | type[Job], marked: Iterable[Row]) -> None:
-    # In order of their ids, as they were marked.
-    rows = [{"row": one.id, "marked": one.published_at, "before": one.published_before} for one in marked]
+def _unmark(engine: Engine, table: type[Submission] | type[Job], marked: Iterable[Row[Any]]) -> None:
+    # In the order of their ids, as they were marked.
+    rows = [{"row": row.id, "marked": row.published_at, "before": row.published_before} for row in marked]
     plain = cast(Table, table.__table__)
-    # Whoever rang for one since then, or asked for it anew, has marked it with another time.
-    take_back = (
+    # A row that was published or requested again since then has another time, and keeps its mark.
+    unmark = (
         update(plain)
         .where(plain.c.id == bindparam("row"), plain.c.published_at == bindparam("marked"))
         .values(publish_count=plain.c.publish_count - 1, published_at=bindparam("before"))
     )
-    with unit_of_work(engine, "not_rung", count=len(rows)) as connection:
-        connection.execute(take_back, rows)
+    with unit_of_work(engine, "unmark_unpublished", count=len(rows)) as connection:
+        connection.execute(unmark, rows)

@@ -1,6 +1,6 @@
-"""What the clock does: expiring leases, finding what was left behind, pruning what need not be kept.
+"""Housekeeping of tables: brings `clients` up to date, and deletes data that its retention setting does not keep.
 
-Everything here may run twice, late, or beside itself: each unit of work locks what it changes and looks again.
+Every function may run twice, late, or beside itself.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -15,9 +15,9 @@ PRUNE_BATCH = 5_000
 
 
 def update_clients(engine: Engine) -> None:
-    """Bring `clients` up to date with the submissions since it last was."""
-    with unit_of_work(engine, "note_clients") as connection:
-        # Some minutes of overlap: a slow intake's row can become visible after a younger one.
+    """Insert and update the rows of `clients` from the submissions since the last call."""
+    with unit_of_work(engine, "update_clients") as connection:
+        # Calls overlap by some minutes, because the row of a slow request can become visible after a younger one.
         newest = select(func.coalesce(func.max(Client.last_seen), func.to_timestamp(0))).scalar_subquery()
         seen = (
             select(Submission.client_id, func.min(Submission.created_at), func.max(Submission.created_at))
@@ -35,20 +35,23 @@ def update_clients(engine: Engine) -> None:
 
 
 def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None) -> dict[str, int]:
-    """Drop what its retention setting (days; None: keep) says may go; how much went. Submissions' rows never go."""
-    gone = {"raw_output": 0, "jobs": 0}
+    """Delete raw output of settled submissions and finished jobs that are older than these days (None keeps all).
+
+    Returns how many of each were deleted; the rows of submissions are never deleted.
+    """
+    deleted = {"raw_output": 0, "jobs": 0}
     if raw_output_days is not None:
-        gone["raw_output"] = _prune_raw_output(engine, now - timedelta(days=raw_output_days))
+        deleted["raw_output"] = _prune_raw_output(engine, now - timedelta(days=raw_output_days))
     if jobs_days is not None:
-        gone["jobs"] = _prune_jobs(engine, now - timedelta(days=jobs_days))
-    return gone
+        deleted["jobs"] = _prune_jobs(engine, now - timedelta(days=jobs_days))
+    return deleted
 
 
 def _prune_raw_output(engine: Engine, before: datetime) -> int:
-    gone, since = 0, datetime.min.replace(tzinfo=UTC)
+    deleted, since = 0, datetime.min.replace(tzinfo=UTC)
     while True:
-        # The conditions of an index: oldest first, and from where the last batch ended, lest each batch pass again by
-        # all the rejected ones that are kept.
+        # These conditions match an index. Each batch begins where the last one ended, so that it does not read again
+        # all the rejected submissions, which keep their output.
         old = (
             select(Submission.id)
             .where(
@@ -65,19 +68,19 @@ def _prune_raw_output(engine: Engine, before: datetime) -> int:
         drop = update(Submission).where(Submission.id == old.c.id).values(raw_output=None)
         with unit_of_work(engine, "prune_raw_output") as connection:
             settled = list(connection.execute(drop.returning(Submission.settled_at)).scalars())
-        gone += len(settled)
+        deleted += len(settled)
         if len(settled) < PRUNE_BATCH:
-            return gone
+            return deleted
         since = max(at for at in settled if at)
 
 
 def _prune_jobs(engine: Engine, before: datetime) -> int:
-    gone = 0
+    deleted = 0
     finished = select(Job.id).where(Job.state == "done", Job.finished_at < before).limit(PRUNE_BATCH)
     old = finished.with_for_update(skip_locked=True).cte()
     while True:
         with unit_of_work(engine, "prune_jobs") as connection:
             batch = connection.execute(delete(Job).where(Job.id == old.c.id)).rowcount
-        gone += batch
+        deleted += batch
         if batch < PRUNE_BATCH:
-            return gone
+            return deleted

@@ -9,10 +9,10 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select
 
 from coordinator.base import audit
 from coordinator.base.audit import OPERATOR, Actor
-from coordinator.base.errors import ConflictError, NotFoundError, composite_not_found
+from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, holds, lease_lifecycle, registry
-from coordinator.numbers.expressions import ExpressionError, shorten
+from coordinator.composites import eligibility, holds, identification, lease_lifecycle
+from coordinator.numbers.expressions import shorten
 from models.tables import Composite, WorkAssignment
 
 _LEVELS = (Composite.current_t_level, Composite.target_t_level)
@@ -35,7 +35,7 @@ def reserve(
     the lease with `open_leases`, how many others there are. Raises Unknown, Conflict.
     """
     with unit_of_work(engine, "reserve", client=client_id) as connection:
-        composite_id = _identify(connection, identifier, max_digits)
+        composite_id = identification.identify(connection, identifier, max_digits)
         named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
         lease_lifecycle.lock_composites(connection, [composite_id])
         left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
@@ -178,29 +178,3 @@ def held_composites(engine: Engine, limit: int = 1000) -> list[Row]:
     statement = select(*columns, *why).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
     with engine.connect() as connection:
         return list(connection.execute(statement.limit(limit)))
-
-
-def identify(engine: Engine, identifier: str, max_digits: int) -> int:
-    """The id of the composite with this value, else of the one with this id. Raises Unknown."""
-    with engine.connect() as connection:
-        return _identify(connection, identifier, max_digits)
-
-
-def _identify(connection: Connection, identifier: str | int, max_digits: int) -> int:
-    """The composite with this value, else the one with this id; an int is an id."""
-    if isinstance(identifier, int):
-        return identifier
-    try:
-        found = registry.find(connection, identifier, max_digits)
-    except ExpressionError as error:
-        raise NotFoundError("unknown_composite", error.detail) from error
-    if found is not None:
-        return found.id
-    if identifier.isascii() and identifier.isdigit() and len(identifier) < 19:
-        known = select(Composite.id).where(Composite.id == int(identifier))
-        by_id: int | None = connection.execute(known).scalar_one_or_none()
-        if by_id is not None:
-            return by_id
-    raise NotFoundError(
-        "unknown_composite", f"{shorten(identifier)} is neither a number of this server nor the id of one"
-    )

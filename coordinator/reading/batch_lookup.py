@@ -1,4 +1,4 @@
-"""Many numbers at once: where each stands, and which are nearest to their targets."""
+"""Many numbers at once: the status of each, and the numbers that are nearest to their targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_n
 from coordinator.reading import search
 from models.tables import Composite, CompositeAlias, Project, ProjectComposite
 
-# Computing expressions takes some milliseconds each at worst, and a request has a thousand of them at most.
+# One expression takes some milliseconds at worst, and a request has at most a thousand of them.
 EVALUATION_SECONDS = 1.0
-
-
 TOO_LONG = "was not computed: those before it took too long; send it in decimal, or fewer at a time"
 
 
 @dataclass(frozen=True)
 class LookupKeys:
-    """Numbers as they were asked for: the hashes to look them up by, or why there are none of them."""
+    """For each number of a request: the SHA-256 of its text and of its value, and why it has no value.
+
+    `evaluated` is None for a number in decimal, and for one that cannot be evaluated; only that one has a problem.
+    """
 
     written: list[bytes]
     evaluated: list[bytes | None]
@@ -30,7 +31,7 @@ class LookupKeys:
 
 
 def compute_lookup_keys(numbers: Sequence[str], max_digits: int) -> LookupKeys:
-    """What to look up for these numbers, in decimal or expressions; what cannot be read has its problem instead."""
+    """Compute the hashes by which these numbers, in decimal or as expressions, are looked up."""
     evaluated: list[bytes | None] = []
     problems: list[str | None] = []
     until = monotonic() + EVALUATION_SECONDS
@@ -50,24 +51,27 @@ def compute_lookup_keys(numbers: Sequence[str], max_digits: int) -> LookupKeys:
 
 
 class NumberStatus(NamedTuple):
-    """How one of many numbers stands: listing.COLUMNS, or None, and why, if it could not be read."""
+    """The status of one number of a request: its row (search.COLUMNS) or None, and why it could not be read."""
 
-    asked: str
-    row: Row | None
+    number: str
+    row: Row[Any] | None
     problem: str | None
 
 
 def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -> list[NumberStatus]:
-    """How each of these numbers stands, in their order, as `registry.find` finds them; one query for all."""
-    asked = compute_lookup_keys(numbers, max_digits)
-    wanted = _lookup_table(asked)
+    """Return the status of each of these numbers, in their order; one query for all.
+
+    A number stands for the composite that `registry.find` returns; ids are not looked up.
+    """
+    keys = compute_lookup_keys(numbers, max_digits)
+    lookup = _lookup_table(keys)
     is_current = func.sha256(func.convert_to(Composite.current_composite, "UTF8")) == CompositeAlias.value_sha256
     found = (
         select(*search.COLUMNS)
         .join(CompositeAlias, CompositeAlias.composite_id == Composite.id)
-        .where(or_(CompositeAlias.value_sha256 == wanted.c.written, CompositeAlias.value_sha256 == wanted.c.evaluated))
+        .where(or_(CompositeAlias.value_sha256 == lookup.c.written, CompositeAlias.value_sha256 == lookup.c.evaluated))
         .order_by(
-            (CompositeAlias.value_sha256 == wanted.c.written).desc(),
+            (CompositeAlias.value_sha256 == lookup.c.written).desc(),
             (CompositeAlias.kind == registry.NUMBER).desc(),
             is_current.desc(),
             Composite.id,
@@ -75,27 +79,27 @@ def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -
         .limit(1)
         .lateral("found")
     )
-    statement = select(found).select_from(wanted.outerjoin(found, true())).order_by(wanted.c.place)
+    statement = select(found).select_from(lookup.outerjoin(found, true())).order_by(lookup.c.place)
     with engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [
         NumberStatus(number, None if row.id is None else row, problem if row.id is None else None)
-        for number, row, problem in zip(numbers, rows, asked.problems, strict=True)
+        for number, row, problem in zip(numbers, rows, keys.problems, strict=True)
     ]
 
 
-def _lookup_table(asked: LookupKeys) -> Any:
-    columns = ((range(len(asked.written)), BigInteger), (asked.written, LargeBinary), (asked.evaluated, LargeBinary))
+def _lookup_table(keys: LookupKeys) -> Any:
+    columns = ((range(len(keys.written)), BigInteger), (keys.written, LargeBinary), (keys.evaluated, LargeBinary))
     arrays = (cast(literal(list(values), postgresql.ARRAY(kind)), postgresql.ARRAY(kind)) for values, kind in columns)
     table = func.unnest(*arrays).table_valued(column("place"), column("written"), column("evaluated"))
-    return table.render_derived("wanted")
+    return table.render_derived("lookup")
 
 
 @dataclass(frozen=True)
 class ProgressFilters:
-    """Which numbers to look for those nearest to their targets among; None leaves it open.
+    """The numbers among which `top_progress` looks; None leaves a condition open.
 
-    A number's difficulty is that of its special form, if it has one, else its digits.
+    A number's difficulty is the SNFS difficulty of its special form, if it has one, else its number of digits.
     """
 
     project: str | None = None
@@ -106,35 +110,35 @@ class ProgressFilters:
     max_difficulty: int | None = None
 
 
-def top_progress(engine: Engine, chosen: ProgressFilters, *, limit: int, max_digits: int) -> list[Row]:
-    """The numbers (listing.COLUMNS) that are nearest to their targets, nearest first; one query.
+def top_progress(engine: Engine, filters: ProgressFilters, *, limit: int, max_digits: int) -> list[Row[Any]]:
+    """Return the numbers (search.COLUMNS) that pass the filters and are nearest to their targets, nearest first.
 
-    To be chosen among hundredths of the target count. Raises Unknown for a project that there is not.
+    The choice compares whole hundredths of the target. Raises NotFoundError for an unknown project.
     """
     difficulty = func.coalesce(Composite.snfs_difficulty, Composite.digit_length)
     nearest = select(Composite.id)
-    if not chosen.include_factored:
+    if not filters.include_factored:
         nearest = nearest.where(Composite.listed_state.in_(search.UNFINISHED))
-    if chosen.min_priority is not None:
-        nearest = nearest.where(Composite.priority >= chosen.min_priority)
-    if chosen.min_difficulty is not None:
-        nearest = nearest.where(difficulty >= chosen.min_difficulty)
-    if chosen.max_difficulty is not None:
-        nearest = nearest.where(difficulty <= chosen.max_difficulty)
+    if filters.min_priority is not None:
+        nearest = nearest.where(Composite.priority >= filters.min_priority)
+    if filters.min_difficulty is not None:
+        nearest = nearest.where(difficulty >= filters.min_difficulty)
+    if filters.max_difficulty is not None:
+        nearest = nearest.where(difficulty <= filters.max_difficulty)
     with engine.connect() as connection:
-        if chosen.project is not None:
+        if filters.project is not None:
             members = select(ProjectComposite.composite_id)
-            known = select(Project.id).where(Project.name == chosen.project).scalar_subquery()
+            known = select(Project.id).where(Project.name == filters.project).scalar_subquery()
             nearest = nearest.where(Composite.id.in_(members.where(ProjectComposite.project_id == known)))
-        if chosen.numbers is not None:
-            asked = compute_lookup_keys(chosen.numbers, max_digits)
-            hashes = {one for one in (*asked.written, *asked.evaluated) if one is not None}
+        if filters.numbers is not None:
+            keys = compute_lookup_keys(filters.numbers, max_digits)
+            hashes = {value for value in (*keys.written, *keys.evaluated) if value is not None}
             named = select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256.in_(hashes))
             nearest = nearest.where(Composite.id.in_(named))
         ids = nearest.order_by(Composite.listed_progress.desc(), Composite.id.desc()).limit(limit).subquery()
         statement = select(*search.COLUMNS).join(ids, ids.c.id == Composite.id)
         order = (search.progress().desc().nulls_last(), Composite.id.desc())
         rows = list(connection.execute(statement.order_by(*order)))
-        if not rows and chosen.project is not None:
-            search.require_project_id(connection, chosen.project)
+        if not rows and filters.project is not None:
+            search.require_project_id(connection, filters.project)
     return rows

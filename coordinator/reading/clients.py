@@ -1,4 +1,4 @@
-"""Clients, as upkeep has noted them: by name, or those seen last first."""
+"""Lists of clients from the rows that housekeeping keeps: by name, or the last seen first."""
 
 from sqlalchemy import Engine, select, tuple_
 
@@ -10,7 +10,10 @@ BY_NAME, BY_LAST_SEEN = "name", "last_seen"
 
 
 def list_clients(engine: Engine, *, order: str = BY_LAST_SEEN, limit: int = 100, cursor: str | None = None) -> Page:
-    """(name, first_seen, last_seen) of clients, by name or those seen last first. Raises cursors.BadCursor."""
+    """Return a page of (name, first_seen, last_seen) of clients, by name or the last seen first.
+
+    Raises cursors.InvalidCursorError.
+    """
     question = f"clients {order}"
     statement = select(Client.name, Client.first_seen, Client.last_seen).limit(limit + 1)
     if order == BY_NAME:

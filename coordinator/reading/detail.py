@@ -1,4 +1,8 @@
-"""How numbers stand: one with its factors and effort, many at once, and those that are nearest to their targets."""
+"""One composite with its factors, effort and work: a single reader of its parts, and the answers built from them.
+
+`composite_stats`, `read_composite` and `read_detail` answer by the names that clients and pages know; `read_columns`
+answers operators by the names of the columns.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,9 +17,55 @@ from coordinator.effort import chart
 from coordinator.reading import factors
 from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Project, ProjectComposite, WorkAssignment
 
+# The effort is 91 doubles, which only a number's page and its chart need.
+_ALL_BUT_EFFORT = [column for column in Composite.__table__.columns if column.key != "effort"]
+_TREE_COLUMNS = (
+    "id",
+    "factor",
+    "digit_length",
+    "multiplicity",
+    "is_prime",
+    "origin",
+    "client_id",
+    "split_from_id",
+    "child_composite_id",
+)
+
+
+class CompositeParts(NamedTuple):
+    """A composite's row with what every answer about it shows.
+
+    `sums` are the rows of its curve sums; those without any curves were superseded or voided.
+    """
+
+    row: Row[Any]
+    sums: list[Row[Any]]
+    projects: list[str]
+
+    @property
+    def curves(self) -> list[Row[Any]]:
+        """The sums that have curves."""
+        return [own for own in self.sums if own.curves + own.prior_curves > 0]
+
+
+class ShownComposite(NamedTuple):
+    """What the page of a composite shows: `number` is the answer of `read_composite` without its factors.
+
+    `factors` (factors.COLUMNS, each after the factor that it was split from), `curves`, `leases` (oldest first) and
+    `attempts` (newest first) are cut after a number of rows; `is_cut` names the lists that have more.
+    """
+
+    number: dict[str, Any]
+    factors: list[Row[Any]]
+    chart: str
+    curves: list[Row[Any]]
+    leases: list[Row[Any]]
+    attempts: list[Row[Any]]
+    is_cut: frozenset[str]
+
 
 def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, Any] | None:
-    """Everything about the composite that `written` names (any value it has ever had), or None if it is unknown.
+    """Return everything about the composite that `written` names (any value it has ever had); None if it is unknown.
 
     Factors are the leaves of its tree, with multiplicity, smallest first; curves are summed by B1.
     """
@@ -23,198 +73,122 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
         found = registry.find(connection, written, max_digits)
         if found is None:
             return None
-        row = _row(connection, found.id, _ALL_BUT_EFFORT)
-        return {
-            **_row_fields(row),
-            "factors_found": _leaves(_tree(connection, row.id)),
-            "ecm_work": _work(row, _sums(connection, row.id)),
-            "projects": _projects(connection, row.id),
-        }
+        parts = _read_parts(connection, found.id)
+        leaves = _leaves(_tree(connection, found.id))
+    return {**_row_fields(parts.row), "factors_found": leaves, **_work_and_projects(parts)}
 
 
 def read_composite(engine: Engine, composite_id: int) -> dict[str, Any]:
-    """As `composite_stats`, by id, with its state, its tree of factors and what work it has and wants.
+    """Return what `composite_stats` does, by id, with its state, its tree of factors, open work and eligibility.
 
-    Raises Unknown.
+    Raises NotFoundError.
     """
     with engine.connect() as connection:
-        row = _row(connection, composite_id, _ALL_BUT_EFFORT)
+        parts = _read_parts(connection, composite_id)
         tree = _tree(connection, composite_id)
-        return {
-            **_row_fields(row),
-            **_state_and_eligibility(row),
-            "factors_found": _leaves(tree),
-            "factors": [factor._asdict() for factor in tree],
-            "ecm_work": _work(row, _sums(connection, composite_id)),
-            "projects": _projects(connection, composite_id),
-        }
+    return {
+        **_row_fields(parts.row),
+        **_state_and_eligibility(parts.row),
+        "factors_found": _leaves(tree),
+        "factors": [{name: getattr(factor, name) for name in _TREE_COLUMNS} for factor in tree],
+        **_work_and_projects(parts),
+    }
 
 
-class CompositeDetail(NamedTuple):
-    """What there is to see of a number: as in `composite` but for its factors, and the rows beneath it.
+def read_columns(engine: Engine, composite_id: int) -> dict[str, Any]:
+    """Return a composite by the names of its columns, with the rows of its factors, curve sums and open leases.
 
-    Of `factors` (factors.COLUMNS, each after what it was split from), `curves`, `leases` (the oldest first) and
-    `attempts` (the newest first) there are so many at most; `is_cut` names those of which there are more.
+    Operators read this; `projects` are names, `parts` are the ids of the composites split off. Raises NotFoundError.
     """
-
-    number: dict[str, Any]
-    factors: list[Row]
-    chart: str
-    curves: list[Row]
-    leases: list[Row]
-    attempts: list[Row]
-    is_cut: frozenset[str]
-
-
-def read_detail(engine: Engine, composite_id: int, *, most: int) -> CompositeDetail:
-    """All of a number that its page shows, with `most` rows of a kind. Raises Unknown."""
     with engine.connect() as connection:
-        row = _row(connection, composite_id, [*_ALL_BUT_EFFORT, Composite.effort])
-        curves = _sums(connection, composite_id)
+        parts = _read_parts(connection, composite_id)
+        tree = _tree(connection, composite_id)
+        leases = _open_leases(connection, composite_id)
+        split_off = select(Composite.id).where(Composite.parent_id == composite_id).order_by(Composite.id)
+        children = list(connection.execute(split_off).scalars())
+    return {
+        **_without(parts.row, "value_sha256"),
+        "factors": [_without(factor, "factor_sha256", "composite_id") for factor in tree],
+        "effort": [_without(own, "composite_id") for own in parts.sums],
+        "open_work": [_without(lease, "composite_id") | {"id": str(lease.id)} for lease in leases],
+        "projects": parts.projects,
+        "parts": children,
+    }
+
+
+def read_detail(engine: Engine, composite_id: int, *, most: int) -> ShownComposite:
+    """Return all that the page of a composite shows, with at most `most` rows of a kind. Raises NotFoundError."""
+    with engine.connect() as connection:
+        parts = _read_parts(connection, composite_id, with_effort=True)
         rows = {
             "factors": factors.composite_factors(connection, composite_id, most + 1),
-            "curves": curves,
-            "leases": _open_work(connection, composite_id, most + 1),
+            "curves": parts.curves,
+            "leases": _open_leases(connection, composite_id, most + 1),
             "attempts": _last_attempts(connection, composite_id, most + 1),
         }
-        number = {
-            **_row_fields(row),
-            **_state_and_eligibility(row),
-            "ecm_work": _work(row, curves),
-            "projects": _projects(connection, composite_id),
-        }
-    return CompositeDetail(
-        number,
-        chart=chart.svg(row.effort, "Has a factor been missed?", row.target_t_level),
+    return ShownComposite(
+        {**_row_fields(parts.row), **_state_and_eligibility(parts.row), **_work_and_projects(parts)},
+        chart=chart.svg(parts.row.effort, "Has a factor been missed?", parts.row.target_t_level),
         is_cut=frozenset(name for name, found in rows.items() if len(found) > most),
         **{name: found[:most] for name, found in rows.items()},
     )
 
 
-# Its effort is 91 doubles that only its own page shows.
-_ALL_BUT_EFFORT = [column for column in Composite.__table__.columns if column.key != "effort"]
+def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
+    """Return the chance that a factor of 10 to 100 digits was missed, for each number of digits, and the curves.
+
+    Raises NotFoundError.
+    """
+    with engine.connect() as connection:
+        parts = _read_parts(connection, composite_id, with_effort=True)
+    chances = zip(effort.DIGITS.tolist(), effort.missed(parts.row.effort).tolist(), strict=True)
+    return {
+        "composite_id": composite_id,
+        "digit_length": parts.row.digit_length,
+        "current_t_level": parts.row.current_t_level,
+        "target_t_level": parts.row.target_t_level,
+        "points": [{"digits": digits, "missed": missed} for digits, missed in chances],
+        "curves": [own._asdict() for own in parts.curves],
+    }
 
 
-def _row(connection: Connection, composite_id: int, columns: Sequence[Any]) -> Row:
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_parts(connection: Connection, composite_id: int, *, with_effort: bool = False) -> CompositeParts:
+    """Read the parts of a composite; its row has its effort vector only on request. Raises NotFoundError."""
+    columns = [*_ALL_BUT_EFFORT, Composite.effort] if with_effort else _ALL_BUT_EFFORT
     row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
     if row is None:
         raise composite_not_found(composite_id)
-    return row
-
-
-def _row_fields(row: Row) -> dict[str, Any]:
-    finished = "prime" if row.is_prime else "fully_factored"
-    return {
-        "composite": row.number,
-        "current_composite": row.current_composite,
-        "digit_length": row.digit_length,
-        "has_snfs_form": row.has_snfs_form,
-        "snfs_difficulty": row.snfs_difficulty,
-        "target_t_level": row.target_t_level,
-        "current_t_level": row.current_t_level,
-        "priority": row.priority,
-        "status": finished if row.is_fully_factored else "composite",
-    }
-
-
-def _state_and_eligibility(row: Row) -> dict[str, Any]:
-    wants = (("ecm", row.ecm_eligible), ("pm1", row.pm1_eligible), ("pp1", row.pp1_eligible))
-    return {
-        "composite_id": row.id,
-        "state": row.listed_state,
-        "is_prime": row.is_prime,
-        "is_fully_factored": row.is_fully_factored,
-        "progress": row.current_t_level / row.target_t_level if row.target_t_level else None,
-        "pm1_b1": row.pm1_b1,
-        "pp1_b1": row.pp1_b1,
-        "open_leases": row.open_leases,
-        "wants": [method for method, is_wanted in wants if is_wanted],
-        "hold": row.hold,
-        "hold_reason": row.hold_reason,
-        "parent_id": row.parent_id,
-        "created_at": row.created_at,
-    }
-
-
-def _tree(connection: Connection, composite_id: int) -> Sequence[Row]:
-    columns = (
-        Factor.id,
-        Factor.factor,
-        Factor.digit_length,
-        Factor.multiplicity,
-        Factor.is_prime,
-        Factor.origin,
-        Factor.client_id,
-        Factor.split_from_id,
-        Factor.child_composite_id,
+    account = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+    sums = (
+        select(*account, CompositeEffort.curves, CompositeEffort.prior_curves)
+        .where(CompositeEffort.composite_id == composite_id)
+        .order_by(*account)
     )
-    mine = select(*columns).where(Factor.composite_id == composite_id).order_by(Factor.id)
-    return connection.execute(mine).all()
-
-
-def _leaves(rows: Sequence[Row]) -> list[str]:
-    """The values of the leaves of a factor tree given by its rows, each as often as it divides, smallest first."""
-    split = {row.split_from_id for row in rows}
-    times: dict[int, int] = {}
-    leaves: list[str] = []
-    for row in rows:  # parents have smaller ids
-        times[row.id] = row.multiplicity * times.get(row.split_from_id, 1)
-        if row.id not in split:
-            leaves += [row.factor] * times[row.id]
-    return sorted(leaves, key=lambda text: (len(text), text))
-
-
-def _sums(connection: Connection, composite_id: int) -> list[Row]:
-    of_level = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
-    mine = select(*of_level, CompositeEffort.curves, CompositeEffort.prior_curves)
-    some = CompositeEffort.curves + CompositeEffort.prior_curves > 0  # others were superseded, or taken back
-    mine = mine.where(CompositeEffort.composite_id == composite_id, some)
-    return list(connection.execute(mine.order_by(*of_level)))
-
-
-def _work(row: Row, sums: Sequence[Row]) -> dict[str, Any]:
-    levels: defaultdict[int, int] = defaultdict(int)
-    for one in sums:
-        levels[one.b1] += one.curves + one.prior_curves
-    return {
-        "total_attempts": row.attempt_count,
-        "total_curves": sum(levels.values()),
-        "effort_by_level": [{"b1": b1, "curves": curves} for b1, curves in levels.items()],
-        "last_attempt": row.last_attempt_at and row.last_attempt_at.isoformat(),
-    }
-
-
-def _projects(connection: Connection, composite_id: int) -> list[str]:
     names = (
         select(Project.name)
         .join(ProjectComposite, ProjectComposite.project_id == Project.id)
         .where(ProjectComposite.composite_id == composite_id)
         .order_by(Project.name)
     )
-    return list(connection.execute(names).scalars())
+    return CompositeParts(row, list(connection.execute(sums)), projects=list(connection.execute(names).scalars()))
 
 
-def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
-    """For 10 to 100 digits the chance that a factor of so many, if there is one, has been missed; and the curves.
-
-    Raises Unknown.
-    """
-    columns = (Composite.effort, Composite.current_t_level, Composite.target_t_level, Composite.digit_length)
-    with engine.connect() as connection:
-        row = _row(connection, composite_id, columns)
-        curves = _sums(connection, composite_id)
-    chances = zip(effort.DIGITS.tolist(), effort.missed(row.effort).tolist(), strict=True)
-    return {
-        "composite_id": composite_id,
-        "digit_length": row.digit_length,
-        "current_t_level": row.current_t_level,
-        "target_t_level": row.target_t_level,
-        "points": [{"digits": digits, "missed": missed} for digits, missed in chances],
-        "curves": [one._asdict() for one in curves],
-    }
+def _tree(connection: Connection, composite_id: int) -> list[Row[Any]]:
+    """The rows of a composite's factor tree, each after the factor that it was split from."""
+    own = select(*Factor.__table__.columns).where(Factor.composite_id == composite_id).order_by(Factor.id)
+    return list(connection.execute(own))
 
 
-def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row]:
+def _open_leases(connection: Connection, composite_id: int, limit: int | None = None) -> list[Row[Any]]:
+    is_own = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
+    oldest = select(*WorkAssignment.__table__.columns).where(*is_own).order_by(WorkAssignment.created_at)
+    return list(connection.execute(oldest.limit(limit)))
+
+
+def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row[Any]]:
     columns = (
         EcmAttempt.id,
         EcmAttempt.created_at,
@@ -233,16 +207,73 @@ def _last_attempts(connection: Connection, composite_id: int, limit: int) -> lis
     return list(connection.execute(newest.limit(limit)))
 
 
-def _open_work(connection: Connection, composite_id: int, limit: int) -> list[Row]:
-    columns = (
-        WorkAssignment.client_id,
-        WorkAssignment.method,
-        WorkAssignment.b1,
-        WorkAssignment.curves,
-        WorkAssignment.curves_completed,
-        WorkAssignment.status,
-        WorkAssignment.expires_at,
-    )
-    mine = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
-    oldest = select(*columns).where(*mine).order_by(WorkAssignment.created_at)
-    return list(connection.execute(oldest.limit(limit)))
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def _row_fields(row: Row[Any]) -> dict[str, Any]:
+    finished = "prime" if row.is_prime else "fully_factored"
+    return {
+        "composite": row.number,
+        "current_composite": row.current_composite,
+        "digit_length": row.digit_length,
+        "has_snfs_form": row.has_snfs_form,
+        "snfs_difficulty": row.snfs_difficulty,
+        "target_t_level": row.target_t_level,
+        "current_t_level": row.current_t_level,
+        "priority": row.priority,
+        "status": finished if row.is_fully_factored else "composite",
+    }
+
+
+def _state_and_eligibility(row: Row[Any]) -> dict[str, Any]:
+    eligible = (("ecm", row.ecm_eligible), ("pm1", row.pm1_eligible), ("pp1", row.pp1_eligible))
+    return {
+        "composite_id": row.id,
+        "state": row.listed_state,
+        "is_prime": row.is_prime,
+        "is_fully_factored": row.is_fully_factored,
+        "progress": row.current_t_level / row.target_t_level if row.target_t_level else None,
+        "pm1_b1": row.pm1_b1,
+        "pp1_b1": row.pp1_b1,
+        "open_leases": row.open_leases,
+        "wants": [method for method, is_eligible in eligible if is_eligible],
+        "hold": row.hold,
+        "hold_reason": row.hold_reason,
+        "parent_id": row.parent_id,
+        "created_at": row.created_at,
+    }
+
+
+def _leaves(rows: Sequence[Row[Any]]) -> list[str]:
+    """Return the values of the leaves of a factor tree, each as often as it divides the number, smallest first."""
+    split = {row.split_from_id for row in rows}
+    times: dict[int, int] = {}
+    leaves: list[str] = []
+    for row in rows:  # parents have smaller ids
+        times[row.id] = row.multiplicity * times.get(row.split_from_id, 1)
+        if row.id not in split:
+            leaves += [row.factor] * times[row.id]
+    return sorted(leaves, key=lambda text: (len(text), text))
+
+
+def _work_and_projects(parts: CompositeParts) -> dict[str, Any]:
+    levels: defaultdict[int, int] = defaultdict(int)
+    for own in parts.curves:
+        levels[own.b1] += own.curves + own.prior_curves
+    last = parts.row.last_attempt_at
+    work = {
+        "total_attempts": parts.row.attempt_count,
+        "total_curves": sum(levels.values()),
+        "effort_by_level": [{"b1": b1, "curves": curves} for b1, curves in levels.items()],
+        "last_attempt": None if last is None else last.isoformat(),
+    }
+    return {"ecm_work": work, "projects": parts.projects}
+
+
+def _without(row: Row[Any], *names: str) -> dict[str, Any]:
+    return {name: _json_value(value) for name, value in row._asdict().items() if name not in names}
+
+
+def _json_value(value: Any) -> Any:
+    """A value that orjson can write: it refuses integers past 64 bits, which a B2 can be; such a B2 becomes a float."""
+    return float(value) if isinstance(value, int) and value >= 2**63 else value

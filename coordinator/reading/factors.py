@@ -1,8 +1,7 @@
-"""Factors as anybody may read them: page by page, one by one, and all of them in a stream.
+"""Reading factors: page by page, one by one, and all of them in batches.
 
-A page is read from one index, in its order; a filter that passes few of many can make that long, so that pages of
-factors are looked for among the first LOOKED_AT entries from where the page before ended, and may be short: the cursor
-goes on from there.
+A page is read from one index, in its order. Filters that few of many factors pass would make that slow, so a page comes
+from the next MAX_SCANNED entries of the index and may be short; its cursor continues behind those entries.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ EXPORTED_AT_ONCE = 2_000
 
 NEWEST, LARGEST = "newest", "largest"
 
-COLUMNS = (
+COLUMNS: tuple[Any, ...] = (
     Factor.id,
     Factor.composite_id,
     search.shortened(Composite.number).label("number"),
@@ -55,8 +54,8 @@ NAMES = tuple(column.key for column in COLUMNS)
 
 
 @dataclass(frozen=True)
-class FactorFilters:
-    """Which factors; None leaves it open. `number` is any value that a composite has had."""
+class FactorListFilters:
+    """The conditions of a list of factors; None leaves one open. `number` is any value that a composite has had."""
 
     number: str | None = None
     project: str | None = None
@@ -66,7 +65,7 @@ class FactorFilters:
     only_prime: bool = False
 
 
-def _with_origins() -> Select:
+def _with_origins() -> Select[Any]:
     return (
         select(*COLUMNS)
         .join(Composite, Composite.id == Factor.composite_id)
@@ -74,8 +73,8 @@ def _with_origins() -> Select:
     )
 
 
-def read_factor(engine: Engine, factor_id: int) -> Row:
-    """A factor by its id: COLUMNS. Raises Unknown."""
+def read_factor(engine: Engine, factor_id: int) -> Row[Any]:
+    """Return COLUMNS of the factor with this id. Raises NotFoundError."""
     with engine.connect() as connection:
         row = connection.execute(_with_origins().where(Factor.id == factor_id)).one_or_none()
     if row is None:
@@ -83,9 +82,9 @@ def read_factor(engine: Engine, factor_id: int) -> Row:
     return row
 
 
-def composite_factors(connection: Connection, composite_id: int, limit: int) -> list[Row]:
-    """COLUMNS of so many factors in a composite's tree, each after the one that it was split from."""
-    # Whatever was split has a smaller id than its parts, and so lies beneath something older. In an index's order.
+def composite_factors(connection: Connection, composite_id: int, limit: int) -> list[Row[Any]]:
+    """Return COLUMNS of the first `limit` factors in a composite's tree, each after the one it was split from."""
+    # A factor that was split has a smaller id than its parts. This is the order of an index.
     order = (func.coalesce(Factor.split_from_id, 0), Factor.factor_sha256)
     first = select(Factor.id).where(Factor.composite_id == composite_id).order_by(*order).limit(limit)
     return list(connection.execute(_with_origins().where(Factor.id.in_(first)).order_by(*order)))
@@ -93,17 +92,17 @@ def composite_factors(connection: Connection, composite_id: int, limit: int) -> 
 
 def list_factors(
     engine: Engine,
-    filters: FactorFilters,
+    filters: FactorListFilters,
     *,
     order: str = NEWEST,
     limit: int = 100,
     cursor: str | None,
     max_digits: int,
 ) -> Page:
-    """COLUMNS of the factors that pass the filters, NEWEST or LARGEST first, and where the next page begins.
+    """Return a page of COLUMNS of the factors that pass the filters, NEWEST or LARGEST first.
 
-    A page may be short, even empty, and yet have a next one. Raises cursors.BadCursor, ExpressionError, and Unknown for
-    a composite or project that there is not.
+    A page may be short, even empty, and still have a next page. Raises cursors.InvalidCursorError, ExpressionError, and
+    NotFoundError for an unknown composite or project.
     """
     question = orjson.dumps([order, asdict(filters)], option=orjson.OPT_SORT_KEYS).decode()
     key = Factor.digit_length if order == LARGEST else Factor.created_at
@@ -130,22 +129,22 @@ def list_factors(
         if filters.project is not None:
             members = select(ProjectComposite.composite_id)
             project_id = search.require_project_id(connection, filters.project)
-            mine = members.where(ProjectComposite.project_id == project_id)
-            passing = passing.where(entries.c.composite_id.in_(mine))
+            members = members.where(ProjectComposite.project_id == project_id)
+            passing = passing.where(entries.c.composite_id.in_(members))
         passing = passing.order_by(entries.c.key.desc(), entries.c.id.desc()).limit(limit + 1)
         chosen = connection.execute(passing).all()
         shown = [row.id for row in chosen[:limit]]
         rows = {row.id: row for row in connection.execute(_with_origins().where(Factor.id.in_(shown)))} if shown else {}
-        last: Row | None = chosen[limit - 1] if len(chosen) > limit else None
+        last: Any = chosen[limit - 1] if len(chosen) > limit else None
         if last is None:
-            # Nothing more among these, but these may not be all there are.
+            # The entries that were read have no more, but the index may have more entries.
             farthest = near.order_by(key.desc(), Factor.id.desc()).offset(MAX_SCANNED - 1).limit(1)
             last = connection.execute(farthest).one_or_none()
     more = None if last is None else cursors.encode(question, (cursors.to_json_value(last.key), last.id))
     return Page([rows[factor_id] for factor_id in shown if factor_id in rows], more)
 
 
-def _of_size(filters: FactorFilters, digits: Any) -> list[ColumnElement[bool]]:
+def _of_size(filters: FactorListFilters, digits: Any) -> list[ColumnElement[bool]]:
     bounds = ((filters.min_digits, digits.__ge__), (filters.max_digits, digits.__le__))
     return [compare(bound) for bound, compare in bounds if bound is not None]
 
@@ -157,11 +156,11 @@ def _place(question: str, cursor: str, order: str) -> tuple[Any, int]:
 
 def export_factors(
     engine: Engine, *, project: str | None = None, client_id: str | None = None, since: datetime | None = None
-) -> Iterator[list[Row]]:
-    """COLUMNS of all factors, or a project's, a client's, those since then, by id, in batches.
+) -> Iterator[list[Row[Any]]]:
+    """Return batches of COLUMNS, by id: of all factors, or of a project, of a client, recorded at `since` or later.
 
-    Each batch is a query of its own, which holds no connection while it is sent. Raises Unknown for a project that
-    there is not, before the first batch.
+    Each batch is a query of its own, so no connection is held while the caller sends a batch. Raises NotFoundError for
+    an unknown project at once, before the first batch.
     """
     project_id: int | None = None
     if project is not None:
@@ -172,7 +171,7 @@ def export_factors(
 
 def _batches(
     engine: Engine, project_id: int | None, client_id: str | None, since: datetime | None
-) -> Iterator[list[Row]]:
+) -> Iterator[list[Row[Any]]]:
     after = 0
     while True:
         batch = _with_origins().where(Factor.id > after)

@@ -1,4 +1,4 @@
-"""Read-only questions that operators' programs ask: how the inbox stands, and the schema."""
+"""Queries of health checks: the state of the inbox, and the revision of the schema."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ MOST_COUNTED = 100_000
 
 
 def schema_revision(engine: Engine) -> str | None:
-    """The revision that the database's schema is at."""
+    """Return the revision of the database's schema; None if it has none."""
     with engine.connect() as connection:
         return current_revision(connection)
 
 
 def inbox_state(engine: Engine) -> dict[str, Any]:
-    """How much waits, how long the oldest has, and what needs an operator. Counts stop at MOST_COUNTED."""
+    """Count waiting and failed submissions and jobs, up to MOST_COUNTED each; with the age of the oldest submission."""
 
-    def counted(of: type[Submission] | type[Job], state: str) -> ColumnElement[int]:
-        some = select(of.id).where(of.state == state).limit(MOST_COUNTED).subquery()
+    def counted(table: type[Submission] | type[Job], state: str) -> ColumnElement[int]:
+        some = select(table.id).where(table.state == state).limit(MOST_COUNTED).subquery()
         return select(func.count()).select_from(some).scalar_subquery()
 
     oldest = (

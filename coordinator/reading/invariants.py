@@ -1,7 +1,7 @@
-"""What must be true of the database at every commit (docs/architecture.md's table), checked on a live one.
+"""The invariants of docs/architecture.md, which hold at every commit, checked on a live database.
 
-Everything is read in one REPEATABLE READ snapshot that locks nothing. Rows are streamed, so memory is bounded by the
-largest family tree and not by the number of composites; what SQL can decide is decided there.
+One REPEATABLE READ snapshot, which locks nothing, is read. SQL checks what it can; the rows for all other checks are
+streamed, so the memory is bounded by the largest tree of factors and not by the number of composites.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from coordinator.numbers.arithmetic import digit_count, is_probable_prime
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number, shorten
 from models.tables import Composite, CompositeEffort, Factor, WorkAssignment
 
-# A primality test of 300 digits takes a millisecond; larger factors are believed.
+# A primality test of 300 digits takes a millisecond; the stored primality of larger values is not checked.
 PRIMALITY_CHECKED_DIGITS = 300
 BATCH = 500
 # Vectors are sums of the same terms in another order.
@@ -27,7 +27,7 @@ RELATIVE_ERROR = 1e-9
 
 
 class Violation(NamedTuple):
-    """An invariant that does not hold: its name, the table and row that break it, and how."""
+    """A row that breaks an invariant: the invariant's name, the table, the row's id, and a description."""
 
     invariant: str
     table: str
@@ -43,10 +43,10 @@ def violations(
     most: int = 1000,
     progress: Callable[[str, int], None] = lambda stage, rows: None,
 ) -> list[Violation]:
-    """Every violation found, at most `most` of them; [] for a sound database.
+    """Return the violations, at most `most` of them; [] for a sound database.
 
-    `overlap` is how many times what a composite still needs may be out on lease. `progress` is told what is being
-    looked at, and how many more rows of it have been.
+    `overlap` is the multiple of its remaining need that a composite may have out on leases. `progress` is called with
+    the name of a stage and the number of further rows that were checked in it.
     """
     found: list[Violation] = []
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
@@ -188,7 +188,7 @@ STATEMENTS = (
     (
         "finished",
         "factors",
-        # A part whose work nobody leases or does must at least be waiting for a job.
+        # A composite factor must either be a composite of its own, for leases, or have a job that waits.
         "SELECT f.id, format('a composite leaf of composite %s, with neither a composite nor a job of its own',"
         " f.composite_id) AS detail FROM factors f JOIN composites c ON c.id = f.composite_id"
         " WHERE f.is_prime IS NOT TRUE AND f.child_composite_id IS NULL AND c.parent_id IS NULL"
@@ -204,13 +204,14 @@ def _stream(connection: Connection, statement: Any) -> Iterator[Row[Any]]:
 
 
 class _Groups:
-    """The rows of a statement ordered by `composite_id`, handed out composite by composite in that order."""
+    """Streams the rows of a statement in the order of `composite_id`, one composite at a time."""
 
     def __init__(self, connection: Connection, statement: Any) -> None:
         self._groups = groupby(_stream(connection, statement), key=lambda row: row.composite_id)
         self._next: tuple[int, list[Row[Any]]] | None = None
 
-    def of(self, composite_id: int) -> list[Row[Any]]:
+    def rows_of(self, composite_id: int) -> list[Row[Any]]:
+        """Return the rows of a composite; ids must ascend from call to call."""
         while self._next is None or self._next[0] < composite_id:
             group = next(self._groups, None)
             if group is None:
@@ -233,12 +234,12 @@ def _numbers(connection: Connection, max_digits: int, progress: Callable[[str, i
     for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
         if seen % BATCH == 0:
             progress("numbers and their factors", BATCH)
-        for invariant, detail in _number(row, factors.of(row.id), max_digits):
+        for invariant, detail in _number(row, factors.rows_of(row.id), max_digits):
             yield Violation(invariant, "composites", row.id, detail)
 
 
 def _number(row: Row[Any], factors: list[Row[Any]], max_digits: int) -> Iterator[tuple[str, str]]:
-    """What is wrong with one composite and its tree."""
+    """Yield (invariant, description) for each fault of one composite and its tree of factors."""
     try:
         number = evaluate_number(row.number, max_digits)
     except ExpressionError as error:
@@ -247,21 +248,21 @@ def _number(row: Row[Any], factors: list[Row[Any]], max_digits: int) -> Iterator
     if bytes(row.value_sha256) != sha256(decimal(number)):
         yield "product", "value_sha256 is another number's"
     cofactor = mpz(row.current_composite)
-    beneath: dict[int | None, list[Row[Any]]] = {}
+    below: dict[int | None, list[Row[Any]]] = {}
     for factor in factors:
-        beneath.setdefault(factor.split_from_id, []).append(factor)
+        below.setdefault(factor.split_from_id, []).append(factor)
         yield from _factor(factor)
-    for above, nodes in beneath.items():
+    for above, nodes in below.items():
         whole = cofactor if above is None else mpz(1)
         for node in nodes:
             whole *= mpz(node.factor) ** node.multiplicity
         expected = number if above is None else next((mpz(f.factor) for f in factors if f.id == above), None)
         if whole != expected:
-            what = shorten(row.number) if above is None else f"factor {above}"
-            yield "product", f"{what} is not the product of its {len(nodes)} parts and the cofactor"
+            name = shorten(row.number) if above is None else f"factor {above}"
+            yield "product", f"{name} is not the product of its {len(nodes)} parts and the cofactor"
     if not factors and cofactor != number:
         yield "product", f"the cofactor is {shorten(row.current_composite)}, but no factor is recorded"
-    known = all(factor.is_prime is True for factor in factors if factor.id not in beneath)
+    known = all(factor.is_prime is True for factor in factors if factor.id not in below)
     finished = known and (cofactor == 1 or row.is_prime is True)
     if finished != row.is_fully_factored:
         yield "finished", f"is_fully_factored is {row.is_fully_factored}, its parts say {finished}"
@@ -282,7 +283,7 @@ def _factor(factor: Row[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _wrong(value: mpz, is_prime: bool | None) -> bool:
-    """Whether `is_prime` is known to be wrong of a value that is small enough to be tested in passing."""
+    """Return whether a test shows that `is_prime` is wrong; False for a value that is too large to be tested here."""
     if is_prime is None or digit_count(value) > PRIMALITY_CHECKED_DIGITS:
         return False
     return is_probable_prime(value) != is_prime
@@ -300,24 +301,26 @@ def _effort(connection: Connection, progress: Callable[[str, int], None]) -> Ite
     columns = (*lease_lifecycle.ELIGIBILITY_COLUMNS, Composite.current_t_level)
     for seen, row in enumerate(_stream(connection, select(*columns).order_by(Composite.id)), 1):
         if seen % BATCH == 0:
-            progress("effort and work wanted", BATCH)
-        own = sums.of(row.id)
+            progress("effort and eligibility", BATCH)
+        own = sums.rows_of(row.id)
         rebuilt = effort.effort_of([(s.b1, s.b2, s.parametrization, s.curves + s.prior_curves) for s in own])
         if not np.allclose(row.effort, rebuilt, rtol=RELATIVE_ERROR, atol=1e-300):
             yield Violation("effort", "composites", row.id, "the vector is not what its curve sums give")
         if abs(row.current_t_level - effort.t_level(rebuilt)) > RELATIVE_ERROR * 100:
             detail = f"current_t_level is {row.current_t_level}, its curves give {effort.t_level(rebuilt)}"
             yield Violation("effort", "composites", row.id, detail)
-        wanted = eligibility.compute_eligibility(row, open_leases.of(row.id))
+        computed = eligibility.compute_eligibility(row, open_leases.rows_of(row.id))
         stale = [
-            f"{name} is {getattr(row, name)}, not {now}" for name, now in wanted.items() if getattr(row, name) != now
+            f"{name} is {getattr(row, name)}, not {value}"
+            for name, value in computed.items()
+            if getattr(row, name) != value
         ]
         if stale:
             yield Violation("work", "composites", row.id, "; ".join(stale))
 
 
-# Need is counted as it was when the oldest of the leases was handed out: results that come without a lease lower it
-# afterwards, and that breaks no promise. Nor does a target that moved since, through a factor or an operator.
+# The need is computed for the time when the oldest of the open leases was made. Results without a lease lower it
+# afterwards, and a factor or an operator may change the target; neither makes the leases too large.
 _LEASED = """
 SELECT * FROM (
   SELECT c.id, c.target_t_level, c.target_set_at, w.id AS lease, w.b1, w.b2, w.parametrization,
@@ -339,7 +342,7 @@ GROUP BY e.composite_id, e.b1, e.b2, e.parametrization
 
 
 def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
-    # As many as there are clients at work, which fits into memory.
+    # There are about as many open leases as clients, so all rows fit into memory.
     for composite_id, group in groupby(connection.execute(text(_LEASED)).all(), key=lambda row: row.id):
         leases = list(group)
         sums = connection.execute(text(_SUMS_AT), {"composite": composite_id, "since": leases[0].since})
@@ -347,7 +350,7 @@ def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
         for lease in leases:
             run = (int(lease.b1), -1 if lease.b2 is None else int(lease.b2), lease.parametrization or 1)
             need = _need(vector, lease.target_t_level, run)
-            # One more: what is just enough depends on the last bits of sums that were added up in another order.
+            # One more is allowed: the need depends on the last bits of sums, which were added up in another order.
             if lease.remaining > overlap * need + 1:
                 detail = (
                     f"{lease.remaining} curves on lease {lease.lease}, where {need} were needed; {overlap:g} times "
@@ -359,5 +362,5 @@ def _leases(connection: Connection, overlap: float) -> Iterator[Violation]:
 def _need(vector: np.ndarray, target: float, run: tuple[int, int, int]) -> float:
     try:
         return effort.curves_to_reach(vector, target, *run)
-    except ValueError:  # so small a B1 does not reach it with any number of curves
+    except ValueError:  # this B1 is too small to reach the target with any number of curves
         return float("inf")

@@ -1,4 +1,4 @@
-"""Projects: names that numbers are put together under."""
+"""Reading projects, the names under which numbers are grouped."""
 
 from typing import Any
 
@@ -9,12 +9,15 @@ from coordinator.base.cursors import Page
 from coordinator.base.errors import NotFoundError
 from models.tables import Project, ProjectComposite
 
-# Lists of projects do not count further than this in each.
+# Lists of projects count at most this many numbers in each project.
 MOST_COUNTED = 10_000
 
 
 def list_projects(engine: Engine, *, limit: int, cursor: str | None = None, count_to: int = MOST_COUNTED) -> Page:
-    """Projects by name, each with how many numbers are in it, up to `count_to`. Raises cursors.BadCursor."""
+    """Return a page of projects by name, each with its number of composites, counted up to `count_to`.
+
+    Raises cursors.InvalidCursorError.
+    """
     statement = _counted(count_to).order_by(Project.name).limit(limit + 1)
     if cursor is not None:
         (name,) = cursors.decode("projects", cursor, (str,))
@@ -25,8 +28,8 @@ def list_projects(engine: Engine, *, limit: int, cursor: str | None = None, coun
     return Page(rows[:limit], more)
 
 
-def read_project(engine: Engine, *, project_id: int | None = None, name: str | None = None) -> Row:
-    """A project by its id or its name, as in `page`. Raises Unknown."""
+def read_project(engine: Engine, *, project_id: int | None = None, name: str | None = None) -> Row[Any]:
+    """Return a project by its id or its name, with the columns of `list_projects`. Raises NotFoundError."""
     chosen: ColumnElement[bool] = Project.id == project_id if name is None else Project.name == name
     with engine.connect() as connection:
         row = connection.execute(_counted(MOST_COUNTED).where(chosen)).one_or_none()
@@ -42,5 +45,6 @@ def _counted(most: int) -> Select[Any]:
 
 
 def project_not_found(project_id: int | None, name: str | None) -> NotFoundError:
+    """Return the error for a project that does not exist."""
     which = f"with id {project_id}" if name is None else repr(name[:200])
     return NotFoundError("unknown_project", f"There is no project {which}")

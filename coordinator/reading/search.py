@@ -1,13 +1,13 @@
-"""Lists of numbers: filtered, sorted, page by page, in a few hundredths of a second among a million.
+"""Lists of numbers, filtered and sorted: a page takes a few hundredths of a second among a million numbers.
 
-Each order has an index that holds what filters ask for as well (`composites_by_...`), so that numbers which a filter
-passes over are not read. A page is found in one of three ways:
+Each order has an index that also holds the columns of the filters (`composites_by_...`), so that the rows of numbers
+that fail a filter are not read. A page is found in one of three ways:
 
- 1. in the order's index, within its first LOOKED_AT entries from where the page before ended: nearly always;
- 2. else, if few numbers pass the filters (by the planner's statistics), by sorting all those;
- 3. else in the order's index, however far that is: what passes is so much that it cannot be very far.
+ 1. among the next MAX_SCANNED entries of the order's index, from the end of the previous page on: nearly always;
+ 2. else, if few numbers pass the filters (by the planner's statistics), by sorting all of them;
+ 3. else in the order's index without a bound: so many numbers pass that the page cannot be far away.
 
-Filters by t-level and progress, like the sorts, work in tenths of a t-level and hundredths of the target, rounded down.
+Filters and sorts by t-level and progress work in tenths of a t-level and hundredths of the target, rounded down.
 """
 
 import math
@@ -32,7 +32,6 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import InstrumentedAttribute
 
 from coordinator.base import cursors
@@ -42,10 +41,10 @@ from coordinator.numbers.expressions import ExpressionError
 from models.tables import Composite, Project, ProjectComposite
 
 MAX_SCANNED = 20_000
-MAX_SORTED_MEMBERS = 5_000  # of a project whose numbers are all sorted
-FEW = 1 / 3  # of all numbers: sorting these costs what passing by the others does
+MAX_SORTED_MEMBERS = 5_000  # a project with fewer numbers has all of them sorted
+FEW = 1 / 3  # the share of all numbers whose sorting costs as much as skipping the others
 BEGINNING = 60  # characters of a number that are indexed
-# Of numbers beginning alike so many are looked at, in the order of how they are written.
+# A text search reads at most this many numbers that begin with the text, in the order of their written form.
 MAX_MATCHES = 5_000
 SHOWN_CHARACTERS = 1_000
 
@@ -63,7 +62,7 @@ SORTS: dict[str, InstrumentedAttribute[Any]] = {
 
 @dataclass(frozen=True)
 class CompositeFilters:
-    """Which numbers; None leaves it open. `progress` is the share of the target that is reached."""
+    """The conditions of a list of numbers; None leaves one open. `progress` is the reached share of the target."""
 
     state: str | None = None
     min_digits: int | None = None
@@ -79,26 +78,26 @@ class CompositeFilters:
 
 
 class SearchPage(NamedTuple):
-    """Some rows of a list, the cursor of those that follow, and whether a search was cut off at MOST_ALIKE."""
+    """Rows of a list, the cursor of the next page, and whether a text search was cut off at MAX_MATCHES."""
 
-    rows: list[Row]
+    rows: list[Row[Any]]
     next: str | None
     is_cut: bool = False
 
 
 def shortened(column: InstrumentedAttribute[str]) -> Case[str]:
-    """A number as lists show it: one of thousands of digits with its middle left out."""
+    """The expression for a number in lists: a very long one has its middle left out."""
     part = SHOWN_CHARACTERS // 2
     cut = func.left(column, part).concat("...").concat(func.right(column, part))
     return case((func.length(column) > SHOWN_CHARACTERS, cut), else_=column)
 
 
 def progress() -> ColumnElement[float]:
-    """The exact share of the target that is reached; null without a target."""
+    """The expression for the exact share of the target that is reached; null without a target."""
     return Composite.current_t_level / func.nullif(Composite.target_t_level, 0)
 
 
-COLUMNS = (
+COLUMNS: tuple[Any, ...] = (
     Composite.id,
     shortened(Composite.number).label("number"),
     shortened(Composite.current_composite).label("current_composite"),
@@ -128,20 +127,21 @@ def list_composites(
     cursor: str | None = None,
     max_digits: int,
 ) -> SearchPage:
-    """A page of the numbers that pass the filters, sorted by one of SORTS and then by id.
+    """Return a page of the numbers that pass the filters, sorted by one of SORTS and then by id.
 
-    `filters.text`: the number that has had this value (number, expression, old cofactor); if there is none, those
-    whose written form begins so. Raises cursors.BadCursor, and Unknown for a project that there is not.
+    `filters.text` means the number that has had this value (number, expression, old cofactor); if there is none, the
+    numbers whose written form begins with the text. Ids are not searched. Raises cursors.InvalidCursorError, and
+    NotFoundError for an unknown project.
     """
     question = orjson.dumps([sort, descending, asdict(filters)], option=orjson.OPT_SORT_KEYS).decode()
     place = None if cursor is None else _place(question, cursor, sort)
     with engine.connect() as connection:
-        asked = _Search(connection, filters, sort=sort, descending=descending, place=place, count=limit + 1)
+        search = _Search(connection, filters, sort=sort, descending=descending, place=place, count=limit + 1)
         is_cut = False
         if filters.text is None:
-            chosen = asked.page()
+            chosen = search.page()
         else:
-            chosen, is_cut = asked.search(filters.text, max_digits)
+            chosen, is_cut = search.page_of_matches(filters.text, max_digits)
         shown_rows = _show(connection, chosen[:limit])
     more = (
         cursors.encode(question, (cursors.to_json_value(chosen[limit - 1].key), chosen[limit - 1].id))
@@ -151,10 +151,11 @@ def list_composites(
     return SearchPage(shown_rows, more, is_cut)
 
 
-def _show(connection: Connection, chosen: list[Row]) -> list[Row]:
+def _show(connection: Connection, chosen: list[Row[Any]]) -> list[Row[Any]]:
     ids = [row.id for row in chosen]
     rows = {row.id: row for row in connection.execute(select(*COLUMNS).where(Composite.id.in_(ids)))} if ids else {}
-    return [rows[one] for one in ids if one in rows]  # one may just have been deleted
+    # A number may have been deleted since it was chosen.
+    return [rows[composite_id] for composite_id in ids if composite_id in rows]
 
 
 def _place(question: str, cursor: str, sort: str) -> tuple[Any, int]:
@@ -167,18 +168,18 @@ def _place(question: str, cursor: str, sort: str) -> tuple[Any, int]:
 
 @dataclass(frozen=True)
 class _Condition:
-    """That a column is at least, at most or just so much, on a table or a subquery that has it."""
+    """A comparison of a column with a value, on the table or on a subquery that has the column."""
 
     column: InstrumentedAttribute[Any]
     compare: Callable[[Any, Any], ColumnElement[bool]]
     value: Any
 
-    def __call__(self, of: Any, name: str | None = None) -> ColumnElement[bool]:
-        return self.compare(getattr(of, name or self.column.key), self.value)
+    def __call__(self, source: Any, name: str | None = None) -> ColumnElement[bool]:
+        return self.compare(getattr(source, name or self.column.key), self.value)
 
 
 class _Search:
-    """One page's question: what passes, in which order, from where on."""
+    """The search for one page: the filters, the order, and the place behind which the page begins."""
 
     def __init__(
         self,
@@ -193,12 +194,12 @@ class _Search:
         self.connection, self.count, self.place, self.descending = connection, count, place, descending
         self.key = SORTS[sort]
         conditions = _conditions(filters)
-        self.of_key = [one for one in conditions if one.column is self.key]
-        self.others = [one for one in conditions if one.column is not self.key]
+        self.key_conditions = [condition for condition in conditions if condition.column is self.key]
+        self.others = [condition for condition in conditions if condition.column is not self.key]
         self.project_id = None if filters.project is None else require_project_id(connection, filters.project)
 
-    def page(self) -> list[Row]:
-        """(id, key) of the numbers on the page, in order."""
+    def page(self) -> list[Row[Any]]:
+        """Return (id, key) of the numbers on the page, in order."""
         if self.project_id is not None:
             is_small = self._members() < MAX_SORTED_MEMBERS
             return self._execute(self._sorted() if is_small else self._ordered(self._passing()))
@@ -209,18 +210,20 @@ class _Search:
             return rows
         return self._execute(self._sorted() if self._are_few() else self._ordered(self._passing()))
 
-    def search(self, word: str, max_digits: int) -> tuple[list[Row], bool]:
-        """(id, key) of the numbers on the page among those that `word` means, and whether those were too many."""
+    def page_of_matches(self, word: str, max_digits: int) -> tuple[list[Row[Any]], bool]:
+        """Return ((id, key) of the page of numbers that match `word`, whether too many numbers match)."""
         exact = _exact(self.connection, word, max_digits)
         if exact is not None:
             return self._execute(self._ordered(self._passing().where(Composite.id == exact))), False
-        alike = select(Composite.id, self.key.label("key"), *(column for column in _FILTERED if column is not self.key))
-        alike = alike.where(func.left(Composite.number, BEGINNING).like(_escaped(word[:BEGINNING]) + "%"))
+        matches = select(
+            Composite.id, self.key.label("key"), *(column for column in _FILTERED if column is not self.key)
+        )
+        matches = matches.where(func.left(Composite.number, BEGINNING).like(_escaped(word[:BEGINNING]) + "%"))
         if len(word) > BEGINNING:
-            alike = alike.where(func.starts_with(Composite.number, word))
-        # In the order of the index, whatever the database's collation.
-        alike = alike.order_by(text(f"left(composites.number, {BEGINNING}) USING ~<~"), Composite.id)
-        found = alike.limit(MAX_MATCHES + 1).cte("alike")
+            matches = matches.where(func.starts_with(Composite.number, word))
+        # This operator gives the order of the index under any collation of the database.
+        matches = matches.order_by(text(f"left(composites.number, {BEGINNING}) USING ~<~"), Composite.id)
+        found = matches.limit(MAX_MATCHES + 1).cte("matches")
         page = self._among(found).subquery("page")
         counted = select(func.count().label("found")).select_from(found).subquery("counted")
         rows = self._execute(
@@ -230,7 +233,7 @@ class _Search:
         )
         return [row for row in rows if row.id is not None], rows[0].found > MAX_MATCHES
 
-    def _execute(self, statement: Select[Any]) -> list[Row]:
+    def _execute(self, statement: Select[Any]) -> list[Row[Any]]:
         return list(self.connection.execute(statement))
 
     def _order(self, key: Any, composite_id: Any) -> list[Any]:
@@ -241,11 +244,11 @@ class _Search:
         return statement.order_by(*self._order(self.key, Composite.id)).limit(self.count)
 
     def _from_here(self, statement: Select[Any]) -> Select[Any]:
-        """What the order's index can tell by itself."""
-        statement = statement.where(*(condition(Composite) for condition in self.of_key))
+        """Add the conditions on the order's own columns: where the page begins, and filters of the sorted column."""
+        statement = statement.where(*(condition(Composite) for condition in self.key_conditions))
         if self.place is not None:
-            reached, place = tuple_(self.key, Composite.id), tuple_(*self.place)
-            statement = statement.where(reached < place if self.descending else reached > place)
+            row_place, place = tuple_(self.key, Composite.id), tuple_(*self.place)
+            statement = statement.where(row_place < place if self.descending else row_place > place)
         return statement
 
     def _passing(self) -> Select[Any]:
@@ -254,8 +257,8 @@ class _Search:
         return statement if self.project_id is None else statement.where(self._in_project(Composite.id))
 
     def _in_project(self, composite_id: Any) -> ColumnElement[bool]:
-        mine = select(ProjectComposite.composite_id).where(ProjectComposite.project_id == self.project_id)
-        return exists(mine.where(ProjectComposite.composite_id == composite_id))
+        members = select(ProjectComposite.composite_id).where(ProjectComposite.project_id == self.project_id)
+        return exists(members.where(ProjectComposite.composite_id == composite_id))
 
     def _members(self) -> int:
         members = select(ProjectComposite.composite_id).where(ProjectComposite.project_id == self.project_id)
@@ -263,7 +266,7 @@ class _Search:
         return self.connection.execute(counted).scalar_one()
 
     def _near(self) -> Select[Any]:
-        """What passes among the next entries of the order's index."""
+        """Select the numbers that pass among the next MAX_SCANNED entries of the order's index."""
         columns = [column for column in _FILTERED if column is not self.key]
         entries = self._from_here(select(Composite.id, self.key.label("key"), *columns))
         near = entries.order_by(*self._order(self.key, Composite.id)).limit(MAX_SCANNED).subquery("near")
@@ -271,19 +274,20 @@ class _Search:
         return statement.order_by(*self._order(near.c.key, near.c.id)).limit(self.count)
 
     def _among(self, found: Any) -> Select[Any]:
-        """The page among those that a search has found."""
+        """Select the page among the numbers that a text search has found."""
         statement = select(found.c.id, found.c.key).where(*(condition(found.c) for condition in self.others))
-        statement = statement.where(*(condition(found.c, "key") for condition in self.of_key))
+        statement = statement.where(*(condition(found.c, "key") for condition in self.key_conditions))
         if self.place is not None:
-            reached, place = tuple_(found.c.key, found.c.id), tuple_(*self.place)
-            statement = statement.where(reached < place if self.descending else reached > place)
+            row_place, place = tuple_(found.c.key, found.c.id), tuple_(*self.place)
+            statement = statement.where(row_place < place if self.descending else row_place > place)
         if self.project_id is not None:
             statement = statement.where(self._in_project(found.c.id))
         return statement.order_by(*self._order(found.c.key, found.c.id)).limit(self.count)
 
     def _sorted(self) -> Select[Any]:
-        """All that passes, and then the first of it: otherwise the planner may hope to meet it early in the order."""
-        passing = self._passing().offset(0).subquery("passing")  # an offset keeps the two apart
+        """Select all numbers that pass, and then sort them."""
+        # OFFSET keeps the subquery apart: else the planner may read the order's index and hope for an early match.
+        passing = self._passing().offset(0).subquery("passing")
         order = self._order(passing.c.key, passing.c.id)
         return select(passing.c.id, passing.c.key).order_by(*order).limit(self.count)
 
@@ -303,8 +307,8 @@ _FILTERED = (
 
 
 def expected_rows(connection: Connection, statement: Select[Any]) -> float:
-    """How many rows the planner expects a statement to give."""
-    sql = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+    """Return the number of rows that the planner expects of a statement."""
+    sql = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
     plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}").scalar_one()
     return float(plan[0]["Plan"]["Plan Rows"])
 
@@ -318,7 +322,7 @@ def _conditions(filters: CompositeFilters) -> list[_Condition]:
     )
     conditions = []
     for column, least, most, parts in ranges:
-        # Rounded first: a product such as 0.29 * 100 is not quite what it should be.
+        # The product is rounded first, because 0.29 * 100 is not quite 29 in floating point.
         if least is not None:
             conditions.append(_Condition(column, operator.ge, math.ceil(round(least * parts, 6))))
         if most is not None:
@@ -329,7 +333,7 @@ def _conditions(filters: CompositeFilters) -> list[_Condition]:
 
 
 def require_project_id(connection: Connection, name: str) -> int:
-    """The id of the project of that name. Raises Unknown."""
+    """Return the id of the project of that name. Raises NotFoundError."""
     found = connection.execute(select(Project.id).where(Project.name == name)).scalar_one_or_none()
     if found is None:
         raise NotFoundError("unknown_project", f"There is no project {name[:200]!r}")
@@ -339,7 +343,7 @@ def require_project_id(connection: Connection, name: str) -> int:
 def _exact(connection: Connection, word: str, max_digits: int) -> int | None:
     try:
         found = registry.find(connection, word, max_digits)
-    except ExpressionError:  # it may be the beginning of one
+    except ExpressionError:  # the text may still be the beginning of a number
         return None
     return None if found is None else found.id
 

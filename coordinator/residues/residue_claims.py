@@ -1,13 +1,14 @@
-"""Residues: stage 1 of somebody's curves, kept for somebody else's stage 2.
+"""Residues: stage 1 of one client's curves, kept for the stage 2 of another client.
 
-    available -> claimed -> completed    its stage 2 came in, for three quarters of its curves or with a factor
-              <-            closed       its number is finished, an operator or its stage 1 has gone
-                            expired      nobody wanted it for as long as it was to be kept
+    available -> claimed -> completed    its stage 2 came in: for three quarters of its curves, or with a factor
+              <-            closed       its number is finished, an operator closed it, or its stage 1 is gone
+                            expired      nobody claimed it within its days of storage
 
-A result that names its residue settles it in its own unit of work (`settle`); for clients that do not, `complete` does
-the same afterwards, and upkeep where they died between the two. Either way each curve counts once: those that had
-their stage 2 count in full and no longer as stage 1, and stage 2 done twice counts once. Locks are taken in everybody's
-order, the composite's first; only claims, which change nothing but the residue, take its lock alone.
+A result that names its residue settles it in its own unit of work (`settle_stage2`). For a client that names none,
+`complete_residue` does the same afterwards, and housekeeping does it where the client died between the two. Each curve
+counts once in every case: a curve that had its stage 2 counts in full and no longer as stage 1, and a stage 2 that was
+run twice counts once. Locks are taken in the common order, the composite's first; a claim changes nothing but the
+residue, so it locks only the residue.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -25,20 +26,20 @@ from models.limits import DEFAULT_B2
 from models.tables import Composite, EcmAttempt, Factor, Project, ProjectComposite, Residue, Submission, WorkAssignment
 from models.wire.results import SubmitResult
 
-# So much of a residue must have had its stage 2 for it to be completed without a factor, and to such a B2.
+# Without a factor, a residue is completed by stage 2 of this share of its curves, to a B2 of this many times its B1.
 ENOUGH_CURVES, ENOUGH_B2 = 0.75, 100
 UNCLAIMED = {"status": "available", "claimed_by": None, "claimed_at": None, "claim_expires_at": None}
 NO_RESIDUE = "no residue waits that passes these filters"
 
 
 class RetryLaterError(ConflictError):
-    """It will be possible in a moment."""
+    """The request is refused now, and may succeed in a moment."""
 
 
-class Completion(NamedTuple):
-    """What a completion came to; `is_completed` is False while too few of its curves have had their stage 2."""
+class ResidueCompletion(NamedTuple):
+    """A residue after a stage 2; `is_completed` is False while too few of its curves have had their stage 2."""
 
-    residue: Row
+    residue: Row[Any]
     is_completed: bool
     t_level: float
     message: str
@@ -48,11 +49,11 @@ class Completion(NamedTuple):
 def missing_attempt_error(
     connection: Connection, client_id: str, detail: str, attempt_id: int | None = None
 ) -> DomainError:
-    """The refusal for want of an attempt: to be tried again while a result of this client's is still to be applied."""
-    waits = select(Submission.id).where(Submission.client_id == client_id, Submission.state == "received")
+    """Return the error for a missing attempt: RetryLaterError while a result of this client waits to be applied."""
+    waiting = select(Submission.id).where(Submission.client_id == client_id, Submission.state == "received")
     if attempt_id is not None:
-        waits = waits.where(Submission.attempt_id == attempt_id)
-    if connection.execute(waits.limit(1)).first() is not None:
+        waiting = waiting.where(Submission.attempt_id == attempt_id)
+    if connection.execute(waiting.limit(1)).first() is not None:
         return RetryLaterError(
             "result_pending", "The result that it belongs to is not applied yet; send the same again in a moment"
         )
@@ -60,18 +61,18 @@ def missing_attempt_error(
 
 
 def suggested_b2(b1: int) -> int:
-    """The B2 to run stage 2 with: GMP-ECM's default for this B1."""
+    """Return the B2 to run stage 2 with: GMP-ECM's default for this B1."""
     return int(effort.default_b2(b1))
 
 
-def read_residue(engine: Engine, residue_id: int) -> Row:
-    """A residue's row. Raises Unknown."""
+def read_residue(engine: Engine, residue_id: int) -> Row[Any]:
+    """Return a residue's row. Raises NotFoundError."""
     with engine.connect() as connection:
         return residue_row(connection, residue_id)
 
 
-def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) -> Row:
-    """A residue's row, locked if so asked. Raises Unknown."""
+def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) -> Row[Any]:
+    """Return a residue's row, locked on request. Raises NotFoundError."""
     statement = select(*Residue.__table__.columns).where(Residue.id == residue_id)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
@@ -80,7 +81,7 @@ def residue_row(connection: Connection, residue_id: int, *, lock: bool = False) 
 
 
 def summarize_residues(engine: Engine) -> dict[str, Any]:
-    """How many residues there are of each status, with how many curves, and how large the files are that are kept."""
+    """Count the residues and their curves by status, and add up the bytes of the stored files."""
     counted = select(Residue.status, func.count().label("residues"), func.sum(Residue.curve_count).label("curves"))
     kept = select(func.coalesce(func.sum(Residue.file_size_bytes), 0)).where(Residue.has_file)
     with engine.connect() as connection:
@@ -97,7 +98,7 @@ def summarize_residues(engine: Engine) -> dict[str, Any]:
 
 
 class ResidueRequest(NamedTuple):
-    """What stage 2 a client would like; None leaves it open."""
+    """The stage 2 that a client asks for; None leaves a condition open."""
 
     client_id: str
     hours: float = 24.0
@@ -111,29 +112,29 @@ class ResidueRequest(NamedTuple):
     project: str | None = None
 
 
-def claim_residue(engine: Engine, wanted: ResidueRequest, max_claims: int) -> Row | None:
-    """Claim the residue of the highest priority, of those the oldest; None if there is none.
+def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> Row[Any] | None:
+    """Claim the oldest residue of the highest priority that passes the filters; None if no residue does.
 
-    The residue's row, with its composite's `digit_length`, `current_t_level` and `target_t_level`. Raises Conflict for
-    a client that has `max_claims` already.
+    Returns the residue's row with its composite's `digit_length`, `current_t_level` and `target_t_level`. Raises
+    ConflictError for a client that holds `max_claims` claims.
     """
     chosen = [Residue.status == "available", Residue.expires_at > func.now(), Composite.hold.is_(None), _not_reserved()]
     for bound, least, most in (
-        (Composite.digit_length, wanted.min_digits, wanted.max_digits),
-        (Composite.priority, wanted.min_priority, None),
-        (Composite.target_t_level, wanted.min_target_tlevel, wanted.max_target_tlevel),
-        (Residue.b1, wanted.min_b1, wanted.max_b1),
+        (Composite.digit_length, request.min_digits, request.max_digits),
+        (Composite.priority, request.min_priority, None),
+        (Composite.target_t_level, request.min_target_tlevel, request.max_target_tlevel),
+        (Residue.b1, request.min_b1, request.max_b1),
     ):
         chosen += [] if least is None else [bound >= least]
         chosen += [] if most is None else [bound <= most]
-    if wanted.project is not None:
-        mine = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
-        chosen.append(Residue.composite_id.in_(mine.where(Project.name == wanted.project)))
-    with unit_of_work(engine, "claim_residue", client=wanted.client_id) as connection:
-        held = select(func.count()).where(Residue.status == "claimed", Residue.claimed_by == wanted.client_id)
+    if request.project is not None:
+        members = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
+        chosen.append(Residue.composite_id.in_(members.where(Project.name == request.project)))
+    with unit_of_work(engine, "claim_residue", client=request.client_id) as connection:
+        held = select(func.count()).where(Residue.status == "claimed", Residue.claimed_by == request.client_id)
         if connection.execute(held).scalar_one() >= max_claims:
             raise ConflictError(
-                "too_many_claims", f"{wanted.client_id} has {max_claims} residues; complete or release some"
+                "too_many_claims", f"{request.client_id} has {max_claims} residues; complete or release some"
             )
         best = connection.execute(
             select(Residue.id)
@@ -145,13 +146,18 @@ def claim_residue(engine: Engine, wanted: ResidueRequest, max_claims: int) -> Ro
         ).scalar_one_or_none()
         if best is None:
             return None
-        until = datetime.now(UTC) + timedelta(hours=wanted.hours)
+        until = datetime.now(UTC) + timedelta(hours=request.hours)
         connection.execute(
             update(Residue)
             .where(Residue.id == best)
-            .values(status="claimed", claimed_by=wanted.client_id, claimed_at=func.now(), claim_expires_at=until)
+            .values(status="claimed", claimed_by=request.client_id, claimed_at=func.now(), claim_expires_at=until)
         )
-        columns = (Residue, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
+        columns: tuple[Any, ...] = (
+            Residue,
+            Composite.digit_length,
+            Composite.current_t_level,
+            Composite.target_t_level,
+        )
         return connection.execute(
             select(*columns).join(Composite, Composite.id == Residue.composite_id).where(Residue.id == best)
         ).one()
@@ -162,18 +168,22 @@ def _not_reserved() -> ColumnElement[bool]:
     return ~exists().where(WorkAssignment.composite_id == Residue.composite_id, reserved)
 
 
-def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row:
-    """The residue whose file its claimer may download. Raises Unknown, and Conflict for anybody else."""
+def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row[Any]:
+    """Return the residue if this client has claimed it and so may download its file.
+
+    Raises NotFoundError, and ConflictError for any other client.
+    """
     row = read_residue(engine, residue_id)
     if row.status != "claimed" or row.claimed_by != client_id:
         raise ConflictError("not_claimed", f"Residue {residue_id} is {row.status}, and not claimed by {client_id}")
     return row
 
 
-def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor: Actor | None = None) -> Row:
-    """Give a claim back, idempotently: the residue's row. `client_id` None: an operator (`by`) does, whosever it is.
+def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor: Actor | None = None) -> Row[Any]:
+    """Release a claim, and return the residue's row; does nothing to a residue that is not claimed.
 
-    Raises Unknown, and Conflict for another client's claim.
+    `client_id` is None when an operator (`actor`) releases it, whoever claimed it. Raises NotFoundError, and
+    ConflictError for another client's claim.
     """
     with unit_of_work(engine, "release_residue", residue=residue_id) as connection:
         row = residue_row(connection, residue_id, lock=True)
@@ -193,16 +203,17 @@ def release_claim(engine: Engine, residue_id: int, client_id: str | None, actor:
 
 def settle_stage2(
     connection: Connection, attempt_id: int, result: SubmitResult, *, found: bool
-) -> tuple[Completion | None, str | None]:
-    """(What a result that names its residue came to, None), or (None, why it does not fit, and is left alone).
+) -> tuple[ResidueCompletion | None, str | None]:
+    """Count the stage 2 of a result that names its residue; returns (completion, None), or (None, a note).
 
-    In the result's unit of work, which holds the composite, after its attempt has been recorded and added in full.
+    The note says why the residue does not fit; then it is left alone. Runs in the result's unit of work, which has
+    locked the composite, after the attempt was recorded and its effort added in full.
     """
-    named = Residue.id == result.residue_id
+    is_named = Residue.id == result.residue_id
     if result.residue_id is None:
-        named = Residue.sha256 == bytes.fromhex(result.residue_checksum or "")
-    # Of the same file given up and uploaded anew it is the latest.
-    latest = select(Residue).where(named).order_by(Residue.id.desc()).limit(1).with_for_update()
+        is_named = Residue.sha256 == bytes.fromhex(result.residue_checksum or "")
+    # A file that was closed and uploaded again has several residues: the latest is meant.
+    latest = select(Residue).where(is_named).order_by(Residue.id.desc()).limit(1).with_for_update()
     residue = connection.execute(latest).one_or_none()
     if residue is None:
         return None, "the residue that it names is unknown; the result counts without it"
@@ -213,7 +224,7 @@ def settle_stage2(
     return _count_stage2(connection, residue, attempt, found=found), None
 
 
-def _mismatch(residue: Row, attempt: Row) -> str | None:
+def _mismatch(residue: Row[Any], attempt: Row[Any]) -> str | None:
     if residue.composite_id != attempt.composite_id:
         return f"is of composite {residue.composite_id}, and attempt {attempt.id} of {attempt.composite_id}"
     if attempt.voided_at is not None:
@@ -227,8 +238,8 @@ def _mismatch(residue: Row, attempt: Row) -> str | None:
     return None
 
 
-def _count_stage2(connection: Connection, residue: Row, attempt: Row, *, found: bool) -> Completion:
-    """Count a stage 2 of a locked residue, once: what it did before, or did too little of, adds nothing."""
+def _count_stage2(connection: Connection, residue: Row[Any], attempt: Row[Any], *, found: bool) -> ResidueCompletion:
+    """Count a stage 2 of a locked residue once: curves that had their stage 2, or too small a B2, add nothing."""
     to_publish: list[jobs.JobRef] = []
     if attempt.residue_id is None:
         _count_once(connection, residue, attempt, is_enough=found or _enough_b2(attempt))
@@ -244,38 +255,40 @@ def _count_stage2(connection: Connection, residue: Row, attempt: Row, *, found: 
     message = f"residue {residue.id}: {done} of its {residue.curve_count} curves have had their stage 2"
     if not completed and not _enough_b2(attempt):
         message += f"; it takes a B2 of {ENOUGH_B2 * residue.b1} or more, or the default"
-    return Completion(now, completed, t_level, message, to_publish)
+    return ResidueCompletion(now, completed, t_level, message, to_publish)
 
 
-def _count_once(connection: Connection, residue: Row, attempt: Row, *, is_enough: bool) -> None:
-    """Let those of an attempt's curves count that are the first stage 2 of theirs, and their stage 1 no longer."""
+def _count_once(connection: Connection, residue: Row[Any], attempt: Row[Any], *, is_enough: bool) -> None:
+    """Link a stage-2 attempt to its residue, and move the curves that it is the first stage 2 of from stage 1 to it."""
     stage1 = connection.execute(select(EcmAttempt).where(EcmAttempt.id == residue.stage1_attempt_id)).one_or_none()
     own = attempt.curves - attempt.superseded_curves
-    counts = min(own, residue.curve_count - superseding.count_stage2_curves(connection, residue.id)) if is_enough else 0
+    left = residue.curve_count - superseding.count_stage2_curves(connection, residue.id)
+    moved = min(own, left) if is_enough else 0
     if stage1 is not None:
-        counts = min(counts, stage1.curves - stage1.superseded_curves)
-    # What was done twice, or not far enough, adds nothing: its stage 1 goes on counting, or another's stage 2 does.
-    if own > counts:
-        ledger.supersede(connection, attempt.id, own - counts)
+        moved = min(moved, stage1.curves - stage1.superseded_curves)
+    # Curves run twice, or to too small a B2, add nothing: their stage 1, or the other stage 2, goes on counting.
+    if own > moved:
+        ledger.supersede(connection, attempt.id, own - moved)
     link = update(EcmAttempt).where(EcmAttempt.id == attempt.id)
-    connection.execute(link.values(residue_id=residue.id, superseding_curves=counts))
-    if stage1 is None or not counts:
+    connection.execute(link.values(residue_id=residue.id, superseding_curves=moved))
+    if stage1 is None or not moved:
         return
     if stage1.voided_at is None:
-        ledger.supersede(connection, stage1.id, counts)
-    else:  # it counts for nothing already, but both sides are to say the same
+        ledger.supersede(connection, stage1.id, moved)
+    else:  # a voided attempt counts for nothing, but both rows must agree on the number of curves
         more = update(EcmAttempt).where(EcmAttempt.id == stage1.id)
-        connection.execute(more.values(superseded_curves=EcmAttempt.superseded_curves + counts))
+        connection.execute(more.values(superseded_curves=EcmAttempt.superseded_curves + moved))
 
 
-def _enough_b2(attempt: Row) -> bool:
+def _enough_b2(attempt: Row[Any]) -> bool:
     return attempt.b2 == DEFAULT_B2 or (attempt.b2 or 0) >= ENOUGH_B2 * (attempt.b1 or 0)
 
 
-def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_attempt_id: int) -> Completion:
-    """Say that an attempt was the stage 2 of a residue; idempotent, and a confirmation where its result has said so.
+def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_attempt_id: int) -> ResidueCompletion:
+    """Link a stage-2 attempt to a residue; does nothing if its result has linked it.
 
-    Whoever claimed it may, and anybody once a claim has lapsed and nobody else has it. Raises Refusal.
+    The client that claimed the residue may do this, and after a claim has lapsed, any client until another one claims
+    the residue. Raises DomainError.
     """
     with unit_of_work(engine, "complete_residue", residue=residue_id, attempt=stage2_attempt_id) as connection:
         residue = lock_residue(connection, residue_id)
@@ -291,14 +304,14 @@ def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_att
             raise ConflictError("not_claimed", f"Residue {residue_id} is claimed by another client")
         found = _found_a_factor(connection, attempt.id)
         if not found and attempt.residue_id is None:
-            _refuse_too_little(residue, attempt)
+            _raise_if_too_little(residue, attempt)
         return _count_stage2(connection, residue, attempt, found=found)
 
 
-def lock_residue(connection: Connection, residue_id: int) -> Row:
-    """A residue's row, locked, and its composite's family before it."""
-    of = residue_row(connection, residue_id)
-    (root_id,) = registry.roots_of(connection, [of.composite_id]) or [of.composite_id]
+def lock_residue(connection: Connection, residue_id: int) -> Row[Any]:
+    """Lock the family of a residue's composite and then the residue; returns its row. Raises NotFoundError."""
+    composite_id: int = residue_row(connection, residue_id).composite_id
+    (root_id,) = registry.roots_of(connection, [composite_id]) or [composite_id]
     registry.lock_family(connection, root_id)
     return residue_row(connection, residue_id, lock=True)
 
@@ -307,7 +320,8 @@ def _found_a_factor(connection: Connection, attempt_id: int) -> bool:
     return connection.execute(select(Factor.id).where(Factor.attempt_id == attempt_id).limit(1)).first() is not None
 
 
-def _refuse_too_little(residue: Row, attempt: Row) -> None:
+def _raise_if_too_little(residue: Row[Any], attempt: Row[Any]) -> None:
+    """Raise InvalidClaimError if an attempt without a factor has too few curves or too small a B2."""
     needed = -int(-ENOUGH_CURVES * residue.curve_count // 1)
     if attempt.curves < needed:
         detail = f"Attempt {attempt.id} has {attempt.curves} curves; {needed} of the residue's {residue.curve_count}"

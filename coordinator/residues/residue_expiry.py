@@ -1,4 +1,4 @@
-"""What the clock does to residues: claims that lapse, residues that nobody wants, files that nobody needs."""
+"""Housekeeping of residues: releases lapsed claims, expires residues, completes unreported ones, collects files."""
 
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -18,13 +18,13 @@ from models.tables import EcmAttempt, Residue
 
 log = structlog.get_logger("residues")
 
-# A file whose row has not come by then never will: what uploaded it is dead.
+# A file that has no row by then never gets one: the process that uploaded it is dead.
 ORPHANED_AFTER = timedelta(hours=1)
 
 
 def release_lapsed_claims(engine: Engine, now: datetime) -> int:
-    """Give back every claim whose time has run out by `now`; how many."""
-    with unit_of_work(engine, "lapse_residues") as connection:
+    """Release every claim that has lapsed by `now`; returns how many."""
+    with unit_of_work(engine, "release_lapsed_claims") as connection:
         overdue = Residue.status == "claimed", Residue.claim_expires_at <= now
         ids = connection.execute(select(Residue.id).where(*overdue).with_for_update(skip_locked=True)).scalars().all()
         if ids:
@@ -33,7 +33,7 @@ def release_lapsed_claims(engine: Engine, now: datetime) -> int:
 
 
 def expire_residues(engine: Engine, now: datetime) -> tuple[int, list[jobs.JobRef]]:
-    """Let go of residues that nobody has wanted for as long as they were to be kept: how many, what to ring for."""
+    """Expire residues that nobody claimed within their days of storage; returns how many, and jobs to publish."""
     with engine.connect() as connection:
         overdue = (Residue.status == "available", Residue.expires_at <= now)
         ids = connection.execute(select(Residue.id).where(*overdue).order_by(Residue.id)).scalars().all()
@@ -41,15 +41,16 @@ def expire_residues(engine: Engine, now: datetime) -> tuple[int, list[jobs.JobRe
     for residue_id in ids:
         with unit_of_work(engine, "expire_residue", residue=residue_id) as connection:
             residue = residue_claims.lock_residue(connection, residue_id)
-            still = (Residue.id == residue_id) & (Residue.status == "available")
-            to_publish += superseding.close_residues(connection, still, superseding.EXPIRED, "nobody wanted it")
+            is_unclaimed = (Residue.id == residue_id) & (Residue.status == "available")
+            why = "no client claimed it in time"
+            to_publish += superseding.close_residues(connection, is_unclaimed, superseding.EXPIRED, why)
             lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
     return len(ids), to_publish
 
 
 def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
-    """Complete claims whose client has sent the whole stage 2 and said nothing more of it."""
-    done = (
+    """Complete claims whose client has sent the result of stage 2, but neither named the residue nor completed it."""
+    is_stage2 = (
         EcmAttempt.client_id == Residue.claimed_by,
         EcmAttempt.composite_id == Residue.composite_id,
         EcmAttempt.method == eligibility.ECM,
@@ -57,7 +58,7 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
         EcmAttempt.parametrization == Residue.parametrization,
         EcmAttempt.residue_id.is_(None),
         EcmAttempt.voided_at.is_(None),
-        EcmAttempt.id > Residue.stage1_attempt_id,  # of a number with a long history only the latest are looked at
+        EcmAttempt.id > Residue.stage1_attempt_id,  # so that only the latest of a long history are read
         EcmAttempt.created_at >= Residue.claimed_at,
         EcmAttempt.curves >= residue_claims.ENOUGH_CURVES * Residue.curve_count,
         or_(EcmAttempt.b2 == DEFAULT_B2, EcmAttempt.b2 >= residue_claims.ENOUGH_B2 * EcmAttempt.b1),
@@ -66,7 +67,7 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
         pairs = connection.execute(
             select(Residue.id, Residue.claimed_by, func.min(EcmAttempt.id).label("attempt"))
             .join(EcmAttempt, EcmAttempt.composite_id == Residue.composite_id)
-            .where(Residue.status == "claimed", *done)
+            .where(Residue.status == "claimed", *is_stage2)
             .group_by(Residue.id, Residue.claimed_by)
             .order_by(Residue.id)
         ).all()
@@ -74,7 +75,7 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
     for pair in pairs:
         try:
             to_publish += residue_claims.complete_residue(engine, pair.id, pair.claimed_by, pair.attempt).to_publish
-        except DomainError:  # something has changed meanwhile: an attempt does for one residue only
+        except DomainError:  # the residue has changed meanwhile, or another residue has this attempt
             continue
     return to_publish
 
@@ -83,7 +84,7 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
 
 
 class GarbageReport(NamedTuple):
-    """What a sweep found: files that no residue has, and residues whose file is gone."""
+    """How many files had no residue and were deleted, how many residues had no file and were closed."""
 
     files: int
     residues: int
@@ -91,26 +92,26 @@ class GarbageReport(NamedTuple):
 
 
 def delete_file(engine: Engine, storage: Storage, residue_id: int) -> None:
-    """Delete the file of a residue that is closed; harmless if it is gone, or the residue is open."""
-    closed = (Residue.id == residue_id, Residue.has_file, Residue.status.not_in(superseding.OPEN_STATUSES))
+    """Delete the file of a closed residue; does nothing if the file is gone or the residue is open."""
+    is_closed = (Residue.id == residue_id, Residue.has_file, Residue.status.not_in(superseding.OPEN_STATUSES))
     with engine.connect() as connection:
-        name = connection.execute(select(Residue.file_name).where(*closed)).scalar_one_or_none()
+        name = connection.execute(select(Residue.file_name).where(*is_closed)).scalar_one_or_none()
     if name is None:
         return
     storage.delete(name)
     with unit_of_work(engine, "drop_residue_file", residue=residue_id) as connection:
-        connection.execute(update(Residue).where(*closed).values(has_file=False))
+        connection.execute(update(Residue).where(*is_closed).values(has_file=False))
 
 
 def collect_garbage(engine: Engine, storage: Storage, now: datetime) -> GarbageReport:
-    """Delete files that no residue has, and close residues whose file has gone."""
-    files = storage.stored()  # before the rows: a file that comes later has time until the next sweep
+    """Delete files without a residue, and close residues without a file."""
+    files = storage.stored()  # before the rows: a file that is stored later is left to the next call
     with engine.connect() as connection:
         rows = connection.execute(select(Residue.id, Residue.file_name, Residue.status).where(Residue.has_file)).all()
     known = {row.file_name for row in rows}
     orphans = [file for file in files if file.name not in known and file.modified < now - ORPHANED_AFTER]
     for file in orphans:
-        log.info("Residue file that nobody has", file=file.name)
+        log.info("Residue file without a residue deleted", file=file.name)
         storage.delete(file.name)
     stored = {file.name for file in files}
     to_publish: list[jobs.JobRef] = []
@@ -122,7 +123,7 @@ def collect_garbage(engine: Engine, storage: Storage, now: datetime) -> GarbageR
 
 
 def close_residue(engine: Engine, residue_id: int, why: str, actor: Actor | None = None) -> list[jobs.JobRef]:
-    """Close an open residue, for a reason that its client is told; what to ring for. Raises Unknown."""
+    """Close an open residue for a reason that clients can read; returns jobs to publish. Raises NotFoundError."""
     with unit_of_work(engine, "close_residue", residue=residue_id) as connection:
         residue = residue_claims.lock_residue(connection, residue_id)
         to_publish = superseding.close_residues(connection, Residue.id == residue_id, superseding.CLOSED, why)

@@ -1,6 +1,6 @@
-"""Where residue files lie: a directory, or whatever fsspec knows (S3 and the like), behind four functions.
+"""The storage of residue files: a directory, or any file system that fsspec knows (S3, for example).
 
-A file appears under its name at once and whole, or not at all; names are made here and never reused.
+A file appears under its name whole, or not at all. This module makes the names and never reuses one.
 """
 
 import os
@@ -20,11 +20,11 @@ SUFFIX = ".save"
 
 
 class StorageError(Exception):
-    """The storage cannot be used; the message says why."""
+    """The storage cannot be used; the message gives the reason."""
 
 
 class StoredFile(NamedTuple):
-    """A file in the storage; one whose name ends in PART was never finished."""
+    """A file in the storage; a name that ends in PART belongs to an unfinished file."""
 
     name: str
     modified: datetime
@@ -42,14 +42,14 @@ class Storage:
 
     @contextmanager
     def writing(self) -> Iterator[tuple[str, BinaryIO]]:
-        """(name, file to write to); when the block ends well the file is there, durably, else nothing is left of it."""
+        """Yield (name, file to write to); the file is stored durably when the block ends, and removed if it raises."""
         name = uuid.uuid4().hex + SUFFIX
         part = self._path(name) + PART
         try:
             with self._files.open(part, "wb") as file:
                 yield name, file
                 file.flush()
-                # A directory's file is on the disk before its row is; other storages see to that when they close it.
+                # A file in a directory reaches the disk before its row does; other storages do this when they close it.
                 with suppress(AttributeError, OSError, ValueError):
                     os.fsync(file.fileno())
             self._files.mv(part, self._path(name))
@@ -59,22 +59,22 @@ class Storage:
             raise
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read from. Raises FileNotFoundError."""
+        """Open a file to read from. Raises FileNotFoundError."""
         file: BinaryIO = self._files.open(self._path(name), "rb")
         return file
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file of that name is stored."""
         found: bool = self._files.exists(self._path(name))
         return found
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file; does nothing if it is not stored."""
         with suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     def stored(self) -> list[StoredFile]:
-        """All files, finished or not."""
+        """List all files, finished or not."""
         self._files.invalidate_cache()
         found = []
         for path in self._files.ls(self._root, detail=False):
@@ -94,5 +94,5 @@ def _storage(url: str) -> Storage:
 
 
 def storage(settings: Settings) -> Storage:
-    """This process's storage: RESIDUE_STORAGE_URL, or the home's own directory."""
+    """Return this process's storage: that of RESIDUE_STORAGE_URL, or the directory `residues` of the home."""
     return _storage(settings.residue_storage_url or (settings.ecm_home / "residues").absolute().as_uri())

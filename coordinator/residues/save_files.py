@@ -1,11 +1,11 @@
-"""GMP-ECM's save files: what stage 1 leaves of its curves, one record each, checked as GMP-ECM itself checks them.
+"""GMP-ECM's save files: the points after stage 1, one record per curve, checked as GMP-ECM checks them.
 
-A record is `TAG=value;` after `TAG=value;`: on one line, or, as older programs wrote it, on several. Prime95 writes
-`N=...; QX=...; SIGMA=...;` without a B1 and a checksum. The checksum (GMP-ECM's resume.c) is
+A record is a row of `TAG=value;`, on one line or, from older programs, on several lines. Prime95 writes
+`N=...; QX=...; SIGMA=...;` without a B1 and without a checksum. The checksum (GMP-ECM's resume.c) is
 
     B1 * sigma * N * X * (param + 1)  mod 4294967291
 
-with each factor reduced first, and the last one only where the record says PARAM.
+where each factor is reduced first, and the last factor is left out if the record has no PARAM.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from models.limits import MAX_B1, MIN_B1
 
 CHECKSUM_MODULUS = 4294967291
 PARAMETRIZATIONS = range(4)
-# What a line has beside its numbers: tags, programs' and machines' names, the time.
-BESIDES = 4096
+# Characters that a line may have beside its numbers: tags, names of programs and machines, the time.
+OTHER_CHARACTERS = 4096
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*)\s*=\s*(.*?)\s*", re.DOTALL)
 _DECIMAL, _HEXADECIMAL = re.compile(r"[0-9]+"), re.compile(r"0[xX][0-9a-fA-F]+")
 TAGS = ("METHOD", "PARAM", "SIGMA", "B1", "N", "X", "QX", "CHECKSUM", "A")
 
 
 class SaveFileError(Exception):
-    """A file that is no residue, or is damaged; the message names the line and what is wrong with it."""
+    """A file is no save file, or is damaged; the message names the line and its fault."""
 
 
 @dataclass(frozen=True)
 class SaveFile:
-    """What the curves of a save file have in common, how many they are, and the file's SHA-256 and size."""
+    """The number, B1 and parametrization that all curves of a file share, their count, its SHA-256 and its bytes."""
 
     number: mpz
     b1: int
@@ -54,17 +54,17 @@ class _Record:
 def read_save_file(
     file: BinaryIO, *, max_digits: int, b1: int | None = None, keep: Callable[[bytes], object]
 ) -> SaveFile:
-    """Read and check a save file; every piece of it goes to `keep` on the way. `b1` is for records that say none.
+    """Read and check a save file, and pass every line of it to `keep`. `b1` is used for records without a B1.
 
-    In memory there are never more than one record and the curves' sigmas. Raises BadResidue.
+    Holds at most one record and the sigmas of all curves in memory. Raises SaveFileError.
     """
     digest = hashlib.sha256()
     size = 0
 
     def pieces() -> Iterator[tuple[int, str]]:
         nonlocal size
-        # A number may be written as long as expressions are evaluated; X is never longer than N.
-        longest = 4 * max_digits + BESIDES
+        # N may be written as an expression that is longer than its value; X is never longer than N.
+        longest = 4 * max_digits + OTHER_CHARACTERS
         line_number = 0
         while line := file.readline(longest + 1):
             line_number += 1
@@ -78,14 +78,14 @@ def read_save_file(
             except UnicodeDecodeError:
                 raise SaveFileError(f"Line {line_number} is no text; send the file that ecm -save wrote") from None
 
-    curves = _Curves(max_digits, b1)
+    checker = _CurveChecker(max_digits, b1)
     for record in _records(pieces()):
-        curves.add(record)
-    return curves.together(digest.digest(), size)
+        checker.add(record)
+    return checker.save_file(digest.digest(), size)
 
 
 def _records(lines: Iterator[tuple[int, str]]) -> Iterator[_Record]:
-    """The file's records; one begins with METHOD, or where a tag comes that the one before has already."""
+    """Yield the file's records; a record begins with METHOD, or with a tag that the record before it already has."""
     record = _Record(1)
     for line, text in lines:
         if text.lstrip().startswith("#"):
@@ -108,8 +108,8 @@ def _records(lines: Iterator[tuple[int, str]]) -> Iterator[_Record]:
         yield record
 
 
-class _Curves:
-    """The curves so far, each with the same number, B1 and parametrization as the first."""
+class _CurveChecker:
+    """Checks record after record, and that each has the same number, B1 and parametrization as the first."""
 
     def __init__(self, max_digits: int, b1: int | None) -> None:
         self._max_digits, self._b1 = max_digits, b1
@@ -124,8 +124,8 @@ class _Curves:
             raise SaveFileError(f"Line {line}: METHOD is missing; every curve begins with METHOD=ECM")
         if tags.get("METHOD", "ECM").upper() != "ECM":
             raise SaveFileError(f"Line {line}: METHOD is {tags['METHOD'][:20]!r}; only curves (ECM) have residues here")
-        wanted = ("N", "QX", "SIGMA") if is_prime95 else ("N", "X", "SIGMA", "B1", "CHECKSUM")
-        for tag in wanted:
+        required = ("N", "QX", "SIGMA") if is_prime95 else ("N", "X", "SIGMA", "B1", "CHECKSUM")
+        for tag in required:
             if tag not in tags:
                 raise SaveFileError(f"Line {line}: {tag} is missing; the line may have been cut off")
         number = self._number(tags["N"], line)
@@ -147,13 +147,13 @@ class _Curves:
             raise SaveFileError(f"Line {line}: this curve (SIGMA={sigma}) is on line {self._sigmas[sigma]} already")
         self._sigmas[sigma] = line
 
-    def together(self, sha256: bytes, size: int) -> SaveFile:
+    def save_file(self, sha256: bytes, size: int) -> SaveFile:
         if self._first is None:
             raise SaveFileError("There is no curve in the file; send what ecm -save wrote")
         return SaveFile(*self._first, len(self._sigmas), sha256, size)
 
     def _number(self, written: str, line: int) -> mpz:
-        # All lines have the same one: it is evaluated once.
+        # All records have the same number, so it is evaluated once.
         if self._written is None or self._written[0] != written:
             self._written = written, _evaluate(written, line, self._max_digits)
         return self._written[1]
@@ -178,8 +178,8 @@ class _Curves:
             self._first = common
         for name, here, first in zip(("N", "B1", "PARAM"), common, self._first, strict=True):
             if here != first:
-                said = f"{shorten(str(here))}, and {shorten(str(first))} in the first"
-                raise SaveFileError(f"Line {line}: {name} is {said}; all curves of a file have the same")
+                values = f"{shorten(str(here))}, and {shorten(str(first))} in the first"
+                raise SaveFileError(f"Line {line}: {name} is {values}; all curves of a file have the same")
 
 
 def _evaluate(written: str, line: int, max_digits: int) -> mpz:

@@ -1,7 +1,7 @@
-"""Registering residues: a file that lies in the storage becomes one, or is refused and nothing is stored."""
+"""Registering residues: a stored file becomes a residue, or is refused, and then nothing is registered."""
 
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -17,17 +17,14 @@ from models.tables import Composite, EcmAttempt, Residue
 
 
 class RegisteredUpload(NamedTuple):
-    residue: Row
+    """The row of a new residue, and a sentence about it for the client."""
+
+    residue: Row[Any]
     message: str
 
 
-def raise_if_known(engine: Engine, sha256: bytes) -> None:
-    """Raise the refusal of a file that is here already."""
-    with engine.connect() as connection:
-        _raise_if_known(connection, sha256)
-
-
 def _raise_if_known(connection: Connection, sha256: bytes) -> None:
+    """Raise DomainError if an open or completed residue has this file."""
     live = Residue.status.in_((*superseding.OPEN_STATUSES, superseding.COMPLETED))
     known = connection.execute(select(Residue.id).where(Residue.sha256 == sha256, live)).scalar_one_or_none()
     if known is not None:
@@ -44,10 +41,10 @@ def register_upload(
     expiry_days: float,
     max_digits: int,
 ) -> RegisteredUpload:
-    """Register a file that lies in the storage already. Raises Refusal, with nothing stored.
+    """Register a stored file as a residue. Raises DomainError, and then registers nothing.
 
-    Without `stage1_attempt_id` it is linked to this client's latest stage-1 attempt of the same number, B1,
-    parametrization and curves that has no residue yet.
+    Without `stage1_attempt_id` the residue is linked to this client's latest stage-1 attempt of the same number, B1,
+    parametrization and number of curves that has no residue.
     """
     with unit_of_work(engine, "upload_residue", client=client_id) as connection:
         _raise_if_known(connection, file.sha256)
@@ -83,10 +80,10 @@ def register_upload(
             .on_conflict_do_nothing()
             .returning(Residue.id)
         ).scalar_one_or_none()
-        if residue_id is None:  # the same file came in twice at once
+        if residue_id is None:  # another request is registering the same file
             _raise_if_known(connection, file.sha256)
             raise residue_claims.RetryLaterError(
-                "duplicate_residue", "The same file is being uploaded by somebody else; ask again"
+                "duplicate_residue", "The same file is being uploaded by another request; ask again"
             )
         superseding.recount_open_residues(connection, [composite.id])
         lease_lifecycle.refresh_eligibility(connection, [composite.id])
@@ -97,7 +94,7 @@ def register_upload(
 def _stage1_attempt(
     connection: Connection, client_id: str, composite_id: int, file: SaveFile, attempt_id: int | None
 ) -> int:
-    """The attempt whose stage 1 this is. Raises Refusal."""
+    """Return the attempt that is the stage 1 of this file. Raises DomainError."""
     linked = select(func.coalesce(func.sum(Residue.curve_count), 0)).where(
         Residue.stage1_attempt_id == EcmAttempt.id,
         Residue.status.in_((*superseding.OPEN_STATUSES, superseding.COMPLETED)),
@@ -131,8 +128,8 @@ def _stage1_attempt(
         )
     is_stage1 = attempt.method == eligibility.ECM and attempt.b2 == STAGE1_ONLY and attempt.voided_at is None
     wrong = [
-        said
-        for said, fits in (
+        problem
+        for problem, fits in (
             (f"is {attempt.client_id}'s", attempt.client_id == client_id),
             (f"is of composite {attempt.composite_id}, not {composite_id}", attempt.composite_id == composite_id),
             ("is no stage 1 (ecm with B2 = 0)", is_stage1),

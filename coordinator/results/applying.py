@@ -1,17 +1,17 @@
 """Applying a result: the unit of work that turns a submission into factors, an attempt and effort, or rejects it.
 
-In order, and why in this order:
+The steps, in this order:
 
- 1. lock the submission; settled already? then that is the answer (a task delivered twice is harmless);
- 2. find or register the composite and lock its family (root first), so that nobody else changes it meanwhile;
+ 1. lock the submission; if it is settled, return its state (so a task that is delivered twice does no harm);
+ 2. find or register the composite, and lock its family (root first) against changes by others;
  3. verify every claimed factor against the registered number, before anything is written;
- 4. record the attempt, unless the same curves stand there already;
- 5. add the curves to the composite's effort and derive its t-level;
- 6. use the factors on every unfinished part of the family (a part that becomes a composite inherits these curves too);
+ 4. record the attempt, unless the same curves are recorded already;
+ 5. add the curves to the composite's effort, compute its t-level, and settle the residue that the result names;
+ 6. use the factors on every unfinished part of the family (a part that becomes a composite inherits these curves);
  7. count the curves on their lease;
  8. settle the submission with its outcome.
 
-2 to 7 run inside a savepoint: a result that fails verification leaves nothing but its own, rejected, row.
+Steps 2 to 7 run inside a savepoint: a result that fails verification leaves only its own, rejected, row.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ from coordinator.composites.families import Divisor
 from coordinator.composites.registry import RegisteredComposite
 from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
+from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_claims
 from coordinator.results import delivery_attempts
 from models.limits import STAGE1_ONLY
@@ -40,7 +41,7 @@ from models.wire.results import FoundFactor, SubmitResult, split_sigma
 
 
 class ResultRejectedError(Exception):
-    """A result that cannot be applied; `reason` is a word for programs, the message a sentence for people."""
+    """A result cannot be applied; `reason` is a word for programs, the message a sentence for people."""
 
     def __init__(self, reason: str, detail: str, true_factors: list[str] | None = None) -> None:
         super().__init__(detail)
@@ -50,7 +51,7 @@ class ResultRejectedError(Exception):
 
 @dataclass
 class Applied:
-    """What a unit of work did: the state it settled the submission in, and what to ring for."""
+    """The state of a submission after its unit of work, and the jobs to publish."""
 
     state: str
     factor_status: str | None = None
@@ -59,7 +60,7 @@ class Applied:
 
 @dataclass
 class Outcome:
-    """What the answer will say; `state` is applied or duplicate."""
+    """The outcome of a result that was applied, or (`state` duplicate) that repeats recorded curves."""
 
     state: str
     attempt_id: int
@@ -68,12 +69,12 @@ class Outcome:
     message: str
     current_t_level: float
     target_t_level: float
-    # Of a result that names its residue: whether that has had its stage 2 now.
+    # Whether the residue that the result names has had its stage 2 now; None if it names none.
     residue_completed: bool | None = None
 
     def answer(self) -> dict[str, Any]:
-        """The outcome as the submission keeps it and its answer says it."""
-        of_residue = {"residue_completed": self.residue_completed, "new_t_level": self.current_t_level}
+        """Return the outcome in the form that the submission stores and that clients get."""
+        about_residue = {"residue_completed": self.residue_completed, "new_t_level": self.current_t_level}
         return {
             "attempt_id": self.attempt_id,
             "composite_id": self.composite_id,
@@ -81,15 +82,15 @@ class Outcome:
             "message": self.message,
             "current_t_level": self.current_t_level,
             "target_t_level": self.target_t_level,
-            **(of_residue if self.residue_completed is not None else {}),
+            **(about_residue if self.residue_completed is not None else {}),
         }
 
 
 def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
-    """Apply one submission, once, however often this is called; None if it does not exist.
+    """Apply one submission once, however often this is called; returns None if it does not exist.
 
-    Its tries are counted, durably against the death of this process, before the unit of work starts. A transient fault
-    is raised for the caller to try again and does not count; any other fault is raised and does.
+    The delivery attempt is counted before the unit of work starts, and the count survives this process. Every fault is
+    raised. A transient fault does not count as an attempt, and the caller should try again; any other fault counts.
     """
     counted = delivery_attempts.count_attempt(engine, submission_id)
     if counted is None:
@@ -131,9 +132,9 @@ def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:
 
 
 def _apply_verified(
-    connection: Connection, submission: Row, result: SubmitResult, settings: Settings
+    connection: Connection, submission: Row[Any], result: SubmitResult, settings: Settings
 ) -> tuple[Outcome, list[jobs.JobRef]]:
-    """Steps 2 to 7; raises Rejected before it has written anything that matters."""
+    """Run steps 2 to 7; the caller rolls them back if this raises ResultRejectedError."""
     to_publish: list[jobs.JobRef] = []
     notes: list[str] = []
     found, is_new, family = _lock(connection, result, settings)
@@ -158,7 +159,7 @@ def _apply_verified(
     t_level, target = composite.current_t_level, composite.target_t_level
     if not repeated:
         t_level = _add_effort(connection, composite, result)
-    # Before factors are used: that may finish the number, and close its residues.
+    # The residue comes first: using factors may finish the number, and close its residues.
     stage2 = _settle_residue(connection, attempt_id, result, notes, found=bool(divisors))
     t_level = stage2.t_level if stage2 else t_level
     to_publish += stage2.to_publish if stage2 else []
@@ -194,12 +195,12 @@ def _apply_verified(
 
 def _lock(
     connection: Connection, result: SubmitResult, settings: Settings
-) -> tuple[RegisteredComposite, bool, list[Row]]:
-    """The composite (see `_find_or_register`), whether it is new, and its family, locked."""
+) -> tuple[RegisteredComposite, bool, list[Row[Any]]]:
+    """Find or register the composite and lock its family; returns (composite, whether it is new, family)."""
     found, is_new = _find_or_register(connection, result, settings)
     family = registry.lock_family(connection, found.root_id)
     if found.id not in {row.id for row in family}:
-        # An operator has deleted it since it was found, or what it was split from: looked for again, it is new.
+        # An operator has deleted the composite or its root since it was found, so this time it is registered.
         found, is_new = _find_or_register(connection, result, settings)
         family = registry.lock_family(connection, found.root_id)
     return found, is_new, family
@@ -208,7 +209,7 @@ def _lock(
 def _find_or_register(
     connection: Connection, result: SubmitResult, settings: Settings
 ) -> tuple[RegisteredComposite, bool]:
-    """(the composite, whether it is new). Raises Rejected for a number that cannot be one."""
+    """Return (composite, whether it is new). Raises ResultRejectedError for a number that cannot be a composite."""
     try:
         found = registry.find(connection, result.composite, settings.max_digits)
         if found is not None:
@@ -233,10 +234,11 @@ def _find_or_register(
 def _verify_claims(
     connection: Connection, composite_id: int, result: SubmitResult, settings: Settings, notes: list[str]
 ) -> list[Divisor]:
-    """The claimed factors that are proper ones, each proved to divide the registered number.
+    """Return the claimed proper factors, each of which was proved to divide the registered number.
 
-    1 and the number itself ("found input number") are no factors and no fault. Raises Rejected, with those that do
-    divide, if any does not: a client that claims one wrong factor may have more wrong.
+    1 and the number itself ("found input number") are left out with a note. If any claim does not divide, all are
+    rejected, because a client with one wrong factor may have more faults: raises ResultRejectedError with the claims
+    that do divide.
     """
     if not result.claims:
         return []
@@ -266,16 +268,16 @@ def _verify_claims(
 
 def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
     if claim.sigma is None:
-        return Divisor(value, families.SUBMITTED)
+        return Divisor(value, SUBMITTED)
     parametrization, sigma = split_sigma(claim.sigma)
     own = result.parametrization if parametrization is None else parametrization
-    return Divisor(value, families.SUBMITTED, sigma=sigma, parametrization=own)
+    return Divisor(value, SUBMITTED, sigma=sigma, parametrization=own)
 
 
 def _record_attempt(
-    connection: Connection, submission: Row, composite_id: int, result: SubmitResult, lease_id: UUID | None
+    connection: Connection, submission: Row[Any], composite_id: int, result: SubmitResult, lease_id: UUID | None
 ) -> tuple[int, bool]:
-    """(the attempt's id, whether these very curves were recorded before, under that id)."""
+    """Insert the attempt; returns (its id, False), or (the id of the attempt that recorded the same curves, True)."""
     values = attempt_values(submission.id, submission.attempt_id, composite_id, result) | {"work_id": lease_id}
     recorded = connection.execute(
         insert(EcmAttempt)
@@ -290,7 +292,7 @@ def _record_attempt(
 
 
 def attempt_values(submission_id: int, attempt_id: int, composite_id: int, result: SubmitResult) -> dict[str, Any]:
-    """The `ecm_attempts` row for a result."""
+    """Return the `ecm_attempts` row for a result."""
     return {
         "id": attempt_id,
         "composite_id": composite_id,
@@ -310,7 +312,7 @@ def attempt_values(submission_id: int, attempt_id: int, composite_id: int, resul
 
 
 def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
-    """What tells these curves from all others: number, method, bounds, parametrization, sigmas and count."""
+    """Hash what identifies curves: number, method, bounds, parametrization, sigmas and count; None without sigma."""
     if not result.sigmas:
         return None
     stated = result.parameters.parametrization
@@ -322,27 +324,27 @@ def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
     return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
 
 
-def _add_effort(connection: Connection, composite: Row, result: SubmitResult) -> float:
-    """Add the run to the composite's sums and vector: constant cost, whatever came before. The t-level then."""
+def _add_effort(connection: Connection, composite: Row[Any], result: SubmitResult) -> float:
+    """Add the run to the composite's sums and vector, at constant cost, and return the new t-level."""
     changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
-    t_level = composite.current_t_level
+    t_level: float = composite.current_t_level
     if result.method == "ecm" and result.curves > 0:
         run = (result.parameters.b1 or 0, result.b2, result.parametrization)
         vector = effort.add_curves(composite.effort, result.curves, *run)
         t_level = effort.t_level(vector)
         changes |= {"effort": vector, "current_t_level": t_level}
         ledger.add(connection, {ledger.Account(composite.id, *run): result.curves})
-    if reach := p1_reach(result):
+    if reached_b1 := reached_p1_bound(result):
         column = Composite.pm1_b1 if result.method == "pm1" else Composite.pp1_b1
-        changes[column.key] = func.greatest(column, reach)
+        changes[column.key] = func.greatest(column, reached_b1)
     connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
     return t_level
 
 
 def _settle_residue(
     connection: Connection, attempt_id: int, result: SubmitResult, notes: list[str], *, found: bool
-) -> residue_claims.Completion | None:
-    """What the residue that a result names came to by it; None if it names none, or one that does not fit."""
+) -> residue_claims.ResidueCompletion | None:
+    """Settle the residue that a result names; None if it names none, or (with a note) one that does not fit."""
     if result.residue_id is None and result.residue_checksum is None:
         return None
     stage2, note = residue_claims.settle_stage2(connection, attempt_id, result, found=found)
@@ -350,14 +352,14 @@ def _settle_residue(
     return stage2
 
 
-def p1_reach(result: SubmitResult) -> int:
-    """The B1 that a P-1 or P+1 run has brought its number to; 0 for other runs, and for those without a stage 2."""
-    complete = result.method in ("pm1", "pp1") and result.b2 != STAGE1_ONLY and result.curves > 0
-    return result.parameters.b1 or 0 if complete else 0
+def reached_p1_bound(result: SubmitResult) -> int:
+    """Return the B1 of a P-1 or P+1 run with stage 2; 0 for any other run."""
+    is_complete = result.method in ("pm1", "pp1") and result.b2 != STAGE1_ONLY and result.curves > 0
+    return result.parameters.b1 or 0 if is_complete else 0
 
 
 def summary(status: str, result: SubmitResult, divisors: list[Divisor]) -> str:
-    """The message for a person: what this result changed."""
+    """Return a sentence for people about what this result changed."""
     found = ", ".join(shorten(decimal(divisor.value)) for divisor in divisors[:5])
     return {
         "new_factor": f"Result applied, new factor: {found}",

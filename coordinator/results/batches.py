@@ -1,16 +1,16 @@
-"""Applying many plain results in one database round.
+"""Applying a batch of plain results in one unit of work.
 
-Nearly every result is plain: some curves on a known number, no factor. Worker and database spend more on the round
-trips and the commit of such a result than on the result, so a worker that is asked to apply one applies others that
-wait with it, and when their own tasks come they find them settled. Everything else (factors, unknown numbers, leases,
-projects, repeated curves, second tries) takes the way of coordinator/results/applying.py, one by one.
+Nearly every result is plain: some curves on a known number, no factor. The round trips and the commit of such a result
+cost more than the result itself. So a worker that applies one also applies others that wait, and their own tasks find
+them settled. Every other result (factors, unknown numbers, leases, projects, repeated curves, second attempts) is
+applied by itself by coordinator/results/applying.py.
 
-A round is one transaction: all its results become true together, or none does and each is tried by itself.
+A batch is one transaction: all its results are applied together, or none is, and then each is applied by itself.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import structlog
@@ -27,22 +27,22 @@ from coordinator.results.applying import Applied
 from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
 from models.wire.results import SubmitResult
 
-log = structlog.get_logger("rounds")
+log = structlog.get_logger("batches")
 
-# Large enough to make a round's fixed costs small, small enough to be over in a few hundredths of a second.
+# Large enough to make the fixed costs of a batch small, small enough to take a few hundredths of a second.
 MAX_BATCH = 50
 
-# Plain tables: the ORM's own way of building statements costs more than these statements do.
+# Plain tables: building a statement with the ORM takes longer than running one of these.
 SUBMISSIONS, COMPOSITES, ATTEMPTS = (cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt))
 submissions, composites, aliases = SUBMISSIONS.c, COMPOSITES.c, CompositeAlias.__table__.c
 
-# Nothing but curves, on a number known in these very words. Payloads leave out what has its default.
+# A plain payload has curves only, on a number known in this spelling. Payloads leave out fields with their defaults.
 _no_claims = and_(
     func.coalesce(submissions.payload["results", "factors_found"], literal([], JSONB)) == literal([], JSONB),
     submissions.payload["results", "factor_found"].is_(None),
 )
 _nothing_special = not_(submissions.payload.has_any(array(["project", "work_id", "residue_id", "residue_checksum"])))
-# Looked up for each submission; as EXISTS it could become a join over all aliases there are.
+# A scalar subquery is looked up for each submission; an EXISTS could become a join with all aliases.
 _number_known = (
     select(aliases.composite_id)
     .where(aliases.value_sha256 == func.sha256(func.convert_to(submissions.payload["composite"].astext, "UTF8")))
@@ -62,22 +62,23 @@ _waiting = (
     .with_for_update(skip_locked=True, of=SUBMISSIONS)
     .cte("waiting")  # computed once, whatever the plan: as a subquery it could run again and take more than its limit
 )
-# Counted before anything else, and durable against this process's death, as for every submission: one whose round died
-# with its process is never in another. After an exception the tries are given back, for each is tried by itself then.
-# Nothing is lost if PostgreSQL forgets it, so the disk is not waited for.
+# The attempt is counted first, and the count survives this process: a submission whose batch died with its process is
+# in no other batch. After an exception the attempts are uncounted, because each submission is then applied by itself.
+# The commit does not wait for the disk: nothing is lost if PostgreSQL forgets these counts.
 _TAKE = (
     update(SUBMISSIONS)
     .where(submissions.id.in_(select(_waiting.c.id)))
     .values(tries=submissions.tries + 1)
     .returning(submissions.id, submissions.request_id, func.set_config("synchronous_commit", "off", True))
 )
-_GIVE_BACK = (
+_UNCOUNT = (
     update(SUBMISSIONS)
     .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
     .values(tries=func.greatest(submissions.tries - 1, 0))
 )
+_SUBMISSION_COLUMNS: tuple[Any, ...] = (submissions.id, submissions.payload, submissions.attempt_id)
 _LOCK_SUBMISSIONS = (
-    select(submissions.id, submissions.payload, submissions.attempt_id)
+    select(*_SUBMISSION_COLUMNS)
     .where(submissions.id.in_(bindparam("ids", expanding=True)), submissions.state == "received")
     .order_by(submissions.id)
     .with_for_update(skip_locked=True)
@@ -85,13 +86,14 @@ _LOCK_SUBMISSIONS = (
 _FIND = select(aliases.value_sha256, aliases.composite_id).where(
     aliases.value_sha256.in_(bindparam("hashes", expanding=True))
 )
+_COMPOSITE_COLUMNS: tuple[Any, ...] = (
+    composites.id,
+    composites.is_prime,
+    composites.effort,
+    composites.target_t_level,
+)
 _LOCK_COMPOSITES = (
-    select(
-        composites.id,
-        composites.is_prime,
-        composites.effort,
-        composites.target_t_level,
-    )
+    select(*_COMPOSITE_COLUMNS)
     .where(composites.id.in_(bindparam("ids", expanding=True)))
     .order_by(composites.parent_id.is_not(None), composites.id)
     .with_for_update(key_share=True)
@@ -133,7 +135,7 @@ class _PlainResult:
 
 
 def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
-    """Apply a submission, in a round with others if it is plain; the rest as `results.apply_result`."""
+    """Apply a submission: in a batch with others if it is plain, else as `applying.apply_result` does."""
     with engine.connect() as connection:
         found = connection.execute(_STATE, {"submission_id": submission_id}).one_or_none()
     if found is None:
@@ -146,37 +148,37 @@ def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Appl
 
 
 def _apply_batch(engine: Engine, first_id: int) -> set[int]:
-    """Apply the plain ones among the untried submissions from `first_id` on; the ids of those it applied."""
-    with unit_of_work(engine, "take_round", first=first_id) as connection:
+    """Apply the plain submissions from `first_id` on that had no attempt yet; returns the ids of those it applied."""
+    with unit_of_work(engine, "take_batch", first=first_id) as connection:
         rows = connection.execute(_TAKE, {"first_id": first_id}).all()
     if not rows:
         return set()
     taken = [row.id for row in rows]
-    # Whoever follows a request in the log finds the transaction that applied it, though another's task did it.
+    # The log line names all requests, so that each leads to its transaction, though another request's task ran it.
     requests = sorted({row.request_id for row in rows if row.request_id})
     applied: set[int] = set()
     try:
-        with unit_of_work(engine, "apply_round", first=first_id, taken=len(taken), requests=requests) as connection:
+        with unit_of_work(engine, "apply_batch", first=first_id, taken=len(taken), requests=requests) as connection:
             applied = _apply(connection, taken)
     except Exception as error:
         if not is_poison(error):
-            _give_back(engine, taken)
+            _uncount(engine, taken)
             raise
-        # Whichever it was, each is tried by itself now, and counts its own tries.
-        log.exception("A round failed; its results are applied one by one", first=first_id)
-    _give_back(engine, [one for one in taken if one not in applied])
+        # Whichever result caused it, each is now applied by itself, and counts its own attempts.
+        log.exception("A batch failed; its results are applied one by one", first=first_id)
+    _uncount(engine, [submission_id for submission_id in taken if submission_id not in applied])
     return applied
 
 
-def _give_back(engine: Engine, ids: list[int]) -> None:
-    """Uncount a try that said nothing about these submissions."""
+def _uncount(engine: Engine, ids: list[int]) -> None:
+    """Uncount the attempt of submissions that their batch did not apply."""
     if not ids:
         return
     try:
-        with unit_of_work(engine, "give_back", count=len(ids)) as connection:
-            connection.execute(_GIVE_BACK, {"ids": sorted(ids)})
+        with unit_of_work(engine, "uncount_attempts", count=len(ids)) as connection:
+            connection.execute(_UNCOUNT, {"ids": sorted(ids)})
     except Exception as error:
-        log.warning("Could not uncount a try", error=str(error)[:200])
+        log.warning("Could not uncount an attempt", error=str(error)[:200])
 
 
 def _apply(connection: Connection, taken: list[int]) -> set[int]:
@@ -184,28 +186,31 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
     plain = _find_composites(connection, rows)
     if not plain:
         return set()
-    ids = sorted({one.composite_id for one in plain})
+    ids = sorted({item.composite_id for item in plain})
     locked = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": ids})}
-    # A prime takes no more work: its results are refused, one by one; a number may just have been deleted.
-    plain = [one for one in plain if one.composite_id in locked and not locked[one.composite_id].is_prime]
+    # Results for a prime are rejected, and a number may just have been deleted: applying.py does that, one by one.
+    plain = [item for item in plain if item.composite_id in locked and not locked[item.composite_id].is_prime]
     if not plain:
         return set()
     recorded = set(
         connection.execute(
             _RECORD,
-            [applying.attempt_values(one.submission_id, one.attempt_id, one.composite_id, one.result) for one in plain],
+            [
+                applying.attempt_values(item.submission_id, item.attempt_id, item.composite_id, item.result)
+                for item in plain
+            ],
         ).scalars()
     )
-    # What was not recorded repeats curves that were: that is for the single way to find out.
-    plain = [one for one in plain if one.attempt_id in recorded]
+    # A result that was not recorded repeats recorded curves: applying.py finds out which.
+    plain = [item for item in plain if item.attempt_id in recorded]
     if not plain:
         return set()
     _add_effort(connection, plain, locked)
-    return {one.submission_id for one in plain}
+    return {item.submission_id for item in plain}
 
 
-def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_PlainResult]:
-    """The results among the rows whose number is exactly one composite's; which of several, the single way decides."""
+def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_PlainResult]:
+    """Return the results whose number belongs to exactly one composite; applying.py chooses among several."""
     read = [(row, SubmitResult.model_validate(row.payload)) for row in rows]
     hashes = {registry.sha256(result.composite) for _, result in read}
     found: dict[bytes, list[int]] = {}
@@ -219,15 +224,15 @@ def _find_composites(connection: Connection, rows: Iterable[Row]) -> list[_Plain
     return plain
 
 
-def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[int, Row]) -> None:
-    """Add the runs, in the order they came in, to their composites' sums and vectors, and settle them."""
+def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[int, Row[Any]]) -> None:
+    """Add the runs to the sums and vectors of their composites, in the order of their arrival, and settle them."""
     vectors: dict[int, np.ndarray] = {}
-    reach: dict[tuple[int, str], int] = {}
+    reached_b1: dict[tuple[int, str], int] = {}
     attempts: dict[int, int] = {}
     sums: dict[Account, int] = {}
     settled = []
-    for one in plain:
-        composite, result = locked[one.composite_id], one.result
+    for item in plain:
+        composite, result = locked[item.composite_id], item.result
         vector = vectors.get(composite.id, composite.effort)
         if result.method == "ecm" and result.curves > 0:
             run = (result.parameters.b1 or 0, result.b2, result.parametrization)
@@ -235,33 +240,33 @@ def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[
             account = Account(composite.id, *run)
             sums[account] = sums.get(account, 0) + result.curves
         vectors[composite.id] = vector
-        which = (composite.id, result.method)
-        reach[which] = max(reach.get(which, 0), applying.p1_reach(result))
+        key = (composite.id, result.method)
+        reached_b1[key] = max(reached_b1.get(key, 0), applying.reached_p1_bound(result))
         attempts[composite.id] = attempts.get(composite.id, 0) + 1
         outcome = applying.Outcome(
             "applied",
-            one.attempt_id,
+            item.attempt_id,
             composite.id,
             "no_factor",
             applying.summary("no_factor", result, []),
             effort.t_level(vector),
             composite.target_t_level,
         )
-        settled.append({"submission_id": one.submission_id, "composite": composite.id, "answer": outcome.answer()})
+        settled.append({"submission_id": item.submission_id, "composite": composite.id, "answer": outcome.answer()})
     if sums:
         ledger.add(connection, sums)
     connection.execute(
         _ADD_EFFORT,
         [
             {
-                "composite": key,
+                "composite": composite_id,
                 "vector": vector,
                 "t_level": effort.t_level(vector),
-                "attempts": attempts[key],
-                "pm1": reach.get((key, "pm1"), 0),
-                "pp1": reach.get((key, "pp1"), 0),
+                "attempts": attempts[composite_id],
+                "pm1": reached_b1.get((composite_id, "pm1"), 0),
+                "pp1": reached_b1.get((composite_id, "pp1"), 0),
             }
-            for key, vector in vectors.items()
+            for composite_id, vector in vectors.items()
         ],
     )
     lease_lifecycle.refresh_eligibility(connection, vectors)

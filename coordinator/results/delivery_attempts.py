@@ -1,7 +1,7 @@
-"""How often a submission has been tried, and what becomes of one that cannot be applied however often.
+"""Counting the delivery attempts of a submission, and settling a submission that cannot be applied as failed.
 
-A try is counted, durably against the death of its process, before the unit of work starts: a result that kills whoever
-applies it must not come back for ever.
+An attempt is counted before its unit of work starts, and the count survives the death of the process: a result that
+kills the process that applies it must not come back for ever.
 """
 
 from time import sleep
@@ -15,18 +15,18 @@ from models.tables import Submission
 
 log = structlog.get_logger("delivery_attempts")
 
-# Why a submission failed for good: its worker died or ran out of time every time, or an error was raised every time.
+# Reasons of failed submissions: at every attempt its worker died or ran out of time, or an error was raised.
 WORKER_DIED, ERROR_EVERY_TIME = "worker_died", "error_every_time"
-# Seconds from counting a try to holding its submission's lock, at the very most.
+# The most seconds from counting an attempt to holding its submission's lock.
 SETTLE_SECONDS = 1.0
 
 
 def count_attempt(engine: Engine, submission_id: int) -> int | None:
-    """Count a try of a submission that waits, and say which it is; None if it is settled.
+    """Count a delivery attempt of a waiting submission, and return how many there were; None if it is settled.
 
-    This commit need not survive PostgreSQL, only this process: it does not wait for the disk.
+    The commit does not wait for the disk: the count has to survive this process, but not PostgreSQL.
     """
-    with unit_of_work(engine, "count_try", submission=submission_id) as connection:
+    with unit_of_work(engine, "count_attempt", submission=submission_id) as connection:
         return connection.execute(
             update(Submission)
             .where(Submission.id == submission_id, Submission.state == "received")
@@ -36,15 +36,15 @@ def count_attempt(engine: Engine, submission_id: int) -> int | None:
 
 
 def dead_letter(engine: Engine, submission_id: int, max_deliveries: int) -> None:
-    """Settle a submission as failed after too many tries, unless one of them is still under way and settles it.
+    """Settle a submission as failed after too many delivery attempts, unless an attempt under way settles it first.
 
-    The same task delivered many times at once counts as many tries at once. Whoever counted one has the submission's
-    lock a moment later, and this waits its turn behind them.
+    A task that is delivered many times at once counts many attempts at once. Each process that has counted one locks
+    the submission a moment later, so this function first gives them that moment, and then waits for their locks.
     """
     sleep(SETTLE_SECONDS)
     reason = case((Submission.detail.is_(None), WORKER_DIED), else_=ERROR_EVERY_TIME)
     why = func.coalesce(Submission.detail, f"its worker died or ran out of time at each of {max_deliveries} tries")
-    with unit_of_work(engine, "give_up", submission=submission_id) as connection:
+    with unit_of_work(engine, "dead_letter", submission=submission_id) as connection:
         failed = connection.execute(
             update(Submission)
             .where(Submission.id == submission_id, Submission.state == "received", Submission.tries > max_deliveries)
@@ -56,15 +56,15 @@ def dead_letter(engine: Engine, submission_id: int, max_deliveries: int) -> None
 
 
 def record_fault(engine: Engine, submission_id: int, error: Exception) -> None:
-    """A transient fault is not the submission's and does not count; any other is noted, and anyone may read it."""
+    """Uncount the attempt that met a transient fault; store the message of any other fault for its client to read."""
     change: dict[str, Any] = {"detail": public_message(error)}
     if not is_poison(error):
         change = {"tries": func.greatest(Submission.tries - 1, 0)}
     try:
-        with unit_of_work(engine, "note_fault", submission=submission_id) as connection:
+        with unit_of_work(engine, "record_fault", submission=submission_id) as connection:
             connection.execute(
                 update(Submission).where(Submission.id == submission_id, Submission.state == "received").values(change)
             )
     except Exception as second:
-        # The database is away: the fault itself is on its way up, and this one says nothing more.
-        log.warning("Could not note a fault", submission=submission_id, error=str(second)[:200])
+        # The database is away. The caller raises the first fault, and this second one adds nothing to it.
+        log.warning("Could not record a fault", submission=submission_id, error=str(second)[:200])

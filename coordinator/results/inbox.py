@@ -1,6 +1,7 @@
-"""The inbox: making a result durable as it comes in, and saying what became of it.
+"""The inbox: stores a result durably as it comes in, and reads the state of stored results.
 
-Nothing is decided here but whether it is readable and whether it was sent before; `coordinator/results/applying.py` applies it.
+Only two questions are decided here: whether a result is readable, and whether it was sent before.
+coordinator/results/applying.py applies it.
 """
 
 import hashlib
@@ -16,8 +17,8 @@ from coordinator.numbers.expressions import ExpressionError, parse, parse_number
 from models.tables import Submission
 from models.wire.results import SubmitResult
 
-# Refused for a reason that can pass: sending the same again gets another chance.
-REASONS_THAT_PASS = ("unknown_composite",)
+# A result rejected for one of these reasons may be accepted later, so it is queued again when it is sent again.
+PASSING_REASONS = ("unknown_composite",)
 STATE_COLUMNS = (
     Submission.id,
     Submission.client_id,
@@ -31,7 +32,7 @@ STATE_COLUMNS = (
     Submission.created_at,
     Submission.settled_at,
 )
-# On the plain table: the ORM's own way of inserting costs more than the insert does.
+# On the plain table: building an insert with the ORM takes longer than running it.
 SUBMISSIONS = cast(Table, Submission.__table__)
 _STORE = (
     insert(SUBMISSIONS)
@@ -44,23 +45,23 @@ _SETTLED = select(*STATE_COLUMNS).where(
 
 
 class IdempotencyKeyReusedError(Exception):
-    """The client used this idempotency key before, for something else."""
+    """The client has used this idempotency key for another result."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Where a result is now. `settled` is its row if it was sent before and is settled already."""
+    """The ids of a stored result. `replay`: it was sent before; `settled` is its row if it is settled already."""
 
     submission_id: int
     attempt_id: int
     replay: bool = False
-    settled: Row | None = None
+    settled: Row[Any] | None = None
 
 
 def check_numbers(result: SubmitResult, max_digits: int) -> None:
-    """Refuse numbers that nobody could evaluate, before anything is stored.
+    """Raise ExpressionError for a number that cannot be evaluated, before anything is stored.
 
-    Raises coordinator.numbers.expressions.ExpressionError, with `.field` set to what it is about.
+    `.field` of the error names the number's field.
     """
     numbers: list[tuple[str, str]] = []
     if result.results.factors_found:
@@ -90,18 +91,18 @@ def receive(
     implicit_key_window: float,
     request_id: str | None = None,
 ) -> Receipt:
-    """Store one result, durable when this returns; the same one sent again is only looked up.
+    """Store one result; it is durable when this returns. A result that was sent before is only looked up.
 
-    `key` is the client's Idempotency-Key, if it sent one; else the payload stands for itself: for ever if it has a
-    sigma, else for `implicit_key_window` seconds, because two honest runs without sigma can look alike.
-    Raises KeyReused.
+    `key` is the client's Idempotency-Key, if it sent one. Else the hash of the payload is the key: for ever if the
+    payload has a sigma, else for `implicit_key_window` seconds, because two honest runs without sigma can look alike.
+    Raises IdempotencyKeyReusedError.
     """
     row = submission_values(result, key=key, max_raw_output=max_raw_output, request_id=request_id)
     with unit_of_work(engine, "receive_result", client=result.client_id) as connection:
         return _receive(
             connection,
             row,
-            speaks_for_ever=key is not None or bool(result.sigmas),
+            keeps_key=key is not None or bool(result.sigmas),
             window=timedelta(seconds=implicit_key_window),
         )
 
@@ -109,7 +110,7 @@ def receive(
 def submission_values(
     result: SubmitResult, *, key: str | None, max_raw_output: int, request_id: str | None
 ) -> dict[str, Any]:
-    """The `submissions` row for a result: the payload as understood, its hash, and the tail of its raw output."""
+    """Return the `submissions` row for a result: the payload as parsed, its hash, and the end of its raw output."""
     # Without defaults, so that a field added in a later version does not change old payloads' hashes.
     payload = result.model_dump(mode="json", exclude_defaults=True)
     canonical = result.model_dump_json(exclude_defaults=True)
@@ -128,7 +129,7 @@ def submission_values(
     }
 
 
-def _receive(connection: Connection, row: dict[str, Any], *, speaks_for_ever: bool, window: timedelta) -> Receipt:
+def _receive(connection: Connection, row: dict[str, Any], *, keeps_key: bool, window: timedelta) -> Receipt:
     new = connection.execute(_STORE, row).one_or_none()
     if new is not None:
         return Receipt(new.id, new.attempt_id)
@@ -136,8 +137,8 @@ def _receive(connection: Connection, row: dict[str, Any], *, speaks_for_ever: bo
         Submission.client_id == row["client_id"],
         Submission.idempotency_key == row["idempotency_key"],
     )
-    if not speaks_for_ever:
-        # The old payload has spoken for its time: it keeps its row and gives up its key.
+    if not keeps_key:
+        # The window of the older submission is over: it keeps its row, and its key becomes free.
         connection.execute(
             update(Submission)
             .where(*same_key, Submission.key_is_implicit, Submission.created_at <= datetime.now(UTC) - window)
@@ -149,14 +150,14 @@ def _receive(connection: Connection, row: dict[str, Any], *, speaks_for_ever: bo
     first = connection.execute(select(*STATE_COLUMNS, Submission.payload_sha256).where(*same_key)).one()
     if first.payload_sha256 != row["payload_sha256"]:
         raise IdempotencyKeyReusedError(row["idempotency_key"])
-    if first.state == "failed" or (first.state == "rejected" and first.reason in REASONS_THAT_PASS):
+    if first.state == "failed" or (first.state == "rejected" and first.reason in PASSING_REASONS):
         requeue(connection, first.id)
         return Receipt(first.id, first.attempt_id)
     return Receipt(first.id, first.attempt_id, replay=True, settled=None if first.state == "received" else first)
 
 
 def requeue(connection: Connection, submission_id: int) -> None:
-    """Queue a failed or refused submission again, as if it had just come in."""
+    """Queue a failed or rejected submission again, as if it had just come in; does nothing to any other."""
     connection.execute(
         update(Submission)
         .where(Submission.id == submission_id, or_(Submission.state == "failed", Submission.state == "rejected"))
@@ -181,32 +182,32 @@ def receive_many(
     implicit_key_window: float,
     request_id: str | None = None,
 ) -> list[Receipt | IdempotencyKeyReusedError]:
-    """Store a batch of (result, key) in one unit of work; one verdict each, in order."""
+    """Store a list of (result, key) in one unit of work; returns a receipt or an error for each, in order."""
     window = timedelta(seconds=implicit_key_window)
     rows = [
         submission_values(result, key=key, max_raw_output=max_raw_output, request_id=request_id)
         for result, key in results
     ]
-    verdicts: dict[int, Receipt | IdempotencyKeyReusedError] = {}
+    receipts: dict[int, Receipt | IdempotencyKeyReusedError] = {}
     with unit_of_work(engine, "receive_results", count=len(results)) as connection:
         # In the order of their keys, so that two batches with the same results cannot deadlock.
         for index in sorted(range(len(rows)), key=lambda i: (rows[i]["client_id"], rows[i]["idempotency_key"])):
             result, key = results[index]
-            for_ever = key is not None or bool(result.sigmas)
+            is_kept = key is not None or bool(result.sigmas)
             try:
-                verdicts[index] = _receive(connection, rows[index], speaks_for_ever=for_ever, window=window)
+                receipts[index] = _receive(connection, rows[index], keeps_key=is_kept, window=window)
             except IdempotencyKeyReusedError as error:
-                verdicts[index] = error
-    return [verdicts[index] for index in range(len(rows))]
+                receipts[index] = error
+    return [receipts[index] for index in range(len(rows))]
 
 
-def settled_rows(engine: Engine, submission_ids: list[int]) -> list[Row]:
-    """The rows of those of these submissions that have been settled."""
+def settled_rows(engine: Engine, submission_ids: list[int]) -> list[Row[Any]]:
+    """Return the rows of the submissions among `submission_ids` that are settled."""
     with engine.connect() as connection:
         return list(connection.execute(_SETTLED, {"ids": submission_ids}))
 
 
-def submission_row(engine: Engine, submission_id: int) -> Row | None:
-    """One submission's row, or None."""
+def submission_row(engine: Engine, submission_id: int) -> Row[Any] | None:
+    """Return one submission's row, or None if it does not exist."""
     with engine.connect() as connection:
         return connection.execute(select(*STATE_COLUMNS).where(Submission.id == submission_id)).one_or_none()

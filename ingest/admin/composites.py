@@ -7,7 +7,7 @@ from sqlalchemy import Row
 
 from coordinator.administration import deletions, edits, recalculation
 from coordinator.administration.edits import Provenance
-from coordinator.reading import admin_queries
+from coordinator.reading import counts, detail, lookup
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.answers import engine, settings
@@ -38,7 +38,7 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
     """Return how many numbers there are of each kind. Large tables are estimated."""
-    return answer(admin_queries.composites_status(engine()))
+    return answer(counts.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
@@ -51,7 +51,7 @@ def find(query: FindQuery) -> Response:
     if len(word) > LONGEST_EXPRESSION and not word.isdigit():
         detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
         raise ProblemError(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
-    rows = admin_queries.find_composites(engine(), word, settings().max_digits)
+    rows = lookup.find_composites(engine(), word, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 
@@ -68,9 +68,7 @@ def short(row: Row[Any]) -> dict[str, object]:
 )
 def show(path: CompositePath) -> Response:
     """Return a number with its factors and their ids, its effort, open leases, projects and parts."""
-    found = admin_queries.read_admin_detail(engine(), path.composite_id)
-    if found is None:
-        raise ProblemError(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
+    found = detail.read_columns(engine(), path.composite_id)
     return answer({"composite_id": found.pop("id"), **found})
 
 
@@ -210,7 +208,7 @@ def recalculation_answer(row: Row[Any]) -> dict[str, object]:
 )
 def recalculate(path: CompositePath) -> Response:
     """Recalculate the effort and the t-level of one number from its attempts and prior work."""
-    before, after = edits.recalculate(engine(), request_actor(), path.composite_id)
+    before, after, _ = recalculation.recalculate_composite(engine(), request_actor(), path.composite_id)
     message = "It was right" if before == after else "It has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}
     return answer({"composite_id": path.composite_id, **levels, "message": message})

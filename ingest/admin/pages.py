@@ -15,6 +15,7 @@ from coordinator.administration import dead_letters, edits, recalculation
 from coordinator.base import audit
 from coordinator.base.errors import DomainError, composite_not_found
 from coordinator.leases import reservations
+from coordinator.reading import lookup
 from ingest import login
 from ingest.admin.access import require_administration
 from ingest.admin.blueprints import request_actor
@@ -134,7 +135,7 @@ def find() -> ResponseReturnValue:
     """To the page of a number, found by any value it has had, or by its id."""
     word = request.args.get("q", "").strip()
     try:
-        return redirect(_number(reservations.identify(engine(), word, settings().max_digits)), 303)
+        return redirect(_number(lookup.identify_composite(engine(), word, settings().max_digits)), 303)
     except DomainError as error:
         flash(of_refusal(error).detail, "refused")
         return redirect(url_for("admin_pages.start"), 303)
@@ -244,7 +245,7 @@ def recalculate(composite_id: int) -> ResponseReturnValue:
     back = _number(composite_id)
 
     def do() -> str:
-        before, after = edits.recalculate(engine(), request_actor(), composite_id)
+        before, after, _ = recalculation.recalculate_composite(engine(), request_actor(), composite_id)
         if before == after:
             return f"It was right: t{after:.2f}."
         return f"It was t{before:.2f} and is t{after:.2f} now."

@@ -7,7 +7,7 @@ from flask import Response
 
 from coordinator.administration import deletions, edits, project_edits
 from coordinator.administration.edits import Provenance
-from coordinator.reading import admin_queries
+from coordinator.reading import counts
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.admin.composites import factored
@@ -148,4 +148,4 @@ def delete_project_by_name(path: ProjectNamePath) -> Response:
 @admin_records.get("/stats/summary", operation_id="admin_summary", responses={200: Summary})
 def summary() -> Response:
     """Return how much there is of everything. Large tables are estimated."""
-    return answer(admin_queries.summarize_database(engine()))
+    return answer(counts.summarize_database(engine()))

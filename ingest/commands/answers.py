@@ -31,6 +31,6 @@ def sentences() -> Iterator[None]:
 
 def identify(engine: "Engine", number: str) -> int:
     """The id of the number with this value or id; to be called within `sentences`."""
-    from coordinator.leases import reservations
+    from coordinator.reading import lookup
 
-    return reservations.identify(engine, number.strip(), settings().max_digits)
+    return lookup.identify_composite(engine, number.strip(), settings().max_digits)

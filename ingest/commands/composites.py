@@ -26,7 +26,7 @@ def composites() -> None:
     """
 
 
-for _name in ("ls", "show", "complete", "priority", "rm"):
+for _name in ("ls", "show", "complete", "priority", "recalculate", "rm"):
     composites.add_command(getattr(composites_admin, _name))
 
 

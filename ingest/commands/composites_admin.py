@@ -1,4 +1,4 @@
-"""`ecm-coordinator composites ls|show|complete|priority|rm`: numbers, on the database itself."""
+"""`ecm-coordinator composites ls|show|complete|priority|recalculate|rm`: numbers, on the database itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +40,14 @@ def ls(
     home: Path | None,
 ) -> None:
     """Show numbers, by id; with WORD those that it may mean: a value, an expression, an old cofactor or an id."""
-    from coordinator.reading import admin_queries
+    from coordinator.reading import lookup
 
     with database(home) as engine:
         if word is not None:
-            rows = admin_queries.find_composites(engine, word.strip(), settings().max_digits)
+            rows = lookup.find_composites(engine, word.strip(), settings().max_digits)
         else:
             chosen: dict[str, Any] = {"project": project and project.strip(), "unfinished": unfinished, "after": after}
-            rows = admin_queries.list_by_id(engine, **chosen, limit=limit + 1)
+            rows = lookup.list_by_id(engine, **chosen, limit=limit + 1)
     shown = rows[:limit]
     if as_json:
         print_json([{**row._asdict()} for row in shown])
@@ -87,12 +87,10 @@ def show(number: str, as_json: bool, home: Path | None) -> None:
 
     Exits with 1 if there is no such number.
     """
-    from coordinator.reading import admin_queries
+    from coordinator.reading import detail
 
     with database(home) as engine, sentences():
-        found = admin_queries.read_admin_detail(engine, identify(engine, number))
-    if found is None:
-        raise click.ClickException(f"{number[:60]} has just been deleted")
+        found = detail.read_columns(engine, identify(engine, number))
     if as_json:
         print_json(found)
         return
@@ -171,6 +169,42 @@ def priority(number: str, value: int, home: Path | None) -> None:
 
 
 @click.command()
+@click.argument("number", required=False, callback=one_line)
+@click.option("--all", "every", is_flag=True, help="Recalculate all numbers.")
+@click.option(
+    "--missing", is_flag=True, help="Recalculate the numbers that have attempts, but no t-level or curve sums."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@HOME_OPTION
+def recalculate(*, number: str | None, every: bool, missing: bool, as_json: bool, home: Path | None) -> None:
+    """Recalculate curve sums and t-levels from the attempts and correct what differs: NUMBER (value or id), or many.
+
+    --all and --missing write all corrections at once, or none. Everything may run meanwhile: results that arrive are
+    not lost. A recalculation that was stopped is finished first. Exits with 1 if anything differed.
+    """
+    from coordinator.administration import recalculation
+
+    if sum((number is not None, every, missing)) != 1:
+        raise click.UsageError("Name one NUMBER, or use either --all or --missing.")
+    with database(home) as engine, sentences():
+        if number is not None:
+            composite_id = identify(engine, number)
+            differences = recalculation.recalculate_composite(engine, operator(), composite_id).differences
+        else:
+            differences = recalculation.recalculate_all(engine, operator(), only_missing=missing)
+    if as_json:
+        print_json([difference._asdict() for difference in differences])
+    else:
+        for difference in differences:
+            click.echo(
+                f"composite {difference.composite_id}: {difference.what} corrected,"
+                f" t{difference.stored_t_level:.3f} is t{difference.correct_t_level:.3f}"
+            )
+        click.echo(f"{len(differences):,} numbers differed.")
+    raise SystemExit(1 if differences else 0)
+
+
+@click.command()
 @NUMBER
 @YES_OPTION
 @HOME_OPTION
@@ -181,11 +215,11 @@ def rm(number: str, yes: bool, home: Path | None) -> None:
     """
     from coordinator.administration import deletions
     from coordinator.numbers.expressions import shorten
-    from coordinator.reading import admin_queries
+    from coordinator.reading import detail
 
     with database(home) as engine, sentences():
         composite_id = identify(engine, number)
-        found = None if yes else admin_queries.read_admin_detail(engine, composite_id)
+        found = None if yes else detail.read_columns(engine, composite_id)
         if found is not None:
             what = f"{shorten(found['number'])} with its {found['attempt_count']:,} attempts"
             click.confirm(f"Delete {what} for good?", abort=True)

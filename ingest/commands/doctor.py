@@ -23,7 +23,7 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
     """Check every invariant on the live database; nothing is locked or changed.
 
     Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs. Exits with
-    1 and a list if one is broken: `recompute-effort` mends effort, the rest needs a person.
+    1 and a list if one is broken: `composites recalculate --all` mends effort, the rest needs a person.
     """
     from coordinator.reading import invariants
 

@@ -56,7 +56,7 @@ def ls(
     from coordinator.reading import factors as registry
     from models.wire.reading import FactorListed
 
-    filters = registry.FactorFilters(number and number.strip(), project, client, min_digits, max_digits)
+    filters = registry.FactorListFilters(number and number.strip(), project, client, min_digits, max_digits)
     order = registry.LARGEST if largest else registry.NEWEST
     rows: list[Row[Any]] = []
     cursor = None

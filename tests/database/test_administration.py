@@ -1,4 +1,4 @@
-"""What operators change: all of it at once with its audit row, and nothing left behind that refers to what is gone."""
+"""Changes by operators: each is applied as a whole with its audit row, and leaves no reference to a deleted row."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -9,6 +9,7 @@ from pipeline import (
     SETTINGS,
     assert_sound,
     composite,
+    counts,
     lease,
     leaves,
     receive,
@@ -23,14 +24,15 @@ from primes import prime, product
 from sqlalchemy import select
 
 from coordinator import effort
-from coordinator.administration import dead_letters, deletions, edits, project_edits
+from coordinator.administration import dead_letters, deletions, edits, project_edits, recalculation
 from coordinator.administration.edits import Provenance
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import is_transient
 from coordinator.composites import ledger
 from coordinator.leases import reservations
-from coordinator.reading import admin_queries, projects
+from coordinator.reading import counts as row_counts
+from coordinator.reading import detail, lookup, projects
 from coordinator.results import applying, batches
 from models.tables import Base, Composite, EcmAttempt, Factor
 
@@ -50,8 +52,8 @@ def events(engine):
 
 
 def void(engine, client, **options):
-    asked = {"since": LONG_AGO, "until": datetime.now(UTC) + SOON, "program": None, "reason": "broken"} | options
-    return deletions.void_attempts(engine, ACTOR, client, **asked)
+    choice = {"since": LONG_AGO, "until": datetime.now(UTC) + SOON, "program": None, "reason": "broken"} | options
+    return deletions.void_attempts(engine, ACTOR, client, **choice)
 
 
 def assert_no_orphans(engine):
@@ -86,9 +88,9 @@ def test_a_priority_is_set_and_audited(engine):
 
 
 def complete(engine, number, *factors, cofactor_is_prime=False):
-    said = [str(factor) for factor in factors]
+    texts = [str(factor) for factor in factors]
     return edits.complete_composite(
-        engine, ACTOR, number, said, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
+        engine, ACTOR, number, texts, NOBODY, cofactor_is_prime=cofactor_is_prime, max_digits=MOST
     )
 
 
@@ -111,7 +113,7 @@ def test_a_number_is_completed_by_its_factors_alone(engine):
     assert_sound(engine)
 
 
-def test_the_operators_word_makes_an_untested_cofactor_prime(engine):
+def test_an_operator_may_declare_an_untested_cofactor_prime(engine):
     large = 2**9689 - 1  # a Mersenne prime of 2917 digits, too large to be tested at once
     number = submit(engine, result(str(P40 * large), str(P40))).composite_id
     assert composite(engine, str(P40 * large)).is_prime is None
@@ -127,13 +129,18 @@ def test_the_operators_word_makes_an_untested_cofactor_prime(engine):
 def test_factors_known_from_elsewhere_bring_their_provenance_and_no_curves(engine):
     number = submit(engine, result(NUMBER)).composite_id
     before = composite(engine, NUMBER)
-    said = Provenance("the Cunningham tables", datetime(1999, 5, 1, tzinfo=UTC))
-    done = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20), str(P9)], said, max_digits=MOST)
+    provenance = Provenance("the Cunningham tables", datetime(1999, 5, 1, tzinfo=UTC))
+    done = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20), str(P9)], provenance, max_digits=MOST)
     assert (done.new, done.known) == ([str(P20), str(P9)], [])
     again = edits.add_known_factors(engine, ACTOR, NUMBER, [str(P20)], NOBODY, max_digits=MOST)
     assert (again.new, again.known) == ([], [str(P20)])
     (row,) = rows(engine, select(Factor).where(Factor.factor == str(P20)))
-    assert (row.origin, row.source, row.found_at, row.attempt_id) == ("known", said.source, said.found_at, None)
+    assert (row.origin, row.source, row.found_at, row.attempt_id) == (
+        "known",
+        provenance.source,
+        provenance.found_at,
+        None,
+    )
     after = composite(engine, NUMBER)
     assert (after.attempt_count, after.current_t_level) == (before.attempt_count, before.current_t_level)
     assert events(engine)[0][4]["factors"] == [str(P20), str(P9)]
@@ -162,17 +169,17 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
     lease(engine, child, curves=3)
     with pytest.raises(ConflictError, match=f"works on a factor of composite {first.composite_id}"):
         deletions.delete_composite(engine, ACTOR, child, MOST)
-    gone, _ = deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
-    assert gone["composites"] == 2
-    assert (gone["ecm_attempts"], gone["work_assignments"], gone["submissions_refused"]) == (2, 2, 3)
+    deleted, _ = deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
+    assert deleted["composites"] == 2
+    assert (deleted["ecm_attempts"], deleted["work_assignments"], deleted["submissions_refused"]) == (2, 2, 3)
     assert [row.id for row in rows(engine, "SELECT id FROM composites")] == [kept]
     refused = rows(engine, "SELECT id, state, reason FROM submissions WHERE id <> 1 ORDER BY id")
     assert refused == [(row.id, "rejected", "composite_deleted") for row in (first, again, on_child)]
-    for name in ("factors", "work_assignments", "project_composites", "recalculated_efforts"):
-        assert scalar(engine, f"SELECT count(*) FROM {name}") == 0
+    emptied = ("factors", "work_assignments", "project_composites", "recalculated_efforts")
+    assert counts(engine, emptied) == dict.fromkeys(emptied, 0)
     assert {event[2] for event in events(engine)} == {f"composite {first.composite_id}", f"composite {child}"}
     assert_no_orphans(engine)
-    # Sent again by hand it is a number like any other.
+    # After a retry by an operator the number is registered like any other.
     dead_letters.retry(engine, ACTOR, first.id)
     assert applying.apply_result(engine, first.id, SETTINGS).state == "applied"
     assert_no_orphans(engine)
@@ -180,7 +187,7 @@ def test_deleting_a_number_leaves_no_orphans_and_its_submissions_refused(engine)
         deletions.delete_composite(engine, ACTOR, first.composite_id, MOST)
 
 
-def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
+def test_results_sent_while_their_number_is_deleted_are_neither_lost_nor_half_applied(engine):
     part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
     wrong: list[BaseException] = []
 
@@ -223,10 +230,10 @@ def test_results_that_come_while_their_number_is_deleted_are_neither_lost_nor_ha
     assert_no_orphans(engine)
 
 
-def test_a_part_that_another_number_needs_stands_by_itself(engine):
+def test_a_part_that_another_number_needs_becomes_a_root(engine):
     shared = P40 * Q42
     first, second = str(product(shared, P80)), str(product(shared, Q81))
-    one = submit(engine, result(first, str(shared)))
+    owner = submit(engine, result(first, str(shared)))
     child = scalar(engine, "SELECT id FROM composites WHERE parent_id IS NOT NULL")
     submit(engine, result(second, str(shared)))
     run_jobs(engine)
@@ -239,7 +246,7 @@ def test_a_part_that_another_number_needs_stands_by_itself(engine):
         )
         == child
     )
-    deletions.delete_composite(engine, ACTOR, one.composite_id, MOST)
+    deletions.delete_composite(engine, ACTOR, owner.composite_id, MOST)
     assert scalar(engine, "SELECT parent_id FROM composites WHERE id = :id", id=child) is None
     run_jobs(engine)
     assert_no_orphans(engine)
@@ -260,7 +267,7 @@ def test_an_attempt_is_deleted_with_its_effort(engine):
     row = composite(engine, NUMBER)
     assert (of, row.attempt_count) == (row.id, 1)
     assert row.current_composite == str(product(P20, P40, P80))
-    assert [one.id for one in rows(engine, select(EcmAttempt.id))] == [kept.attempt_id]
+    assert [row.id for row in rows(engine, select(EcmAttempt.id))] == [kept.attempt_id]
     assert "it was a test" in scalar(engine, "SELECT detail FROM submissions WHERE id = :id", id=first.id)
     assert events(engine)[0][3]["curves"] == 10
     with pytest.raises(NotFoundError):
@@ -268,7 +275,7 @@ def test_an_attempt_is_deleted_with_its_effort(engine):
     assert_no_orphans(engine)
 
 
-def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
+def test_voiding_keeps_rows_and_factors_and_subtracts_effort(engine):
     bad = submit(engine, result(NUMBER, str(P9), client="broken", curves=50, sigma="1:1"))
     submit(engine, result(NUMBER, client="broken", method="pm1", b1=10**6, curves=1))
     submit(engine, result(NUMBER, client="broken", curves=5, program="yafu"))
@@ -284,7 +291,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert (
         scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE voided_at IS NOT NULL AND curves_sha256 IS NULL") == 4
     )
-    assert ledger.recalculate_all(engine) == []
+    assert recalculation.recalculate_all(engine, ACTOR) == []
     assert_no_orphans(engine)
     assert void(engine, "broken").attempts == 0
     # The same curves, from a client in order this time, count.
@@ -295,7 +302,7 @@ def test_voiding_keeps_rows_and_factors_and_takes_back_effort(engine):
     assert_no_orphans(engine)
 
 
-def test_voiding_takes_only_the_time_that_was_said(engine):
+def test_voiding_affects_only_the_given_time(engine):
     submit(engine, result(NUMBER, client="broken", curves=50))
     run_sql(engine, "UPDATE submissions SET created_at = now() - interval '2 days'")
     submit(engine, result(NUMBER, client="broken", curves=3, b1=11_000))
@@ -304,7 +311,7 @@ def test_voiding_takes_only_the_time_that_was_said(engine):
     assert_sound(engine)
 
 
-def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engine):
+def test_a_part_loses_the_curves_inherited_from_a_revoked_attempt(engine):
     part, number = str(P40 * Q42), str(product(P40, Q42, P80, Q81))
     submit(engine, result(number, curves=10, sigma="1:1"))
     submit(engine, result(number, curves=7, client="broken", sigma="1:2"))
@@ -315,7 +322,7 @@ def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engin
     prior = "SELECT sum(prior_curves) FROM composite_effort e JOIN composites c ON c.id = e.composite_id"
     prior += " WHERE c.number = :part"
     assert (scalar(engine, prior, part=part), composite(engine, part).pm1_b1) == (47, 10**6)
-    assert ledger.recalculate_all(engine) == []
+    assert recalculation.recalculate_all(engine, ACTOR) == []
     assert composite(engine, part).pm1_b1 == 10**6
     deletions.delete_attempt(engine, ACTOR, found.attempt_id, None)
     assert scalar(engine, prior, part=part) == 17
@@ -331,9 +338,12 @@ def test_a_part_loses_what_it_inherited_from_an_attempt_that_is_taken_back(engin
 
 
 def factor_id(engine, value, number=None):
-    of = "" if number is None else " AND composite_id = (SELECT id FROM composites WHERE number = :number)"
-    extra = {} if number is None else {"number": number}
-    return scalar(engine, f"SELECT min(id) FROM factors WHERE factor = :value{of}", value=str(value), **extra)
+    """The id of the first factor with this value, of any number or of one."""
+    statement = (
+        "SELECT min(f.id) FROM factors f JOIN composites c ON c.id = f.composite_id"
+        " WHERE f.factor = :value AND c.number = coalesce(:number, c.number)"
+    )
+    return scalar(engine, statement, value=str(value), number=number)
 
 
 def delete_factor(engine, value):
@@ -352,7 +362,7 @@ def test_a_factor_goes_back_into_the_cofactor(engine):
     assert submit(engine, result(NUMBER, str(P9))).outcome["factor_status"] == "new_factor"
 
 
-def test_what_follows_by_itself_is_found_again_without_credit(engine):
+def test_a_factor_that_follows_from_others_is_found_again_without_credit(engine):
     submit(engine, result(NUMBER, str(P9), str(P20), str(P40)))
     assert composite(engine, NUMBER).is_fully_factored
     delete_factor(engine, P40)
@@ -366,7 +376,7 @@ def test_what_follows_by_itself_is_found_again_without_credit(engine):
     assert_no_orphans(engine)
 
 
-def test_splits_go_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
+def test_splits_are_deleted_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
     part = str(product(P9, P40))
     submit(engine, result(NUMBER, part))
     run_jobs(engine)
@@ -381,7 +391,7 @@ def test_splits_go_with_their_factor_and_a_split_is_undone_as_a_whole(engine):
     assert_no_orphans(engine)
 
 
-def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that(engine):
+def test_a_factor_with_a_composite_of_its_own_is_deleted_only_without_work_on_it(engine):
     part = str(product(P40, Q42))
     number = str(product(P40, Q42, P80, Q81))
     submit(engine, result(number, part))
@@ -405,14 +415,14 @@ def test_a_factor_with_a_composite_of_its_own_goes_only_if_nobody_worked_on_that
 # Projects -------------------------------------------------------------------------------------------------------------
 
 
-def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
+def test_projects_are_created_and_deleted_and_their_numbers_stay(engine):
     made = project_edits.create_project(engine, ACTOR, "Cunningham")
     with pytest.raises(ConflictError, match="'Cunningham'"):
         project_edits.create_project(engine, ACTOR, "Cunningham")
     submit(engine, result(NUMBER, project="Cunningham"))
     assert [(row.name, row.composites) for row in projects.list_projects(engine, limit=10).rows] == [("Cunningham", 1)]
-    gone = project_edits.delete_project(engine, ACTOR, name="Cunningham")
-    assert gone == {"project_id": made.id, "name": "Cunningham", "composites": 1}
+    deleted = project_edits.delete_project(engine, ACTOR, name="Cunningham")
+    assert deleted == {"project_id": made.id, "name": "Cunningham", "composites": 1}
     for which in ({"name": "Cunningham"}, {"project_id": made.id}):
         with pytest.raises(NotFoundError):
             project_edits.delete_project(engine, ACTOR, **which)
@@ -423,7 +433,7 @@ def test_projects_are_made_and_deleted_and_their_numbers_stay(engine):
 # Dead letters ---------------------------------------------------------------------------------------------------------
 
 
-def test_refused_results_with_true_factors_come_first_and_their_factors_are_accepted(engine):
+def test_rejected_results_with_true_factors_are_first_and_their_factors_are_accepted(engine):
     submit(engine, result(NUMBER))
     true = submit(engine, result(NUMBER, (str(P9), "3:77"), "999", client="bob"))
     plain = [submit(engine, result(NUMBER, str(997 + 2 * n), client="carol")).id for n in range(3)]
@@ -455,7 +465,7 @@ def test_refused_results_with_true_factors_come_first_and_their_factors_are_acce
     assert_sound(engine)
 
 
-def test_only_dead_letters_are_sent_again(engine):
+def test_only_dead_letters_are_retried(engine):
     sent = submit(engine, result(NUMBER))
     with pytest.raises(ConflictError, match="is applied"):
         dead_letters.retry(engine, ACTOR, sent.id)
@@ -492,7 +502,7 @@ def test_what_operators_do_to_work_is_audited_once(engine):
     assert events(engine)[1][4] == {"hold": "paused", "hold_reason": "a look"}
 
 
-# Looking --------------------------------------------------------------------------------------------------------------
+# Reading --------------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
@@ -500,34 +510,35 @@ def test_numbers_are_found_by_value_old_cofactor_and_id(engine):
     other = submit(engine, result(NUMBER, str(P9))).composite_id
 
     def found(word):
-        return [row.id for row in admin_queries.find_composites(engine, word, MOST)]
+        return [row.id for row in lookup.find_composites(engine, word, MOST)]
 
     assert found("2^67-1") == found(str(2**67 - 1)) == found("(2^68-2)/2") == [number]
     assert found(str(product(P20, P40, P80))) == found(NUMBER) == [other]
     assert found(str(other)) == [other]
     assert found("nonsense!!") == found("12345") == []
-    shown = admin_queries.read_admin_detail(engine, other)
+    shown = detail.read_columns(engine, other)
     assert [factor["factor"] for factor in shown["factors"]] == [str(P9)]
-    assert admin_queries.read_admin_detail(engine, 12345) is None
+    with pytest.raises(NotFoundError):
+        detail.read_columns(engine, 12345)
 
 
-def test_how_much_there_is_is_counted_or_estimated(engine, monkeypatch):
+def test_numbers_of_rows_are_counted_or_estimated(engine, monkeypatch):
     submit(engine, result(NUMBER, str(P9)))
     submit(engine, result(str(product(P9, P20))))
-    counted = admin_queries.composites_status(engine)
+    counted = row_counts.composites_status(engine)
     assert (counted["total"], counted["finished"], counted["estimated"]) == (2, 1, False)
     assert (
-        admin_queries.summarize_database(engine)["factors"],
-        admin_queries.summarize_database(engine)["estimated"],
+        row_counts.summarize_database(engine)["factors"],
+        row_counts.summarize_database(engine)["estimated"],
     ) == (3, [])
     run_sql(engine, "ANALYZE")
-    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
-    estimates = admin_queries.composites_status(engine)
+    monkeypatch.setattr(row_counts, "COUNTED_BYTES", 0)
+    estimates = row_counts.composites_status(engine)
     # The planner never says that there is nothing.
     assert all(abs(estimates[name] - count) <= 1 for name, count in counted.items())
     assert estimates["estimated"]
-    assert admin_queries.summarize_database(engine)["factors"] == 3
-    assert "factors" in admin_queries.summarize_database(engine)["estimated"]
+    assert row_counts.summarize_database(engine)["factors"] == 3
+    assert "factors" in row_counts.summarize_database(engine)["estimated"]
 
 
 def test_every_table_that_refers_to_a_number_is_emptied_with_it():

@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import SETTINGS, assert_sound, empty, result, rows, run_jobs, submit
 from primes import prime, product
+from sqlalchemy import select
 
 from coordinator.administration import deletions
 from coordinator.base.audit import Actor
 from coordinator.base.errors import DomainError
+from models.tables import Composite, EcmAttempt, Factor
 
 ACTOR = Actor("alice")
 PRIMES = [prime(9), prime(12), prime(25), prime(40), prime(42), prime(60)]
@@ -33,12 +35,12 @@ steps = st.one_of(
 
 
 def take(engine, step, number):
-    """Do one step; operators may be refused."""
+    """Run one step; an operator's step may be refused."""
     kind, which, chosen = step
     client = f"client-{number % 2}"
     if kind == "send":
         of = NUMBERS[which]
-        claimed = product(*(PRIMES[one] for one in chosen))
+        claimed = product(*(PRIMES[index] for index in chosen))
         factors = [str(claimed)] if of % claimed == 0 and claimed != of else []
         submit(engine, result(str(of), *factors, client=client, curves=1 + number, sigma=f"1:{number % 5}"))
         return
@@ -52,14 +54,14 @@ def take(engine, step, number):
             engine, ACTOR, f"client-{which}", since=since, until=until, program=None, reason="broken"
         )
         return
-    table = {"delete factor": "factors", "delete attempt": "ecm_attempts", "send to part": "composites"}.get(kind)
-    table = table or "composites"
-    found = rows(engine, f"SELECT * FROM {table} ORDER BY id")
+    tables = {"delete factor": Factor, "delete attempt": EcmAttempt}
+    table = tables.get(kind, Composite).__table__
+    found = rows(engine, select(table).order_by(table.c.id))
     if not found:
         return
     row = found[which % len(found)]
     if kind == "send to part":
-        claimed = product(*(PRIMES[one] for one in chosen))
+        claimed = product(*(PRIMES[index] for index in chosen))
         part = int(row.current_composite)
         factors = [str(claimed)] if part % claimed == 0 and claimed != part else []
         submit(engine, result(str(part), *factors, client=client, curves=2)) if part > 1 else None

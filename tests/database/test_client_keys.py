@@ -24,13 +24,13 @@ def test_a_key_is_its_clients_until_it_is_revoked(engine):
     assert [row.name for row in client_keys.all_keys(engine)] == ["alice", "bob"]
 
 
-def test_no_key_is_stored_or_recorded_as_it_is(engine):
+def test_no_key_is_stored_or_recorded_in_clear(engine):
     key = client_keys.add_key(engine, "alice", ACTOR)
     assert scalar(engine, "SELECT key_sha256 FROM client_keys").tobytes() == client_keys.hash_key(key)
     assert key not in str(rows(engine, "SELECT * FROM client_keys")) + str(rows(engine, "SELECT * FROM admin_events"))
 
 
-def test_what_cannot_be_done_changes_nothing(engine):
+def test_an_invalid_change_of_a_key_changes_nothing(engine):
     key = client_keys.add_key(engine, "alice", ACTOR)
     with pytest.raises(client_keys.InvalidKeyError, match="alice has a key"):
         client_keys.add_key(engine, "alice", ACTOR)

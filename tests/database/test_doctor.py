@@ -30,9 +30,9 @@ def call(database_url, monkeypatch):
     settings.cache_clear()
 
     def run(command, *arguments):
-        said = CliRunner().invoke(command, list(map(str, arguments)))
-        assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
-        return said.exit_code, said.stdout, said.stderr
+        output = CliRunner().invoke(command, list(map(str, arguments)))
+        assert output.exception is None or isinstance(output.exception, SystemExit), output.exception
+        return output.exit_code, output.stdout, output.stderr
 
     yield run
     settings.cache_clear()
@@ -57,9 +57,9 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
         ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
         ("work", "composites", "UPDATE composites SET ecm_eligible = NOT ecm_eligible"),
         ("work", "composites", "UPDATE composites SET open_residues = 1"),
-        ("finished", "ecm_residues", f"{RESIDUE}; UPDATE composites SET is_fully_factored = true"),
-        ("effort", "ecm_attempts", f"{RESIDUE}; UPDATE ecm_attempts SET superseded_curves = 1"),
-        ("effort", "ecm_residues", f"{RESIDUE}; UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),
+        ("finished", "ecm_residues", "RESIDUE; UPDATE composites SET is_fully_factored = true"),
+        ("effort", "ecm_attempts", "RESIDUE; UPDATE ecm_attempts SET superseded_curves = 1"),
+        ("effort", "ecm_residues", "RESIDUE; UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),
         (
             "bounded leases",
             "composites",
@@ -70,31 +70,31 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
 )
 def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
     submit(engine, result(NUMBER, str(P9)))
-    run_sql(engine, damage)
-    code, said, _ = call(doctor, "--json")
+    run_sql(engine, damage.replace("RESIDUE", RESIDUE))
+    code, output, _ = call(doctor, "--json")
     assert code == 1
-    found = json.loads(said)
-    assert (invariant, table) in {(one["invariant"], one["table"]) for one in found}
-    code, said, error = call(doctor)
-    assert (code, invariant in said, f"{len(found)} violations" in error) == (1, True, True)
+    found = json.loads(output)
+    assert (invariant, table) in {(violation["invariant"], violation["table"]) for violation in found}
+    code, output, error = call(doctor)
+    assert (code, invariant in output, f"{len(found)} violations" in error) == (1, True, True)
     assert "1 or more violations" in call(doctor, "--most", 1)[2]
 
 
 def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
     number = submit(engine, result(NUMBER, str(P9), project="main")).composite_id
     other = submit(engine, result("2^1061-1")).composite_id
-    code, said, _ = call(composites_admin.ls, "--json")
-    assert (code, [row["id"] for row in json.loads(said)]) == (0, [number, other])
+    code, output, _ = call(composites_admin.ls, "--json")
+    assert (code, [row["id"] for row in json.loads(output)]) == (0, [number, other])
     assert [row["id"] for row in json.loads(call(composites_admin.ls, "--json", "--project", "main")[1])] == [number]
     assert [row["id"] for row in json.loads(call(composites_admin.ls, "2^1061-1", "--json")[1])] == [other]
-    code, said, error = call(composites_admin.ls, "--limit", 1)
-    assert (code, str(number) in said, f"--after {number}" in error) == (0, True, True)
+    code, output, error = call(composites_admin.ls, "--limit", 1)
+    assert (code, str(number) in output, f"--after {number}" in error) == (0, True, True)
     assert "no such number" in call(composites_admin.ls, "3^99-1")[1]
     shown = json.loads(call(composites_admin.show, NUMBER, "--json")[1])
     assert (shown["id"], shown["projects"], shown["factors"][0]["factor"]) == (number, ["main"], str(P9))
-    said = call(composites_admin.show, number)[1]
+    output = call(composites_admin.show, number)[1]
     for word in (str(P9), "alice", "main", "50,000", "100"):
-        assert word in said
+        assert word in output
     assert call(composites_admin.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
     assert composite(engine, NUMBER).priority == 9
     for command in (composites_admin.show, composites_admin.rm):
@@ -115,14 +115,29 @@ def test_numbers_are_completed_and_deleted(call, engine):
     code, _, error = call(composites_admin.complete, number, P9)
     assert (code, "is composite" in error) == (1, True)
     assert rows(engine, "SELECT id FROM factors") == []
-    code, said, _ = call(composites_admin.complete, number, P9, P20, P40, "--source", "a book")
-    assert (code, said) == (0, f"composite {number} is finished; 3 of these factors were new\n")
+    code, output, _ = call(composites_admin.complete, number, P9, P20, P40, "--source", "a book")
+    assert (code, output) == (0, f"composite {number} is finished; 3 of these factors were new\n")
     assert call(composites_admin.rm, number)[0] == 1  # nobody answers
-    code, said, _ = call(composites_admin.rm, number, "--yes")
-    assert (code, said.startswith(f"composite {number} is deleted: ")) == (0, True)
+    code, output, _ = call(composites_admin.rm, number, "--yes")
+    assert (code, output.startswith(f"composite {number} is deleted: ")) == (0, True)
     assert rows(engine, "SELECT id FROM composites") == []
     (actor,) = {row.actor for row in rows(engine, "SELECT actor FROM admin_events")}
     assert actor not in ("admin", "operator")
+    assert_sound(engine)
+
+
+def test_effort_is_recalculated_on_the_command_line(call, engine):
+    number = submit(engine, result(NUMBER, curves=50)).composite_id
+    assert call(composites_admin.recalculate, "--all")[:2] == (0, "0 numbers differed.\n")
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    code, output, _ = call(composites_admin.recalculate, "--all", "--json")
+    found = [(difference["composite_id"], difference["what"]) for difference in json.loads(output)]
+    assert (code, found) == (1, [(number, "sums")])
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    code, output, _ = call(composites_admin.recalculate, number)
+    assert (code, output.startswith(f"composite {number}: sums corrected, t")) == (1, True)
+    assert call(composites_admin.recalculate, number)[0] == call(composites_admin.recalculate, "--missing")[0] == 0
+    assert call(composites_admin.recalculate)[0] == call(composites_admin.recalculate, number, "--all")[0] == 2
     assert_sound(engine)
 
 

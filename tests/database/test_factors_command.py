@@ -31,14 +31,14 @@ def test_factors_are_shown_newest_or_largest_first(run):
     lines = [line for line in answer.output.splitlines() if "50,000" in line]
     assert [str(prime(25)) in lines[0], "=bob" in lines[0], str(prime(15)) in lines[1]] == [True] * 3
     found = json.loads(run("ls", "--json", "--largest", "--client", "alice").output)
-    assert [one["factor"] for one in found] == [str(prime(15))]
+    assert [factor["factor"] for factor in found] == [str(prime(15))]
     assert found[0]["sigma"] == "17"
     assert len(json.loads(run("ls", NUMBER, "--json", "--min-digits", "20").output)) == 1
     assert "There may be more than these 1" in run("ls", "--limit", "1").output
     assert run("ls", "--client", "nobody").output == "There is no such factor.\n"
 
 
-def test_what_there_is_not_is_said(run, tmp_path):
+def test_an_unknown_number_or_project_is_reported(run, tmp_path):
     for arguments in (("ls", "17"), ("ls", "--project", "nowhere"), ("ls", "2^")):
         answer = run(*arguments)
         assert answer.exit_code == 1
@@ -53,7 +53,7 @@ def test_an_export_is_a_file_or_goes_to_the_next_program(run, tmp_path):
     assert run("export", str(file)).exit_code == 0
     with file.open() as lines:
         listed = list(csv.DictReader(lines))
-    assert [(one["factor"], one["client_id"]) for one in listed] == [
+    assert [(factor["factor"], factor["client_id"]) for factor in listed] == [
         (str(prime(15)), "alice"),
         (str(prime(25)), "'=bob"),
     ]

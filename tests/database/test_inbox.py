@@ -20,23 +20,24 @@ def age(engine, hours):
 
 
 @pytest.mark.parametrize("key", ["run-17", None])
-def test_the_same_sent_again_is_a_replay_however_late(engine, key):
+def test_a_result_sent_again_is_a_replay_however_late(engine, key):
     body = result(NUMBER, str(prime(20)), sigma="1:5")
     first = submit(engine, body, key)
     age(engine, 1000)
     again = receive(engine, body, key)
     assert (again.submission_id, again.attempt_id, again.replay) == (first.id, first.attempt_id, True)
-    assert again.settled is not None and again.settled.outcome["factor_status"] == "new_factor"
+    assert again.settled is not None
+    assert again.settled.outcome["factor_status"] == "new_factor"
     assert counts(engine, ("submissions", "ecm_attempts")) == {"submissions": 1, "ecm_attempts": 1}
 
 
-def test_a_replay_of_what_is_not_settled_yet_names_it(engine):
+def test_a_replay_of_an_unsettled_result_names_its_submission(engine):
     first = receive(engine, result(NUMBER))
     again = receive(engine, result(NUMBER))
     assert (again.submission_id, again.replay, again.settled) == (first.submission_id, True, None)
 
 
-def test_without_sigma_and_key_a_payload_speaks_for_a_day(engine):
+def test_without_sigma_and_key_a_payload_is_the_key_for_a_day(engine):
     first = submit(engine, result(NUMBER))
     age(engine, 23)
     assert receive(engine, result(NUMBER)).submission_id == first.id
@@ -52,22 +53,22 @@ def test_without_sigma_and_key_a_payload_speaks_for_a_day(engine):
     assert_sound(engine)
 
 
-def test_a_key_speaks_for_ever_also_without_sigma(engine):
+def test_a_key_is_kept_for_ever_also_without_sigma(engine):
     first = submit(engine, result(NUMBER), "mine")
     age(engine, 1000)
     assert receive(engine, result(NUMBER), "mine").submission_id == first.id
 
 
-def test_the_end_of_the_window_is_passed_once_by_eight_at_once(engine):
+def test_eight_results_at_the_end_of_the_window_are_stored_once(engine):
     submit(engine, result(NUMBER))
     age(engine, 25)
     receipts, start = [], threading.Barrier(8)
 
-    def one():
+    def send():
         start.wait()
         receipts.append(receive(engine, result(NUMBER)))
 
-    threads = [threading.Thread(target=one) for _ in range(8)]
+    threads = [threading.Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -88,11 +89,12 @@ def test_a_key_reused_for_something_else_is_refused_and_stores_nothing(engine):
 def test_a_rejected_result_stays_rejected_when_sent_again(engine):
     first = submit(engine, result(NUMBER, "999"))
     again = receive(engine, result(NUMBER, "999"))
-    assert again.replay and again.settled.state == first.state == "rejected"
+    assert again.replay
+    assert again.settled.state == first.state == "rejected"
     assert again.settled.reason == "factor_does_not_divide"
 
 
-def test_an_unknown_composite_is_refused_then_taken_once_it_is_loaded(engine):
+def test_a_result_of_an_unknown_composite_is_rejected_and_applied_once_it_is_loaded(engine):
     closed = SETTINGS.model_copy(update={"accept_unknown_composites": False})
     receipt = receive(engine, result(NUMBER))
     assert applying.apply_result(engine, receipt.submission_id, closed).state == "rejected"
@@ -107,7 +109,7 @@ def test_an_unknown_composite_is_refused_then_taken_once_it_is_loaded(engine):
     assert_sound(engine)
 
 
-def test_a_batch_gives_each_its_verdict(engine):
+def test_each_result_of_a_list_gets_its_own_answer(engine):
     submit(engine, result(NUMBER, curves=1), "taken")
     batch = [
         (SubmitResult.model_validate(result(NUMBER, curves=curves)), key)
@@ -126,18 +128,18 @@ def test_a_batch_gives_each_its_verdict(engine):
     assert counts(engine, ("submissions",)) == {"submissions": 3}
 
 
-def test_two_batches_in_opposite_orders_do_not_deadlock(engine):
+def test_two_lists_in_opposite_orders_do_not_deadlock(engine):
     bodies = [SubmitResult.model_validate(result(NUMBER, curves=curves)) for curves in range(60)]
     raised, start = [], threading.Barrier(4)
 
-    def one(order):
+    def send(order):
         start.wait()
         try:
             inbox.receive_many(engine, [(body, None) for body in order], max_raw_output=0, implicit_key_window=60)
         except Exception as error:
             raised.append(error)
 
-    threads = [threading.Thread(target=one, args=(order,)) for order in [bodies, bodies[::-1]] * 2]
+    threads = [threading.Thread(target=send, args=(order,)) for order in [bodies, bodies[::-1]] * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -146,7 +148,7 @@ def test_two_batches_in_opposite_orders_do_not_deadlock(engine):
     assert counts(engine, ("submissions",)) == {"submissions": 60}
 
 
-def test_raw_output_is_kept_by_its_tail(engine):
+def test_the_end_of_raw_output_is_kept(engine):
     body = SubmitResult.model_validate(result(NUMBER, raw_output="x" * 50 + "the end"))
     receipt = inbox.receive(engine, body, key=None, max_raw_output=7, implicit_key_window=60)
     kept = rows(engine, "SELECT raw_output, payload ? 'raw_output' AS twice FROM submissions")
@@ -175,7 +177,7 @@ def test_raw_output_is_kept_by_its_tail(engine):
         ({"sigma": None}, {"sigma": None}, False),
     ],
 )
-def test_the_same_curves_in_other_words_add_nothing_but_their_factors(engine, first, second, duplicate):
+def test_the_same_curves_in_another_spelling_add_only_their_factors(engine, first, second, duplicate):
     submit(engine, result(NUMBER, **first))
     before = scalar(engine, "SELECT effort FROM composites")
     row = submit(engine, result(NUMBER, str(prime(20)), client="bob", **second))

@@ -7,12 +7,15 @@ from plans import executed, plan
 from sqlalchemy import select, text
 
 from coordinator import effort
+from coordinator.administration import recalculation
+from coordinator.base.audit import Actor
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import ledger
 from coordinator.results.batches import apply_result
 from models.engine import make_engine
 from models.tables import Composite, CompositeEffort, EcmAttempt
 
+ACTOR = Actor("alice")
 NUMBER = "2^1277-1"
 
 
@@ -104,42 +107,20 @@ def test_a_recalculation_corrects_wrong_effort_and_nothing_else(engine):
     runs(engine, (100, 50_000, None), (200, 250_000, None))
     submit(engine, result("2^1061-1", curves=77))
     correct = standing(engine)
-    assert ledger.recalculate_all(engine) == []
+    assert recalculation.recalculate_all(engine, ACTOR) == []
     with unit_of_work(engine, "test") as connection:
         connection.execute(text("UPDATE composite_effort SET curves = curves + 5 WHERE b1 = 250000"))
-    wrong = ledger.recalculate_all(engine)
+    wrong = recalculation.recalculate_all(engine, ACTOR)
     assert [difference.what for difference in wrong] == ["sums"]
     with unit_of_work(engine, "test") as connection:
         connection.execute(
             text("UPDATE composites SET effort = :none WHERE number = :number"),
             {"none": bytes(91 * 8), "number": NUMBER},
         )
-    assert [difference.what for difference in ledger.recalculate_all(engine)] == ["vector"]
+    assert [difference.what for difference in recalculation.recalculate_all(engine, ACTOR)] == ["vector"]
     after = standing(engine)
     assert np.array_equal(correct[0], after[0])
     assert correct[1:] == after[1:]
-    assert_sound(engine)
-
-
-def test_a_recalculation_goes_in_batches_and_continues_where_it_stopped(engine, monkeypatch):
-    monkeypatch.setattr(ledger, "RECALCULATION_BATCH", 2)
-    ids = [submit(engine, result(f"2^{exponent}-1", curves=7)).composite_id for exponent in (1061, 1277, 1297, 1301)]
-    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
-
-    def died(connection, chosen, recompute=ledger.recalculate):
-        if ids[2] in chosen:
-            raise SystemExit
-        return recompute(connection, chosen)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger, "recalculate", died)
-        with pytest.raises(SystemExit):
-            ledger.recalculate_all(engine)
-    # The first batch is committed; the batch that was interrupted left nothing.
-    assert rows(engine, "SELECT curves FROM composite_effort ORDER BY composite_id") == [(7,), (7,), (8,), (8,)]
-    assert [difference.composite_id for difference in ledger.recalculate_all(engine, after=ids[2])] == [ids[3]]
-    assert [difference.composite_id for difference in ledger.recalculate_all(engine, after=ids[1])] == [ids[2]]
-    assert ledger.recalculate_all(engine) == []
     assert_sound(engine)
 
 
@@ -157,7 +138,7 @@ def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
             ),
             {"attempt": attempt},
         )
-    (difference,) = ledger.recalculate_all(engine)
+    (difference,) = recalculation.recalculate_all(engine, ACTOR)
     expected = effort.t_level(effort.effort_of([(50_000, -1, 1, 1_000_010)]))
     assert difference.correct_t_level == pytest.approx(expected)
 

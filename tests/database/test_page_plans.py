@@ -1,4 +1,4 @@
-"""What pages ask of large tables is answered from indexes, in their order."""
+"""Pages read large tables through indexes, in the order of these."""
 
 import re
 
@@ -9,7 +9,7 @@ from primes import prime, product
 
 from coordinator.administration import dead_letters
 from coordinator.leases import reservations
-from coordinator.reading import admin_queries, detail
+from coordinator.reading import counts, detail
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 
@@ -22,29 +22,29 @@ def known(engine):
 
 
 def plans_of(engine, call, table):
-    """The plans of what it asks of that table, but for what is only to be explained."""
-    statements = [one for one in executed(engine, call) if f"FROM {table}" in one and not one.startswith("EXPLAIN")]
+    """The plans of the statements of `call` that read the table; statements that only EXPLAIN are left out."""
+    statements = [sql for sql in executed(engine, call) if f"FROM {table}" in sql and not sql.startswith("EXPLAIN")]
     assert statements
-    return [plan(engine, one) for one in statements]
+    return [plan(engine, sql) for sql in statements]
 
 
 def test_dead_letters(engine, known):
     with_factors, others = plans_of(engine, lambda: dead_letters.list_dead_letters(engine), "submissions")
     assert "submissions_true_factors" in with_factors
-    # The failed ones and the refused ones, each from the end of its own.
+    # Failed and rejected submissions, each from the end of its own index.
     assert others.count("Scan Backward using submissions_unsettled") == 2
-    assert all("Sort" not in one.split("Append")[-1] for one in (with_factors, others))
+    assert all("Sort" not in found.split("Append")[-1] for found in (with_factors, others))
 
 
-def test_numbers_kept_from_work(engine, known, monkeypatch):
-    monkeypatch.setattr(admin_queries, "COUNTED_BYTES", 0)
-    *_, held = plans_of(engine, lambda: admin_queries.composites_status(engine), "composites")
+def test_numbers_on_hold(engine, known, monkeypatch):
+    monkeypatch.setattr(counts, "COUNTED_BYTES", 0)
+    *_, held = plans_of(engine, lambda: counts.composites_status(engine), "composites")
     assert "Index Only Scan Backward using composites_held" in held
 
 
 def test_the_first_of_a_large_tree(engine, known):
     (tree,) = plans_of(engine, lambda: detail.read_detail(engine, known, most=10), "factors")
-    # In the order of the index, up to the limit: not all of it, sorted.
+    # The rows come in the order of the index up to the limit; no row is sorted.
     assert re.search(r"Limit[^\n]*\n\s*->  Index Scan using factors_once", tree)
 
 

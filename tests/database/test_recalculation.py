@@ -1,4 +1,4 @@
-"""Recalculating effort: what was wrong is right afterwards, whatever happened meanwhile; all of it or nothing."""
+"""Recalculating effort: wrong effort is corrected whatever happens meanwhile, all of it or nothing."""
 
 import threading
 
@@ -10,7 +10,7 @@ from sqlalchemy import select
 from coordinator.administration import recalculation
 from coordinator.base import jobs
 from coordinator.base.audit import Actor
-from coordinator.base.errors import ConflictError
+from coordinator.base.errors import ConflictError, NotFoundError
 from coordinator.housekeeping import job_runner
 from models.tables import Composite
 
@@ -34,7 +34,7 @@ def vectors(engine):
 
 
 def damage(engine, *ids):
-    """As a database migrated from elsewhere may be: attempts, and nothing made of them."""
+    """Leave only the attempts, as in a database that was migrated from elsewhere."""
     run_sql(
         engine,
         "UPDATE composites SET effort = :none, current_t_level = 0, attempt_count = 0, pm1_b1 = 0 WHERE id = ANY(:ids)",
@@ -50,12 +50,12 @@ def begin(engine, *, only_missing=False):
     return row.id
 
 
-def test_what_was_wrong_is_right_and_the_rest_is_left_alone(engine, numbers):
+def test_wrong_effort_is_corrected_and_the_rest_is_left_alone(engine, numbers):
     correct = vectors(engine)
     damage(engine, *numbers[:2])
     begin(engine)
     run_jobs(engine)
-    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(correct[number], vector) for number, vector in vectors(engine).items())
     status = recalculation.recalculation_status(engine)
     assert (status.state, status.done, status.total, status.changed) == ("done", 5, 5, 2)
     assert (scalar(engine, "SELECT count(*) FROM recalculated_efforts"), status.job_state) == (0, "done")
@@ -65,7 +65,7 @@ def test_what_was_wrong_is_right_and_the_rest_is_left_alone(engine, numbers):
     assert recalculation.recalculation_status(engine).changed == 0
 
 
-def test_those_missing_are_those_with_attempts_and_no_t_level_or_sums(engine, numbers):
+def test_missing_effort_is_that_of_numbers_with_attempts_but_no_t_level_or_sums(engine, numbers):
     submit(engine, result("2^1307-1", b1=None, method="nfs"))
     damage(engine, numbers[1])
     run_sql(engine, "UPDATE composites SET current_t_level = 9 WHERE id = :id", id=numbers[2])
@@ -76,7 +76,7 @@ def test_those_missing_are_those_with_attempts_and_no_t_level_or_sums(engine, nu
     assert scalar(engine, "SELECT current_t_level FROM composites WHERE id = :id", id=numbers[2]) == 9
 
 
-def test_it_goes_on_where_it_was_stopped(engine, numbers, monkeypatch):
+def test_a_recalculation_continues_where_it_was_stopped(engine, numbers, monkeypatch):
     monkeypatch.setattr(recalculation, "CHUNK", 2)
     correct = vectors(engine)
     damage(engine, *numbers)
@@ -96,24 +96,24 @@ def test_it_goes_on_where_it_was_stopped(engine, numbers, monkeypatch):
         recalculation.continue_recalculation(engine, recalculation_id)
     assert recalculation.recalculation_status(engine).done == 2
     run_jobs(engine)
-    # The chunk that was under way is computed again, the one before is not.
+    # The interrupted chunk is computed again, the chunk before it is not.
     assert computed == [numbers[:2], numbers[2:4], numbers[2:4], numbers[4:]]
-    assert all(np.array_equal(correct[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(correct[number], vector) for number, vector in vectors(engine).items())
     assert_sound(engine)
 
 
-def test_a_slice_hands_over_to_the_next_and_says_how_far_it_is(engine, numbers, monkeypatch):
+def test_a_slice_requests_the_next_one_with_a_label_of_its_progress(engine, numbers, monkeypatch):
     monkeypatch.setattr(recalculation, "CHUNK", 2)
     begin(engine)
     (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'recalculate'")
-    go_on, labels = recalculation.continue_recalculation, []
+    continue_, labels = recalculation.continue_recalculation, []
 
     def one_chunk(engine, recalculation_id):
         row = recalculation.recalculation_status(engine)
         if row.state == recalculation.COMPUTING:
             recalculation._compute_chunk(engine, row)
-            return go_on(engine, recalculation_id, seconds=-1)
-        return go_on(engine, recalculation_id)
+            return continue_(engine, recalculation_id, seconds=-1)
+        return continue_(engine, recalculation_id)
 
     monkeypatch.setattr(recalculation, "continue_recalculation", one_chunk)
     while to_publish := job_runner.run_job(engine, job.id, max_deliveries=2, max_digits=SETTINGS.max_digits):
@@ -140,19 +140,19 @@ def test_nothing_is_written_if_writing_fails(engine, numbers, monkeypatch):
         patch.setattr(recalculation.lease_lifecycle, "refresh_eligibility", fails)
         with pytest.raises(RuntimeError):
             recalculation.continue_recalculation(engine, recalculation_id)
-    assert all(np.array_equal(before[one], vector) for one, vector in vectors(engine).items())
+    assert all(np.array_equal(before[number], vector) for number, vector in vectors(engine).items())
     assert recalculation.recalculation_status(engine).state == "writing"
     run_jobs(engine)
     assert_sound(engine)
 
 
-def test_results_that_come_meanwhile_are_neither_lost_nor_counted_twice(engine, numbers, monkeypatch):
+def test_results_sent_meanwhile_are_neither_lost_nor_counted_twice(engine, numbers, monkeypatch):
     damage(engine, *numbers[:3])
     recalculation_id = begin(engine)
     write = recalculation._write
 
     def meanwhile(engine, recalculation_id):
-        # Between computing and writing: one that was wrong moves, another one is deleted, a third stays.
+        # Between computing and writing, one wrong number gets a result, another is deleted, and a third stays.
         submit(engine, result(NUMBERS[0], b1=250_000, curves=1000))
         from coordinator.administration import deletions
 
@@ -178,7 +178,7 @@ def test_computing_waits_for_no_lock_and_holds_none(engine, numbers):
     assert_sound(engine)
 
 
-def test_one_at_a_time_and_a_failed_one_makes_room(engine, numbers):
+def test_one_recalculation_runs_at_a_time_and_a_failed_one_is_finished_by_the_next(engine, numbers):
     outcomes = []
 
     def start():
@@ -204,3 +204,51 @@ def test_one_at_a_time_and_a_failed_one_makes_room(engine, numbers):
     ]
     run_jobs(engine)
     assert recalculation.recalculation_status(engine).state == "done"
+
+
+def test_a_stopped_recalculation_wrote_nothing_and_is_finished_by_the_next(engine, numbers, monkeypatch):
+    monkeypatch.setattr(recalculation, "CHUNK", 2)
+    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+
+    def died(connection, ids, compute=recalculation.ledger.compute_from_attempts):
+        if numbers[2] in ids:
+            raise SystemExit
+        return compute(connection, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recalculation.ledger, "compute_from_attempts", died)
+        with pytest.raises(SystemExit):
+            recalculation.recalculate_all(engine, ACTOR)
+    sums = "SELECT curves FROM composite_effort ORDER BY composite_id"
+    assert rows(engine, sums) == [(51 + place,) for place in range(5)]
+    differences = recalculation.recalculate_all(engine, ACTOR)
+    assert [(difference.composite_id, difference.what) for difference in differences] == [
+        (number, "sums") for number in numbers
+    ]
+    assert rows(engine, sums) == [(50 + place,) for place in range(5)]
+    assert recalculation.recalculate_all(engine, ACTOR) == []
+    assert rows(engine, "SELECT DISTINCT state FROM jobs WHERE kind = 'recalculate'") == [("done",)]
+    assert_sound(engine)
+
+
+def test_all_numbers_are_not_recalculated_while_a_worker_does(engine, numbers):
+    begin(engine)
+    (job,) = rows(engine, "SELECT id FROM jobs WHERE kind = 'recalculate'")
+    with jobs.try_lock(engine, job.id) as is_alone:
+        assert is_alone
+        with pytest.raises(ConflictError) as refused:
+            recalculation.recalculate_all(engine, ACTOR)
+    assert refused.value.reason == "recalculation_runs"
+
+
+def test_one_number_is_recalculated_at_once_and_audited(engine, numbers):
+    correct = vectors(engine)
+    damage(engine, numbers[0])
+    before, after, differences = recalculation.recalculate_composite(engine, ACTOR, numbers[0])
+    assert (before, after > 0, [difference.composite_id for difference in differences]) == (0, True, numbers[:1])
+    assert np.array_equal(vectors(engine)[numbers[0]], correct[numbers[0]])
+    assert scalar(engine, "SELECT target FROM admin_events") == f"composite {numbers[0]}"
+    assert recalculation.recalculate_composite(engine, ACTOR, numbers[0]) == (after, after, [])
+    with pytest.raises(NotFoundError):
+        recalculation.recalculate_composite(engine, ACTOR, 12345)
+    assert_sound(engine)

@@ -23,14 +23,14 @@ def at_once(times, call):
     """Call it `times` times at once; what was raised, if anything."""
     start, raised = threading.Barrier(times), []
 
-    def one():
+    def run():
         start.wait()
         try:
             call()
         except Exception as error:
             raised.append(error)
 
-    threads = [threading.Thread(target=one) for _ in range(times)]
+    threads = [threading.Thread(target=run) for _ in range(times)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -58,7 +58,7 @@ def test_delivered_eight_times_at_once(engine, apply):
         receipt = receive(engine, result(NUMBER, curves=10 + n))
         raised = at_once(8, lambda receipt=receipt: apply(engine, receipt.submission_id, THREE))
         assert raised == []
-        assert inbox.submission_row(engine, receipt.submission_id).state == "applied", f"round {n}"
+        assert inbox.submission_row(engine, receipt.submission_id).state == "applied", f"time {n}"
     assert counts(engine, ("ecm_attempts",)) == {"ecm_attempts": 4}
     assert_sound(engine)
 
@@ -117,7 +117,7 @@ def test_a_transient_fault_does_not_count(engine, monkeypatch):
     assert applying.apply_result(engine, receipt.submission_id, THREE).state == "applied"
 
 
-def test_what_is_said_of_a_fault_in_public_has_neither_sql_nor_parameters(engine, monkeypatch):
+def test_the_public_message_of_a_fault_has_neither_sql_nor_parameters(engine, monkeypatch):
     receipt = receive(engine, result(NUMBER, client="a-secret-name"))
 
     def unfit(connection, *_):
@@ -135,7 +135,7 @@ def test_what_is_said_of_a_fault_in_public_has_neither_sql_nor_parameters(engine
 
 
 def test_a_unique_value_that_is_taken_every_time_is_no_race(engine, monkeypatch):
-    """A race is tried again; but one that is lost at every try has to end too."""
+    """A lost race is tried again, but a race that is lost at every attempt has to end too."""
     receipt = receive(engine, result(NUMBER))
 
     def taken(connection, *_):
@@ -200,8 +200,8 @@ def test_a_base_exception_leaves_nothing_and_counts(engine, monkeypatch):
     assert inbox.submission_row(engine, receipt.submission_id).tries == 1
 
 
-def test_a_submission_with_tries_left_over_is_taken_alone(engine):
-    """One that was in a round whose worker died is never in another round."""
+def test_a_submission_with_an_earlier_attempt_is_applied_alone(engine):
+    """A submission that was in a batch whose worker died is never in another batch."""
     submit(engine, result(NUMBER, client="first"))
     dead = receive(engine, result(NUMBER, curves=1))
     run_sql(engine, "UPDATE submissions SET tries = 1 WHERE id = :id", id=dead.submission_id)

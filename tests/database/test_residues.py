@@ -1,6 +1,6 @@
 """Residues on the real database: linked to their stage 1, claimed by one client at a time, and counted once."""
 
-import random
+import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -33,12 +33,12 @@ LATER = timedelta(days=365)
 
 
 def file_of(number=NUMBER, curves=CURVES, b1=B1, parametrization=3):
-    return SaveFile(int(number), b1, parametrization, curves, random.randbytes(32), 12_345)
+    return SaveFile(int(number), b1, parametrization, curves, secrets.token_bytes(32), 12_345)
 
 
 def send(engine, body):
     """Submit a result that is no replay of any other."""
-    return submit(engine, body, key=f"{random.getrandbits(64):x}")
+    return submit(engine, body, key=secrets.token_hex(8))
 
 
 def stage1(engine, number=NUMBER, curves=CURVES, client="gpu", **fields):
@@ -52,7 +52,7 @@ def upload(engine, file=None, client="gpu", attempt=None, name=None):
         engine,
         client,
         file or file_of(),
-        name or f"{random.getrandbits(64):x}.save",
+        name or f"{secrets.token_hex(8)}.save",
         stage1_attempt_id=attempt,
         expiry_days=30,
         max_digits=SETTINGS.max_digits,
@@ -60,8 +60,8 @@ def upload(engine, file=None, client="gpu", attempt=None, name=None):
     return made.residue
 
 
-def claim(engine, client="cpu", **wanted):
-    return residue_claims.claim_residue(engine, ResidueRequest(client, **wanted), 500)
+def claim(engine, client="cpu", **filters):
+    return residue_claims.claim_residue(engine, ResidueRequest(client, **filters), 500)
 
 
 def stage2(engine, *factors, number=NUMBER, curves=CURVES, b2=None, client="cpu", **fields):
@@ -104,34 +104,34 @@ def test_an_upload_links_itself_to_the_latest_stage_1_without_a_residue(engine):
     assert_sound(engine)
 
 
-def test_the_same_file_twice_is_refused_in_the_words_that_clients_know(engine, waiting):
+def test_the_same_file_twice_is_refused_with_the_message_that_clients_match(engine, waiting):
     again = SaveFile(int(NUMBER), B1, 3, CURVES, bytes(waiting.sha256), 12_345)
     with pytest.raises(DomainError) as refusal:
         upload(engine, again)
     assert str(refusal.value) == f"Duplicate residue (checksum matches residue ID {waiting.id})"
     residue_expiry.close_residue(engine, waiting.id, "not wanted")
-    assert upload(engine, again).id > waiting.id, "one that was given up may be sent again"
+    assert upload(engine, again).id > waiting.id, "a closed residue may be sent again"
 
 
-def test_of_the_same_file_at_once_one_wins(engine):
+def test_one_of_eight_simultaneous_uploads_of_a_file_succeeds(engine):
     for _ in range(8):
         stage1(engine)
     file = file_of()
 
-    def upload_it(_):
+    def upload_file(_):
         try:
             return upload(engine, file).id
         except DomainError as refusal:
             return refusal.reason
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(upload_it, range(8)))
+        answers = list(pool.map(upload_file, range(8)))
     assert sum(isinstance(answer, int) for answer in answers) == 1
     assert {answer for answer in answers if isinstance(answer, str)} <= {"duplicate_residue"}
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "message"),
     [
         ({"file": file_of(b1=B1 + 1)}, "has B1"),
         ({"file": file_of(parametrization=1)}, "has parametrization"),
@@ -139,9 +139,9 @@ def test_of_the_same_file_at_once_one_wins(engine):
         ({"client": "other"}, "is gpu's"),
     ],
 )
-def test_an_attempt_that_is_not_its_stage_1_is_refused(engine, sent, said):
+def test_an_attempt_that_is_not_its_stage_1_is_refused(engine, sent, message):
     attempt = stage1(engine)
-    with pytest.raises(InvalidClaimError, match=said):
+    with pytest.raises(InvalidClaimError, match=message):
         upload(engine, **sent, attempt=attempt)
     with pytest.raises(DomainError, match="There is no attempt"):
         upload(engine, attempt=attempt + 1000)
@@ -160,7 +160,7 @@ def test_an_unknown_or_finished_number_is_refused(engine):
         upload(engine, attempt=attempt)
 
 
-def test_what_is_not_applied_yet_is_to_be_sent_again(engine):
+def test_an_upload_before_its_attempt_is_applied_may_be_retried(engine):
     from pipeline import receive
 
     receipt = receive(engine, result(NUMBER, curves=CURVES, b1=B1, b2=0, parametrization=3, client="gpu"))
@@ -191,7 +191,7 @@ def test_a_cofactor_finds_its_number(engine):
 # Claims ---------------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_claimers_never_share_a_residue(engine):
+def test_twenty_clients_never_claim_the_same_residue(engine):
     for _ in range(12):
         upload(engine, attempt=stage1(engine))
     together = threading.Barrier(20)
@@ -202,7 +202,7 @@ def test_twenty_claimers_never_share_a_residue(engine):
         return row and row.id
 
     with ThreadPoolExecutor(20) as pool:
-        got = [one for one in pool.map(ask, range(20)) if one is not None]
+        got = [residue_id for residue_id in pool.map(ask, range(20)) if residue_id is not None]
     assert len(got) == len(set(got))
     while (row := claim(engine, "late")) is not None:
         got.append(row.id)
@@ -275,7 +275,7 @@ def test_a_result_that_names_its_residue_supersedes_its_stage_1(engine, waiting)
     assert_sound(engine)
 
 
-def test_complete_does_the_same_for_clients_that_do_not_name_it(engine, waiting):
+def test_completing_does_the_same_for_clients_that_do_not_name_the_residue(engine, waiting):
     claim(engine)
     done = stage2(engine)
     assert level(engine) > t_level((B1, -1, 3, CURVES)).expected, "counted as curves of their own until then"
@@ -286,7 +286,7 @@ def test_complete_does_the_same_for_clients_that_do_not_name_it(engine, waiting)
     assert_sound(engine)
 
 
-def test_upkeep_completes_what_a_dead_client_has_sent(engine, waiting):
+def test_housekeeping_completes_the_stage_2_that_a_dead_client_has_sent(engine, waiting):
     claim(engine)
     stage2(engine, curves=74)
     assert residue_expiry.complete_unreported(engine) == []
@@ -298,7 +298,7 @@ def test_upkeep_completes_what_a_dead_client_has_sent(engine, waiting):
     assert_sound(engine)
 
 
-def test_part_of_the_curves_supersedes_that_part(engine, waiting):
+def test_a_stage_2_of_some_curves_supersedes_those_curves(engine, waiting):
     claim(engine)
     done = stage2(engine, curves=60, residue_id=waiting.id)
     assert done.outcome["residue_completed"] is False
@@ -334,7 +334,7 @@ def test_a_late_completion_of_a_lapsed_residue_counts_unless_another_has_it(engi
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"curves": 74}, "has 74 curves; 75 of"),
         ({"b2": 99 * B1}, "has B2 = 4950000"),
@@ -343,16 +343,16 @@ def test_a_late_completion_of_a_lapsed_residue_counts_unless_another_has_it(engi
         ({"number": str(product(prime(33), prime(44)))}, "is of composite"),
     ],
 )
-def test_too_little_or_another_run_is_no_stage_2(engine, waiting, fields, said):
+def test_too_little_or_another_run_is_no_stage_2(engine, waiting, fields, message):
     claim(engine)
     done = stage2(engine, **fields)
-    with pytest.raises(InvalidClaimError, match=said):
+    with pytest.raises(InvalidClaimError, match=message):
         residue_claims.complete_residue(engine, waiting.id, "cpu", done.attempt_id)
     assert state(engine, waiting.id).status == "claimed"
     assert_sound(engine)
 
 
-def test_too_small_a_b2_adds_nothing_and_leaves_the_residue(engine, waiting):
+def test_a_stage_2_with_too_small_a_b2_adds_nothing_and_leaves_the_residue(engine, waiting):
     claim(engine)
     done = stage2(engine, b2=2 * B1, residue_id=waiting.id)
     assert done.outcome["residue_completed"] is False
@@ -377,7 +377,7 @@ def test_a_factor_ends_the_residue_whatever_was_done(engine, named):
     assert_sound(engine)
 
 
-def test_the_end_of_a_number_ends_its_residues(engine, waiting):
+def test_a_finished_number_closes_its_residues(engine, waiting):
     other = upload(engine, attempt=stage1(engine))
     claim(engine)
     done = stage2(engine, str(P), curves=7, residue_id=waiting.id)
@@ -402,11 +402,11 @@ def test_a_residue_that_does_not_fit_is_left_alone(engine, waiting, fields):
     assert_sound(engine)
 
 
-# What is taken back ---------------------------------------------------------------------------------------------------
+# Revoked attempts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["deleted", "voided"])
-def test_a_stage_2_that_is_taken_back_gives_stage_1_its_curves(engine, waiting, way):
+def test_a_revoked_stage_2_gives_stage_1_its_curves_back(engine, waiting, way):
     claim(engine)
     done = stage2(engine, residue_id=waiting.id)
     if way == "deleted":
@@ -418,7 +418,7 @@ def test_a_stage_2_that_is_taken_back_gives_stage_1_its_curves(engine, waiting, 
 
 
 @pytest.mark.parametrize("way", ["deleted", "voided"])
-def test_a_stage_1_that_is_taken_back_closes_its_residue(engine, waiting, way):
+def test_a_revoked_stage_1_closes_its_residue(engine, waiting, way):
     if way == "deleted":
         deletions.delete_attempt(engine, ACTOR, waiting.stage1_attempt_id, None)
     else:
@@ -432,7 +432,7 @@ def test_a_stage_1_that_is_taken_back_closes_its_residue(engine, waiting, way):
     assert_sound(engine)
 
 
-def test_both_stages_taken_back_leave_nothing(engine, waiting):
+def test_two_revoked_stages_leave_no_effort(engine, waiting):
     claim(engine)
     done = stage2(engine, residue_id=waiting.id)
     void(engine, "gpu")
@@ -469,7 +469,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 @given(STEPS)
-def test_effort_is_what_attempts_give_whatever_happens(make_database, steps):
+def test_effort_agrees_with_the_attempts_after_any_steps(make_database, steps):
     from models.engine import make_engine
 
     engine = make_engine(make_database())
@@ -477,9 +477,9 @@ def test_effort_is_what_attempts_give_whatever_happens(make_database, steps):
         submit(engine, result(NUMBER, curves=1))
         for what, curves, which in steps:
             ids = [row.id for row in rows(engine, "SELECT id FROM ecm_residues ORDER BY id")]
-            one = ids[which % len(ids)] if ids else 1
+            residue_id = ids[which % len(ids)] if ids else 1
             try:
-                take(engine, what, curves, one)
+                take(engine, what, curves, residue_id)
             except DomainError:
                 continue
             finally:
@@ -500,7 +500,7 @@ def take(engine, what, curves, residue_id):
         residue_claims.release_claim(engine, residue_id, "cpu")
     elif what == "stage2":
         stage2(engine, curves=curves, residue_id=residue_id)
-    elif what == "other_stage2":
+    elif what == "other stage2":
         stage2(engine, curves=curves, b2=B1 * 100)
     elif what == "complete":
         latest = scalar(engine, "SELECT coalesce(max(id), 0) FROM ecm_attempts WHERE client_id = 'cpu'")
@@ -540,21 +540,25 @@ def test_a_file_goes_after_the_commit_that_closes_its_residue(engine, storage):
     assert not state(engine, residue.id).has_file
 
 
-def test_what_is_not_finished_is_not_there(storage):
-    with pytest.raises(RuntimeError), storage.writing() as (name, file):
-        file.write(b"half")
-        assert not storage.exists(name)
-        raise RuntimeError
+def test_an_unfinished_file_is_not_stored(storage):
+    def fail_halfway():
+        with storage.writing() as (name, file):
+            file.write(b"half")
+            assert not storage.exists(name)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert storage.stored() == []
 
 
-def test_a_sweep_finds_files_without_rows_and_rows_without_files(engine, storage):
+def test_garbage_is_files_without_rows_and_rows_without_files(engine, storage):
     orphan, now = put(storage), datetime.now(UTC)
     kept = upload(engine, attempt=stage1(engine), name=put(storage))
     lost = upload(engine, attempt=stage1(engine), name=put(storage))
     storage.delete(lost.file_name)
-    swept = residue_expiry.collect_garbage(engine, storage, now)
-    assert (swept.files, swept.residues) == (0, 1), "a young file may still get its row"
+    report = residue_expiry.collect_garbage(engine, storage, now)
+    assert (report.files, report.residues) == (0, 1), "a young file may still get its row"
     assert residue_expiry.collect_garbage(engine, storage, now + timedelta(hours=2)).files == 1
     assert {file.name for file in storage.stored()} == {kept.file_name}
     assert not storage.exists(orphan)

@@ -50,7 +50,7 @@ def filled(make_database):
 
 @pytest.fixture(scope="module")
 def table(filled):
-    """All of it, as rows to look through."""
+    """All rows of the table."""
     members = {row.composite_id for row in rows(filled, "SELECT composite_id FROM project_composites")}
     return [(row, row.id in members) for row in rows(filled, "SELECT * FROM composites")]
 
@@ -106,7 +106,7 @@ def expected(table, filters, sort, descending):
 
 
 def walk(engine, filters, *, limit=100, **how):
-    """All pages, one after the other: the ids on them."""
+    """The ids on all pages, one page after the other."""
     found, cursor = [], None
     while True:
         page = search.list_composites(engine, filters, limit=limit, cursor=cursor, max_digits=MOST, **how)
@@ -156,7 +156,7 @@ def test_pages_are_those_of_the_whole_table_sorted(filled, table, filters, *, so
     assert found == expected(table, filters, sort, descending)
 
 
-def test_a_page_stays_what_it_is_while_numbers_come_and_go(engine):
+def test_pages_are_stable_while_numbers_are_added_and_deleted(engine):
     run_sql(engine, FILL, count=60)
     first = search.list_composites(engine, CompositeFilters(), sort="priority", limit=20, max_digits=MOST)
     seen = [row.id for row in first.rows]
@@ -170,7 +170,7 @@ def test_a_page_stays_what_it_is_while_numbers_come_and_go(engine):
     assert second.next is None
 
 
-def test_a_cursor_goes_on_with_its_own_question_only(filled):
+def test_a_cursor_continues_only_its_own_list(filled):
     page = search.list_composites(filled, CompositeFilters(), sort="digits", limit=5, max_digits=MOST)
     for filters, sort, cursor in (
         (CompositeFilters(min_digits=81), "digits", page.next),
@@ -203,7 +203,7 @@ def test_a_search_finds_any_value_a_number_has_had(engine):
         search.list_composites(engine, CompositeFilters(project="nowhere"), max_digits=MOST)
 
 
-def test_a_search_that_finds_too_much_says_so(filled, monkeypatch):
+def test_a_search_with_too_many_matches_is_marked_as_cut(filled, monkeypatch):
     monkeypatch.setattr(search, "MAX_MATCHES", 50)
     assert search.list_composites(filled, CompositeFilters(text="1000"), max_digits=MOST).is_cut
     assert not search.list_composites(filled, CompositeFilters(text="2^39"), max_digits=MOST).is_cut
@@ -212,16 +212,16 @@ def test_a_search_that_finds_too_much_says_so(filled, monkeypatch):
 # Many at once ---------------------------------------------------------------------------------------------------------
 
 
-def test_many_are_found_in_one_query_by_any_value(engine):
+def test_many_numbers_are_found_in_one_query_by_any_value(engine):
     p, q, r = prime(12), prime(30), prime(40)
     submit(engine, result("2^1277-1"))
     submit(engine, result(str(product(p, q, r)), str(p)))
-    asked = ["2^1277-1", str(2**1277 - 1), "2 ^ 1277 - 1", "7^55+", str(product(q, r)), "12", str(product(p, q, r))]
-    found = batch_lookup.read_batch_status(engine, asked, MOST)
-    assert [one.asked for one in found] == asked
+    numbers = ["2^1277-1", str(2**1277 - 1), "2 ^ 1277 - 1", "7^55+", str(product(q, r)), "12", str(product(p, q, r))]
+    found = batch_lookup.read_batch_status(engine, numbers, MOST)
+    assert [status.number for status in found] == numbers
     first, second = (row.id for row in rows(engine, "SELECT id FROM composites ORDER BY id"))
-    assert [one.row and one.row.id for one in found] == [first, first, first, None, second, None, second]
-    assert [one.problem is not None for one in found] == [False] * 3 + [True] + [False] * 3
+    assert [status.row and status.row.id for status in found] == [first, first, first, None, second, None, second]
+    assert [status.problem is not None for status in found] == [False] * 3 + [True] + [False] * 3
     assert batch_lookup.read_batch_status(engine, [], MOST) == []
 
 
@@ -250,7 +250,7 @@ def test_the_nearest_to_their_targets(filled, table, chosen, test, include_facto
     assert shares == sorted(shares, reverse=True)
 
 
-def test_the_nearest_among_those_named(engine):
+def test_the_nearest_among_named_numbers(engine):
     submit(engine, result("2^1277-1", curves=10))
     submit(engine, result("2^1619-1", curves=1000))
     submit(engine, result("2^1753-1", curves=10_000))
@@ -267,16 +267,16 @@ def test_the_nearest_among_those_named(engine):
 @pytest.fixture
 def found(engine):
     """Three factors of two numbers by two clients, and what was left of the numbers; their ids by value."""
-    one = str(product(prime(15), prime(25), prime(70), prime(71)))
+    number = str(product(prime(15), prime(25), prime(70), prime(71)))
     other = str(product(prime(20), prime(60), prime(61)))
-    submit(engine, result(one, (str(prime(15)), "1:17"), project="first"))
-    submit(engine, result(one, str(prime(25)), client="bob", method="pm1"))
+    submit(engine, result(number, (str(prime(15)), "1:17"), project="first"))
+    submit(engine, result(number, str(prime(25)), client="bob", method="pm1"))
     submit(engine, result(other, str(prime(20)), client="bob"))
-    return one, other
+    return number, other
 
 
 def walk_factors(engine, limit=1, **how):
-    filters = factors.FactorFilters(**{name: how.pop(name) for name in list(how) if name != "order"})
+    filters = factors.FactorListFilters(**{name: how.pop(name) for name in list(how) if name != "order"})
     values, cursor = [], None
     while True:
         page = factors.list_factors(engine, filters, limit=limit, cursor=cursor, max_digits=MOST, **how)
@@ -289,10 +289,10 @@ def walk_factors(engine, limit=1, **how):
 @pytest.mark.parametrize("looked_at", [1, 2, 20_000])
 def test_pages_of_factors(engine, found, monkeypatch, looked_at):
     monkeypatch.setattr(factors, "MAX_SCANNED", looked_at)
-    one, _ = found
+    number, _ = found
     assert walk_factors(engine) == [prime(20), prime(25), prime(15)]
     assert walk_factors(engine, order="largest") == [prime(25), prime(20), prime(15)]
-    assert walk_factors(engine, number=one) == [prime(25), prime(15)]
+    assert walk_factors(engine, number=number) == [prime(25), prime(15)]
     assert walk_factors(engine, client_id="bob", order="largest") == [prime(25), prime(20)]
     assert walk_factors(engine, project="first") == [prime(25), prime(15)]
     assert walk_factors(engine, min_digits=16, max_digits=20) == [prime(20)]
@@ -304,9 +304,9 @@ def test_pages_of_factors(engine, found, monkeypatch, looked_at):
         walk_factors(engine, number="2^")
 
 
-def test_a_factor_says_who_found_it_and_how(engine, found):
+def test_a_factor_names_its_finder_and_method(engine, found):
     page = factors.list_factors(
-        engine, factors.FactorFilters(client_id="alice"), limit=10, cursor=None, max_digits=MOST
+        engine, factors.FactorListFilters(client_id="alice"), limit=10, cursor=None, max_digits=MOST
     )
     (row,) = page.rows
     assert (row.number, row.factor, row.client_id, row.method) == (found[0], str(prime(15)), "alice", "ecm")

@@ -29,7 +29,8 @@ def test_a_number_with_a_factor_is_applied_completely(engine):
     assert row.outcome["attempt_id"] == row.attempt_id
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 1, "ecm_attempts": 1}
     number = composite(engine, seed()["composite"])
-    assert number.is_fully_factored and number.current_composite == "1" and number.current_t_level > 0
+    assert (number.is_fully_factored, number.current_composite) == (True, "1")
+    assert number.current_t_level > 0
     product = 1
     for leaf, prime in leaves(engine, number.number):
         assert prime
@@ -62,8 +63,8 @@ def test_only_b1_is_enough(engine):
     assert_sound(engine)
 
 
-class Fault(Exception):
-    """What stops a unit of work between two of its statements."""
+class InjectedError(Exception):
+    """Raised between two statements of a unit of work."""
 
 
 def fail_at(monkeypatch, n: int, lasting: bool) -> list[int]:
@@ -73,7 +74,7 @@ def fail_at(monkeypatch, n: int, lasting: bool) -> list[int]:
     def counted(self, *arguments, **keywords):
         seen[0] += 1
         if seen[0] == n or (lasting and seen[0] > n):
-            raise Fault(f"at statement {n}")
+            raise InjectedError(f"at statement {n}")
         return execute(self, *arguments, **keywords)
 
     monkeypatch.setattr(Connection, "execute", counted)
@@ -91,9 +92,9 @@ INTERRUPTED = {
 
 @pytest.mark.parametrize(
     ("apply", "lasting"),
-    # A round that fails once is applied one by one at once, so its faults last.
+    # A batch that fails once is applied one by one at once, so its faults last.
     [(applying.apply_result, False), (applying.apply_result, True), (batches.apply_result, True)],
-    ids=["passing", "lasting", "lasting, in rounds"],
+    ids=["passing", "lasting", "lasting, in batches"],
 )
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_exception_between_any_two_steps_leaves_nothing_but_the_submission(
@@ -110,7 +111,7 @@ def test_an_exception_between_any_two_steps_leaves_nothing_but_the_submission(
         n += 1
         with monkeypatch.context() as patch:
             seen = fail_at(patch, n, lasting)
-            with contextlib.suppress(Fault):
+            with contextlib.suppress(InjectedError):
                 apply(engine, receipt.submission_id, SETTINGS.model_copy(update={"max_deliveries": 1000}))
         if seen[0] < n:
             break

@@ -21,16 +21,16 @@ def spellings(engine):
 
 
 def hashes(*written):
-    return {registry.sha256(one) for one in written}
+    return {registry.sha256(text) for text in written}
 
 
 @pytest.mark.parametrize("second", ["2**1277-1", "2^1277 - 1", DECIMAL])
-def test_a_new_spelling_is_evaluated_once_and_then_taken_in_rounds(engine, monkeypatch, second):
+def test_a_new_spelling_is_evaluated_once_and_then_applied_in_batches(engine, monkeypatch, second):
     first = submit(engine, result(NUMBER))
     assert submit(engine, result(second)).composite_id == first.composite_id
     assert spellings(engine) == hashes(NUMBER, DECIMAL, second)
     monkeypatch.setattr(registry, "evaluate_number", lambda *_: pytest.fail("evaluated again"))
-    monkeypatch.setattr(applying, "apply_result", lambda *_: pytest.fail("not in a round"))
+    monkeypatch.setattr(applying, "apply_result", lambda *_: pytest.fail("not in a batch"))
     third = receive(engine, result(second, curves=7))
     assert batches.apply_result(engine, third.submission_id, SETTINGS).state == "applied"
     assert inbox.submission_row(engine, third.submission_id).composite_id == first.composite_id
@@ -47,14 +47,14 @@ def test_a_composite_has_so_many_spellings_and_no_more(engine):
     assert_sound(engine)
 
 
-def test_what_was_refused_or_only_asked_for_leaves_no_spelling(engine):
+def test_rejected_results_and_queries_add_no_spelling(engine):
     submit(engine, result(NUMBER))
     assert submit(engine, result("2**1277-1", "999")).state == "rejected"
     assert detail.composite_stats(engine, "2^1277 - 1", SETTINGS.max_digits) is not None
     assert spellings(engine) == hashes(NUMBER, DECIMAL)
 
 
-def test_a_cofactors_spelling_is_left_to_the_number_that_it_may_become(engine):
+def test_the_spelling_of_a_cofactor_is_not_learned_because_it_may_become_a_number(engine):
     cofactor = product(prime(40), prime(80))
     number = str(prime(20) * cofactor)
     first = submit(engine, result(number, str(prime(20))))
@@ -68,7 +68,7 @@ def test_digits_of_other_scripts_are_no_number(engine):
 
 
 @pytest.mark.parametrize("named", [{"residue_id": 5}, {"residue_checksum": "ab" * 32}])
-def test_a_result_that_names_a_residue_counts_and_says_that_there_is_none(engine, named):
+def test_a_result_that_names_an_unknown_residue_counts_with_a_note(engine, named):
     row = submit(engine, result(NUMBER, **named))
     assert row.state == "applied"
     assert "the residue that it names is unknown; the result counts without it" in row.outcome["message"]

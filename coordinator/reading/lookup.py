@@ -1,0 +1,61 @@
+"""Composites by what somebody writes: the one that a text means, all that it may mean, and plain lists by id.
+
+`coordinator/composites/identification.py` decides what a text means; batch_lookup.py asks for many numbers at once;
+the text search of search.py also finds the beginnings of numbers, and no ids.
+"""
+
+from typing import Any
+
+from sqlalchemy import Engine, Row, select
+
+from coordinator.composites import identification
+from coordinator.numbers.expressions import ExpressionError
+from models.tables import Composite, Project, ProjectComposite
+
+# A composite in operators' lists.
+SHORT: tuple[Any, ...] = (
+    Composite.id,
+    Composite.number,
+    Composite.current_composite,
+    Composite.digit_length,
+    Composite.is_prime,
+    Composite.is_fully_factored,
+    Composite.priority,
+    Composite.current_t_level,
+    Composite.target_t_level,
+    Composite.attempt_count,
+    Composite.hold,
+    Composite.parent_id,
+    Composite.open_leases,
+)
+
+
+def identify_composite(engine: Engine, identifier: str, max_digits: int) -> int:
+    """Return the id of the composite with this value, else of the one with this id. Raises NotFoundError."""
+    with engine.connect() as connection:
+        return identification.identify(connection, identifier, max_digits)
+
+
+def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int = 100) -> list[Row[Any]]:
+    """Return SHORT of the composites that `identifier` may mean, the one that `identify_composite` returns first."""
+    with engine.connect() as connection:
+        try:
+            ids = identification.matching_ids(connection, identifier, max_digits)[:limit]
+        except ExpressionError:
+            return []
+        rows = {row.id: row for row in connection.execute(select(*SHORT).where(Composite.id.in_(ids)))}
+    return [rows[composite_id] for composite_id in ids if composite_id in rows]
+
+
+def list_by_id(
+    engine: Engine, *, project: str | None = None, unfinished: bool = False, after: int = 0, limit: int = 1000
+) -> list[Row[Any]]:
+    """Return SHORT of the composites whose id is above `after`, by id: of one project or all, unfinished or all."""
+    statement = select(*SHORT).where(Composite.id > after).order_by(Composite.id).limit(limit)
+    if unfinished:
+        statement = statement.where(Composite.is_fully_factored.is_(False))
+    if project is not None:
+        members = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
+        statement = statement.where(Composite.id.in_(members.where(Project.name == project)))
+    with engine.connect() as connection:
+        return list(connection.execute(statement))
