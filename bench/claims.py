@@ -35,7 +35,7 @@ from coordinator.composites.eligibility import ECM
 from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims
-from coordinator.leases.claims import NoWork, WorkRequest
+from coordinator.leases.work_request import NoWork, WorkRequest
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
 from models.migrate import upgrade

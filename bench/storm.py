@@ -25,7 +25,7 @@ from coordinator.base.unit_of_work import is_transient, unit_of_work
 from coordinator.composites import lease_lifecycle, registry
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims
-from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.leases.work_request import Claim, WorkRequest
 from coordinator.reading import invariants
 from coordinator.results import applying, inbox
 from models.engine import make_engine

@@ -28,7 +28,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import families, registry
 from coordinator.composites.families import Divisor
 from coordinator.leases import claims
-from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.leases.work_request import Claim, WorkRequest
 from coordinator.loading import load as loading
 from coordinator.loading.list_formats import InputRow, ListError, read_list
 from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, load_numbers

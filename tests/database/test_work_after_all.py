@@ -22,7 +22,7 @@ from coordinator.composites.registry import sha256
 from coordinator.effort import planning
 from coordinator.housekeeping import eligibility_refresh, lease_expiry
 from coordinator.leases import claims, reservations, speeds
-from coordinator.leases.claims import Claim, NoWork, WorkRequest
+from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 from coordinator.numbers.expressions import evaluate_number
 from coordinator.reading import invariants
 from models.migrate import alembic_config, upgrade

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 from config.settings import settings
 from coordinator.leases import claims, reservations
-from coordinator.leases.claims import WorkRequest
+from coordinator.leases.work_request import WorkRequest
 from ingest.cli import main
 from ingest.commands.work import work
 from models.wire_work import Assignment
