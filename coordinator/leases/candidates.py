@@ -59,14 +59,14 @@ PROJECT_ID = select(projects.id).where(projects.name == bindparam("project"))
 
 
 @lru_cache(maxsize=1000)
-def candidate_ids(eligible: str, order: str, filters: FilterNames) -> Select[tuple[int]]:
+def candidate_ids(eligible: str, order: str, filters: FilterNames) -> Select[int]:
     """Ids of the first CANDIDATES composites, in `order`, that pass `filters` and whose column `eligible` is true."""
     found = select(composites.id).where(composites[eligible], *(FILTERS[name] for name in filters))
     return found.order_by(*ORDERS[order]).limit(CANDIDATES)
 
 
 @lru_cache(maxsize=1000)
-def lock_first_free(eligible: str, order: str, filters: FilterNames) -> Select[tuple[int]]:
+def lock_first_free(eligible: str, order: str, filters: FilterNames) -> Select[int]:
     """The first candidate whose advisory lock is free.
 
     The statement takes that lock, and no other, until the end of the transaction.

@@ -15,6 +15,8 @@ from coordinator.composites import eligibility, holds, lease_lifecycle, registry
 from coordinator.numbers.expressions import ExpressionError, shorten
 from models.tables import Composite, WorkAssignment
 
+AnyRow = Row[*tuple[Any, ...]]
+
 _LEVELS = (Composite.current_t_level, Composite.target_t_level)
 
 
@@ -28,7 +30,7 @@ def reserve(
     details: dict[str, Any] | None,
     max_digits: int,
     actor: Actor = OPERATOR,
-) -> Row[Any]:
+) -> AnyRow:
     """Reserve a number for `method` elsewhere: no client gets work on it until the reservation is released or expires.
 
     `identifier` is the number's value or id as a text, or its id as an int. Open leases go on, and their curves count.
@@ -78,7 +80,7 @@ def reserve(
         ).one()
 
 
-def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row[Any]:
+def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """End a lease of any client; the number is not counted as given up. Idempotent.
 
     Returns the lease as it is afterwards. Raises LeaseNotFoundError.
@@ -86,7 +88,7 @@ def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor 
     return _end(engine, work_id, reason or "cancelled by an operator", None, actor)
 
 
-def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row[Any]:
+def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """End a reservation. Idempotent; returns the lease as it is afterwards.
 
     Raises LeaseNotFoundError, also for a lease that is not a reservation.
@@ -94,7 +96,7 @@ def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor
     return _end(engine, work_id, reason or "released", eligibility.RESERVATION_METHODS, actor)
 
 
-def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None, actor: Actor) -> Row[Any]:
+def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str] | None, actor: Actor) -> AnyRow:
     with unit_of_work(engine, "release", work=str(work_id)) as connection:
         before, after = lease_lifecycle.end_lease(connection, work_id, reason, methods)
         if before.status != after.status:
@@ -109,17 +111,17 @@ def _end(engine: Engine, work_id: uuid.UUID, reason: str, methods: Sequence[str]
         return after
 
 
-def pause(engine: Engine, composite_id: int, reason: str | None, actor: Actor = OPERATOR) -> Row[Any]:
+def pause(engine: Engine, composite_id: int, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """Hand out no work on a number until it is resumed; its open leases go on. Raises NotFoundError."""
     return _set_hold(engine, composite_id, reason or "paused by an operator", actor)
 
 
-def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> Row[Any]:
+def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> AnyRow:
     """Hand out work on a paused number, or one that was set aside, again. Idempotent. Raises NotFoundError."""
     return _set_hold(engine, composite_id, None, actor)
 
 
-def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> Row[Any]:
+def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> AnyRow:
     with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
         lease_lifecycle.lock_composites(connection, [composite_id])
         hold = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
@@ -141,7 +143,7 @@ def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Acto
 
 def list_open_leases(
     engine: Engine, *, client_id: str | None = None, reserving: bool | None = None, limit: int = 1000
-) -> list[Row[Any]]:
+) -> list[AnyRow]:
     """Open leases with their numbers, ordered by when they expire.
 
     `reserving` True selects only reservations, False only other leases.
@@ -161,7 +163,7 @@ def list_open_leases(
         return list(connection.execute(statement))
 
 
-def held_composites(engine: Engine, limit: int = 1000) -> list[Row[Any]]:
+def held_composites(engine: Engine, limit: int = 1000) -> list[AnyRow]:
     """Numbers that are paused or set aside, with the reason; the latest hold comes first."""
     columns = (Composite.id, Composite.number, Composite.digit_length)
     hold = (Composite.hold, Composite.hold_reason, Composite.held_at)
