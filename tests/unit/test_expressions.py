@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.numbers.expressions import (
-    DEEPEST,
-    MOST_OPERATIONS,
+    MAX_DEPTH,
+    MAX_OPERATIONS,
     ExpressionError,
     decimal,
     evaluate,
@@ -209,10 +209,10 @@ def test_an_intermediate_result_may_be_twice_as_long_and_no_longer():
 
 
 def test_nesting_and_length_have_limits_that_work():
-    assert evaluate("(" * DEEPEST + "7" + ")" * DEEPEST, MAX_DIGITS) == 7
-    assert reason_of("(" * (DEEPEST + 1) + "7" + ")" * (DEEPEST + 1)) == "malformed_number"
-    assert evaluate(f"{LARGE}" + "+1" * MOST_OPERATIONS, MAX_DIGITS) == LARGE + MOST_OPERATIONS
-    assert reason_of(f"{LARGE}" + "+1" * (MOST_OPERATIONS + 1)) == "malformed_number"
+    assert evaluate("(" * MAX_DEPTH + "7" + ")" * MAX_DEPTH, MAX_DIGITS) == 7
+    assert reason_of("(" * (MAX_DEPTH + 1) + "7" + ")" * (MAX_DEPTH + 1)) == "malformed_number"
+    assert evaluate(f"{LARGE}" + "+1" * MAX_OPERATIONS, MAX_DIGITS) == LARGE + MAX_OPERATIONS
+    assert reason_of(f"{LARGE}" + "+1" * (MAX_OPERATIONS + 1)) == "malformed_number"
 
 
 def test_what_shows_without_computing_is_refused_by_parse():
