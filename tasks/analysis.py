@@ -1,12 +1,9 @@
-"""Long work that follows from results, and maintenance, on a queue of its own."""
-
-from typing import Any
+"""Jobs that may take long, such as splits and recalculation, on a queue of their own."""
 
 from celery import Task
 
 from config.settings import settings
 from coordinator.base.unit_of_work import is_transient
-from coordinator.composites import ledger
 from coordinator.housekeeping import job_runner
 from tasks.app import app, engine
 from tasks.publishing import publish_jobs
@@ -18,7 +15,7 @@ _soft_limit = max(1, _limit - 5)
 
 @app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=_soft_limit)
 def run_job(self: Task, job_id: int, kind: str = "") -> None:
-    """Do one job; `kind` is there for whoever reads Flower."""
+    """Run one job; `kind` is only shown by Flower."""
     current = settings()
     try:
         to_publish = job_runner.run_job(
@@ -29,9 +26,3 @@ def run_job(self: Task, job_id: int, kind: str = "") -> None:
             raise self.retry(exc=error, countdown=backoff(self.request.retries)) from error
         raise
     publish_jobs(to_publish)
-
-
-@app.task(time_limit=_limit, soft_time_limit=_soft_limit)
-def recompute_effort(after: int = 0) -> list[dict[str, Any]]:
-    """Recompute the effort of composites whose id is above `after`; what differed has been corrected, and is listed."""
-    return [difference._asdict() for difference in ledger.recalculate_all(engine(_soft_limit), after)]
