@@ -25,7 +25,7 @@ SLACK, SHORTEST_LEASE = 3.0, 1800
 # The plan of a lease takes at least this share of LEASE_TARGET_MINUTES, or clients would spend their time on claims.
 SHORTEST_SHARE = 1 / 60
 
-Lease = Row[Any]
+LeaseRow = Row[Any]
 
 
 def make_lease(connection: Connection, row: Row[Any], request: WorkRequest, settings: Settings) -> Claim | None:
@@ -48,7 +48,7 @@ def make_lease(connection: Connection, row: Row[Any], request: WorkRequest, sett
 
 def _make_p1(
     connection: Connection, row: Row[Any], columns: dict[str, Any], request: WorkRequest
-) -> tuple[Claim, Lease]:
+) -> tuple[Claim, LeaseRow]:
     """Insert a P-1/P+1 lease for the requested methods that the composite still needs, by its eligibility `columns`."""
     b1 = columns["p1_target_b1"]
     bounds: dict[str, int] = {
@@ -65,8 +65,8 @@ def _make_p1(
 
 
 def _make_ecm(
-    connection: Connection, row: Row[Any], leases: list[Lease], request: WorkRequest, settings: Settings
-) -> tuple[Claim, Lease] | None:
+    connection: Connection, row: Row[Any], leases: list[LeaseRow], request: WorkRequest, settings: Settings
+) -> tuple[Claim, LeaseRow] | None:
     """Plan curves and insert an ECM lease; None if the composite, with all leased curves, is at its target."""
     most = settings.lease_target_minutes * 60
     speed = measured_speed(connection, request.client_id)
@@ -99,7 +99,7 @@ def _make_ecm(
 
 def _insert_lease(
     connection: Connection, composite_id: int, client_id: str, method: str, seconds: int, **run: int
-) -> Lease:
+) -> LeaseRow:
     lease = {
         "id": uuid.uuid4(),
         "composite_id": composite_id,

@@ -1,6 +1,6 @@
 """Random streams of results: whatever clients send, in whatever order and however concurrently, every invariant holds.
 
-Numbers are made from known primes, so what is true of each result is known beforehand.
+Numbers are made from known primes, so it is known beforehand which claims of a result are true.
 """
 
 import random
@@ -21,16 +21,16 @@ from coordinator.base.unit_of_work import is_transient
 from coordinator.results import applying, batches, inbox
 from models.tables import Composite
 
-# Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So what
-# a number's parts are in the end does not depend on the order in which its factors came.
+# Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So the
+# final parts of a number do not depend on the order in which its factors arrive.
 SMALL = [prime(9), prime(9, 1), prime(10), prime(11)]
 LARGE = [prime(77), prime(78), prime(79)]
-MIDDLE = [prime(11, 1), prime(12), prime(41)]  # with which FLINT is done in no time
+MIDDLE = [prime(11, 1), prime(12), prime(41)]  # FLINT splits their products in no time
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number, and how it can be written."""
+    """A number, and several texts for it."""
 
     primes: tuple[int, ...]
     texts: tuple[str, ...] = field(default=())
@@ -84,7 +84,7 @@ def bodies(draw):
     }[kind]
     text = number.spelled(draw(st.integers(0, 3)))
     if kind == "cofactor":
-        text = str(number.value // one)  # known or not, an old one or a current one: it has to be taken
+        text = str(number.value // one)  # known or not, old or current: the server has to accept it
         if text == "1" or number.value // one in number.primes:
             text = number.spelled(0)
     run = draw(runs)
@@ -107,7 +107,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
 @settings(
     max_examples=20,
     deadline=None,
@@ -270,7 +270,7 @@ def leaves_and_cofactor(engine, number):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
 def test_eight_threads_end_where_one_does(engine, apply, seed):
     stream = mixed_stream(seed)
     for body in seeds() + stream:
