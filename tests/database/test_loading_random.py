@@ -1,4 +1,4 @@
-"""Random lists in every format, with and without bad lines: a load stores all or nothing, and a second one nothing new."""
+"""Random lists in every format, with and without bad lines: a load is all or nothing, and a second one no change."""
 
 import csv
 import io
