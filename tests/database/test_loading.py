@@ -96,8 +96,8 @@ def test_loaded_numbers_can_be_claimed(engine):
     number = product(P80, Q80)
     load(engine, f"{number}\n{prime(90)}\n360\n{prime(20) * prime(20, 1)}\n")
     settings = Settings()
-    wanted = WorkRequest("alice", shared=True)
-    claim = claims.claim(engine, wanted, settings)
+    request = WorkRequest("alice", shared=True)
+    claim = claims.claim(engine, request, settings)
     assert isinstance(claim, Claim)
     assert claim.composite.current_composite == str(number)
     assert rows(engine, "SELECT number FROM composites WHERE ecm_eligible") == [(str(number),)]
@@ -335,7 +335,7 @@ def test_a_number_that_a_result_registers_in_between_is_loaded_once(engine):
         thread = threading.Thread(target=import_it)
         thread.start()
         entered.wait()
-        # The load sees no such number, and then waits for this unit of work at its row.
+        # The load does not see the number yet, and then waits for this unit of work when it inserts the row.
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         while not scalar(engine, waits):
             assert thread.is_alive()

@@ -67,7 +67,7 @@ runs = st.fixed_dictionaries(
 
 @st.composite
 def bodies(draw):
-    """(The body, its number, whether each claim divides it)."""
+    """(body, whether each of its claimed factors divides the number)."""
     number = draw(st.sampled_from(NUMBERS))
     kind = draw(st.sampled_from(["none", "prime", "composite", "own", "expression", "bad", "several", "cofactor"]))
     one = draw(st.sampled_from(number.primes))
@@ -151,7 +151,7 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
 
 
 def lease_some(engine):
-    """A lease of five curves, or of as many as its number still needs; None if none wants any."""
+    """Insert a lease of five curves, or of as many as its number still needs; None if no number needs any."""
     first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.ecm_eligible)
     with engine.connect() as connection:
         row = connection.execute(first.order_by(Composite.id).limit(1)).one_or_none()
@@ -180,7 +180,7 @@ def check_end(engine, sent, states):
 
 
 def unique(sent):
-    """The bodies in the order of their submissions: each once, as the inbox took them."""
+    """The bodies in the order of their submissions, each once, as the inbox stored them."""
     seen = []
     for one in sent:
         if one not in seen:
@@ -194,7 +194,7 @@ def eval_claim(text):
 
 # Eight threads ------------------------------------------------------------------------------------------------------
 
-# Numbers without a part in common: a cofactor of theirs has one home, whatever the order.
+# Numbers without a common part, so that a cofactor belongs to the same number in any order.
 ALONE = [
     Number((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
     Number((SMALL[2], SMALL[2], SMALL[3], prime(80), prime(81))),
@@ -231,7 +231,7 @@ def mixed_stream(seed, length=60):
         )
         stream.append(body)
         if dice.random() < 0.3:
-            stream.append(body)  # the very same once more
+            stream.append(body)  # an exact duplicate
     return stream
 
 
@@ -240,7 +240,7 @@ def seeds():
 
 
 def end_state(engine):
-    """What does not depend on the order: parts, curve sums, attempts, states."""
+    """The results that do not depend on the order: parts, curve sums, attempts, states."""
     return {
         "leaves": {one.value: leaves_and_cofactor(engine, one) for one in ALONE},
         "sums": Counter(

@@ -72,10 +72,10 @@ def test_a_database_from_before_leases_hands_out_open_numbers_and_no_others(engi
         connection.execute(text(OLD_ATTEMPT))
     engine.dispose()
     assert upgrade(database_url)
-    # Before anything else has happened there is the right work already ...
+    # Right after the migration, clients already get the right work ...
     assert {claim(engine, name).composite.number for name in "ab"} == {"2^499-1", "2^431-1"}
     assert isinstance(claim(engine, "c"), NoWork)
-    # ... and then all of it is exact.
+    # ... and after a recalculation every column is exact.
     eligibility_refresh.refresh_all(engine)
     found = invariants.violations(engine, max_digits=1000)
     assert [one for one in found if one.invariant in ("work", "bounded leases")] == []
