@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, as tables, and as JSON for whoever compares two runs."""
+"""`make bench`: every benchmark, as tables, and as JSON for comparisons."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench import claims, effort, pages, pipeline, planner, reading, storm
 
-# What measures, and what makes a table or a text of its figures.
+# By name: the function that measures, and the one that makes a table or a text of the figures.
 BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "effort": (effort.measure, effort.report),
     "planner": (planner.measure, planner.report),
@@ -23,8 +23,10 @@ BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @click.command()
-@click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too.")
-@click.option("--only", type=click.Choice(list(BENCHES)), help="Just this one.")
+@click.option(
+    "--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file."
+)
+@click.option("--only", type=click.Choice(list(BENCHES)), help="Run only this benchmark.")
 def bench(target: Path | None, only: str | None) -> None:
     """Measure the effort model, the planner, the pipeline, claims, reading and pages; compare ratios, not machines."""
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -1,9 +1,10 @@
-"""How fast work is claimed, and whether that depends on how many numbers there are.
+"""How fast claims are, and whether that depends on the number of numbers.
 
-With 1,000, 100,000 and 1,000,000 numbers in all states, each work type, some with filters: claims a second and the p50
-and p99 of a claim, for one client and for eight at once, by the function that leases and by HTTP. Rounds of the three
-sizes take turns, so that a change in the machine's mood hits them all; in between what was leased runs out.
-Then 10,000 whole numbers in a row, of which each leaves a dead entry at the head of its index: do they get slower?
+With 1,000, 100,000 and 1,000,000 numbers in all states, for each work type, some with filters: claims per second and
+the p50 and p99 of a claim, for one client and for eight at once, by function call and by HTTP. Rounds of the three
+sizes alternate, so that a change of the machine's speed affects all of them; after each round the leases expire. Then
+10,000 claims of whole numbers in a row: each leaves a dead entry at the head of its index, which might make later ones
+slower.
 """
 
 import logging
@@ -34,7 +35,7 @@ from coordinator.composites.eligibility import ECM
 from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims
-from coordinator.leases.claims import NoWork, WorkRequest
+from coordinator.leases.work_request import NoWork, WorkRequest
 from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
@@ -43,8 +44,8 @@ from models.migrate import upgrade
 SIZES = (1_000, 100_000, 1_000_000)
 CLIENTS = (1, 8)
 ROUNDS = 5
-IN_A_ROUND = {1: 40, 8: 10}  # claims of each client
-IN_A_ROW, COMPARED = 10_000, 1_000
+CLAIMS_PER_ROUND = {1: 40, 8: 10}  # by number of clients, for each client
+CLAIMS_IN_A_ROW, COMPARED = 10_000, 1_000
 
 DIGITS = range(90, 251)
 PROJECT = "one number in a hundred"
@@ -65,10 +66,10 @@ BY_HTTP: dict[str, dict[str, Any]] = {
     "standard, whole numbers": {},
     "best": {"shared": 1, "work_type": "best"},
 }
-# Of twenty numbers of each size so many are in this state, and have had this share of their target's t-level.
+# The states of twenty numbers of each size, and the share of their target's t-level that they have reached.
 STATES = (
-    *(("wanting", 0.0),) * 4,
-    *(("wanting", 0.3), ("wanting", 0.6), ("wanting", 0.8), ("wanting", 0.9)),
+    *(("eligible", 0.0),) * 4,
+    *(("eligible", 0.3), ("eligible", 0.6), ("eligible", 0.8), ("eligible", 0.9)),
     *(("leased by curves", 0.3), ("leased as a whole", 0.6), ("reserved", 0.9)),
     *(("paused", 0.0), ("untested", 0.0)),
     *(("at its target", 1.01),) * 3,
@@ -77,8 +78,8 @@ STATES = (
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Numbers that are alike: what coordinator/composites/eligibility.py asks of a composite."""
+class NumberKind:
+    """Numbers of the same size and state: the columns that coordinator/composites/eligibility.py reads."""
 
     digit_length: int
     state: str
@@ -103,8 +104,8 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Lease:
-    """What coordinator/composites/eligibility.py asks of a lease; `curves` None: the whole number."""
+class LeaseKind:
+    """The columns of a lease that coordinator/composites/eligibility.py reads; `curves` None: the whole number."""
 
     method: str
     b1: int | None = None
@@ -115,14 +116,14 @@ class Lease:
 
 
 LEASES = {
-    "leased by curves": Lease(ECM, b1=50_000, curves=10),
-    "leased as a whole": Lease(ECM),
-    "reserved": Lease("nfs"),
+    "leased by curves": LeaseKind(ECM, b1=50_000, curves=10),
+    "leased as a whole": LeaseKind(ECM),
+    "reserved": LeaseKind("nfs"),
 }
 
 
 def kinds() -> list[dict[str, Any]]:
-    """A row for each kind of number, its work columns by the coordinator's own rules."""
+    """A row for each kind of number, with the eligibility columns that the coordinator computes."""
     rows: list[dict[str, Any]] = []
     for digits in DIGITS:
         target = effort.target_t_level(digits)
@@ -132,7 +133,7 @@ def kinds() -> list[dict[str, Any]]:
                 run = effort.curves_of_t_level(share * target)
                 by_share[share] = run, effort.effort_of([run])
             run, vector = by_share[share]
-            kind = Kind(digits, state, vector, run, target)
+            kind = NumberKind(digits, state, vector, run, target)
             lease = LEASES.get(state)
             rows.append(
                 eligibility.compute_eligibility(kind, [lease] if lease else [])
@@ -206,7 +207,7 @@ SELECT p.id, loaded.id FROM loaded JOIN projects p ON p.name = :project WHERE lo
 
 
 def load(engine: Engine, first: int, last: int) -> None:
-    """Register the numbers `first` to `last` in every state, a row each by SQL, and tell the query planner."""
+    """Insert the numbers `first` to `last` in every state by SQL, and update the planner's statistics."""
     names = {"first": first, "last": last, "project": PROJECT}
     with engine.begin() as connection:
         connection.execute(text(_KINDS))
@@ -222,7 +223,7 @@ def load(engine: Engine, first: int, last: int) -> None:
 
 
 def measure() -> dict[str, Any]:
-    """Every figure of the table: by way, case, size and number of clients; and the 10,000 claims in a row."""
+    """All figures: by way, case, size and number of clients, and those of the 10,000 claims in a row."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     settings = Settings(database_url="unused")
@@ -230,12 +231,12 @@ def measure() -> dict[str, Any]:
     try:
         with registries() as engines:
             figures["function"] = {
-                case: _take_turns(engines, partial(_claim, engines, wanted, settings)) for case, wanted in CASES.items()
+                case: _alternate(engines, partial(_claim, engines, fields, settings)) for case, fields in CASES.items()
             }
             with ExitStack() as stacks:
                 servers = {size: stacks.enter_context(_stack(engine)) for size, engine in engines.items()}
                 figures["http"] = {
-                    case: _take_turns(engines, partial(_ask, servers, query)) for case, query in BY_HTTP.items()
+                    case: _alternate(engines, partial(_ask, servers, query)) for case, query in BY_HTTP.items()
                 }
             figures["in_a_row"] = in_a_row(engines[SIZES[-1]], settings)
     finally:
@@ -245,7 +246,7 @@ def measure() -> dict[str, Any]:
 
 @contextmanager
 def registries() -> Iterator[dict[int, Engine]]:
-    """A PostgreSQL with a database of each size, by their sizes; removed at the end."""
+    """A PostgreSQL with a database of each size, by size; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="ecm-claims-", ignore_cleanup_errors=True) as home:
         server = start_postgres(Path(home))
         engines: dict[int, Engine] = {}
@@ -268,29 +269,29 @@ def registries() -> Iterator[dict[int, Engine]]:
 
 @contextmanager
 def _stack(engine: Engine) -> Iterator[str]:
-    """A coordinator on that database; its address."""
+    """Run a coordinator on this database; yields its address."""
     url = engine.url.render_as_string(hide_password=False)
     with private_stack("--no-flower", DATABASE_URL=url, LOG_LEVEL="WARNING") as (server, _):
         yield server
 
 
-def _take_turns(
+def _alternate(
     engines: dict[int, Engine], claim: Callable[[int, int], http.Measured]
 ) -> dict[int, dict[int, dict[str, float]]]:
-    """By size and number of clients what `claim(size, clients)` measured, in rounds that take turns."""
+    """Call `claim(size, clients)` in alternating rounds; returns the figures by size and number of clients."""
     rounds: dict[tuple[int, int], list[http.Measured]] = {}
     for which in range(ROUNDS + 1):
         for size, engine in engines.items():
             for clients in CLIENTS:
                 measured = claim(size, clients)
-                _give_back(engine)
-                if which > 0:  # the first one finds caches cold
+                _expire_leases(engine)
+                if which > 0:  # the first round fills the caches
                     rounds.setdefault((size, clients), []).append(measured)
     return {size: {clients: _figures(rounds[size, clients]) for clients in CLIENTS} for size in engines}
 
 
 def _figures(rounds: list[http.Measured]) -> dict[str, float]:
-    # The machine's mood changes from one second to the next: the median round says more than all of them together.
+    # The machine's speed changes every second: the median round is more stable than the mean of all rounds.
     together = http.Measured(latencies=[latency for one in rounds for latency in one.latencies])
     return {
         "per_second": round(median(one.rate for one in rounds), 1),
@@ -300,16 +301,16 @@ def _figures(rounds: list[http.Measured]) -> dict[str, float]:
 
 
 def _claim(
-    engines: dict[int, Engine], wanted: dict[str, Any], settings: Settings, size: int, clients: int
+    engines: dict[int, Engine], fields: dict[str, Any], settings: Settings, size: int, clients: int
 ) -> http.Measured:
-    """A round of claims by the function itself, by so many threads. Raises RuntimeError if one gets no work."""
+    """One round of function calls by `clients` threads. Raises RuntimeError if a claim gets no work."""
     measured = http.Measured()
     without: list[str] = []
 
     def ask(name: str) -> None:
-        for _ in range(IN_A_ROUND[clients]):
+        for _ in range(CLAIMS_PER_ROUND[clients]):
             began = perf_counter()
-            made = claims.claim(engines[size], WorkRequest(name, **wanted), settings)
+            made = claims.claim(engines[size], WorkRequest(name, **fields), settings)
             measured.latencies.append(perf_counter() - began)
             if isinstance(made, NoWork):
                 without.append(made.message)
@@ -321,19 +322,19 @@ def _claim(
     for thread in threads:
         thread.join()
     measured.seconds = perf_counter() - began
-    if without or len(measured.latencies) != clients * IN_A_ROUND[clients]:
-        raise RuntimeError(f"not every claim got work: {wanted}, {without[:1]}")
+    if without or len(measured.latencies) != clients * CLAIMS_PER_ROUND[clients]:
+        raise RuntimeError(f"not every claim got work: {fields}, {without[:1]}")
     return measured
 
 
 def _ask(servers: dict[int, str], query: dict[str, Any], size: int, clients: int) -> http.Measured:
-    """A round of claims by HTTP, over so many connections. Raises RuntimeError if one gets no answer."""
+    """One round of HTTP requests over `clients` connections. Raises RuntimeError if a request fails."""
     address = urlsplit(servers[size])
     host, port = address.hostname or "127.0.0.1", address.port or 80
 
     def requests(client: int) -> Iterator[bytes]:
         line = f"GET /api/v1/ecm-work?{urlencode({'client_id': f'bench-{client}', **query})} HTTP/1.1"
-        for _ in range(IN_A_ROUND[clients]):
+        for _ in range(CLAIMS_PER_ROUND[clients]):
             yield f"{line}\r\nHost: {host}\r\n\r\n".encode()
 
     measured = http.run(host, port, clients, requests)
@@ -342,28 +343,28 @@ def _ask(servers: dict[int, str], query: dict[str, Any], size: int, clients: int
     return measured
 
 
-def _give_back(engine: Engine) -> None:
-    """Let all leases of the bench's clients run out: the numbers want the same work again."""
+def _expire_leases(engine: Engine) -> None:
+    """Let all leases of the bench's clients expire, so that their numbers are eligible as before."""
     with engine.begin() as connection:
         names = [f"bench-{n}" for n in range(max(CLIENTS))]
-        run_out = "UPDATE work_assignments SET expires_at = now() WHERE closed_at IS NULL AND client_id = ANY(:names)"
-        connection.execute(text(run_out), {"names": names})
+        expire = "UPDATE work_assignments SET expires_at = now() WHERE closed_at IS NULL AND client_id = ANY(:names)"
+        connection.execute(text(expire), {"names": names})
     lease_expiry.expire_leases(engine, datetime.now(UTC))
 
 
 def in_a_row(engine: Engine, settings: Settings) -> dict[str, float]:
-    """The p50 of the first and of the last thousand of 10,000 claims of whole numbers, none of which is given back."""
+    """The p50 of the first and of the last thousand of 10,000 claims of whole numbers, which stay leased."""
     seconds, without = [], 0
-    for n in range(IN_A_ROW):
+    for n in range(CLAIMS_IN_A_ROW):
         began = perf_counter()
         made = claims.claim(engine, WorkRequest(f"bench-{n // settings.max_work_per_client}"), settings)
         seconds.append(perf_counter() - began)
         without += isinstance(made, NoWork)
     if without:
-        raise RuntimeError(f"{without} of {IN_A_ROW} claims in a row got no work")
+        raise RuntimeError(f"{without} of {CLAIMS_IN_A_ROW} claims in a row got no work")
     first, last = seconds[:COMPARED], seconds[-COMPARED:]
     return {
-        "claims": IN_A_ROW,
+        "claims": CLAIMS_IN_A_ROW,
         "first_p50_ms": round(1000 * median(first), 2),
         "last_p50_ms": round(1000 * median(last), 2),
         "last_to_first": round(median(last) / median(first), 2),

@@ -1,10 +1,11 @@
-"""How fast effort is: `python -m bench.effort` prints what it measured against what is asked."""
+"""How fast effort is computed: `python -m bench.effort` prints the figures next to their limits."""
 
 import itertools
 import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from coordinator import effort
 
@@ -22,7 +23,7 @@ MOST_MS_UNCACHED, MOST_US_CACHED, MOST_S_ATTEMPTS = 3.0, 5.0, 0.5
 
 
 def _median(work: Callable[[], object], before: Callable[[], None] = lambda: None, repeats: int = REPEATS) -> float:
-    """The median processor time of this thread, in seconds: what one core needs, whatever else it is doing."""
+    """The median processor time of this thread in seconds, which other load on the machine hardly changes."""
     times = []
     for _ in range(repeats):
         before()
@@ -32,15 +33,15 @@ def _median(work: Callable[[], object], before: Callable[[], None] = lambda: Non
     return sorted(times)[repeats // 2]
 
 
-def _forget() -> None:
+def _clear_caches() -> None:
     effort.success_probability.cache_clear()
     effort.curve_effort.cache_clear()
     effort.stage2_plan.cache_clear()
 
 
 def _uncached(setting: tuple[int, int, int]) -> float:
-    effort.success_probability(*setting)  # the tables that every B1 shares are made once a process
-    return _median(lambda: effort.success_probability(*setting), _forget)
+    effort.success_probability(*setting)  # computes the tables that all B1 share
+    return _median(lambda: effort.success_probability(*setting), _clear_caches)
 
 
 def _cached(additions: int = 10_000) -> float:
@@ -57,11 +58,11 @@ def _cached(additions: int = 10_000) -> float:
 def _from_scratch() -> float:
     settings = list(itertools.product(effort.B1_LADDER, (-1, 0), (1, 3)))
     attempts = [(*setting, 1 + i % 100) for i, setting in zip(range(ATTEMPTS), itertools.cycle(settings), strict=False)]
-    return _median(lambda: effort.t_level(effort.effort_of(attempts)), _forget, repeats=5)
+    return _median(lambda: effort.t_level(effort.effort_of(attempts)), _clear_caches, repeats=5)
 
 
-def measure() -> dict[str, object]:
-    """What effort takes on this machine, in seconds, and whether it keeps what is asked."""
+def measure() -> dict[str, Any]:
+    """The seconds that effort takes on this machine, and whether they are within the limits."""
     uncached = {name: _uncached(setting) for name, setting in SETTINGS.items()}
     cached, from_scratch = _cached(), _from_scratch()
     return {
@@ -75,7 +76,7 @@ def measure() -> dict[str, object]:
     }
 
 
-def report(measured: dict) -> str:
+def report(measured: dict[str, Any]) -> str:
     """The measurements as a table."""
     lines = ["Effort, processor time on one core (median)"]
     for name, seconds in measured["uncached_vector_s"].items():
@@ -83,8 +84,8 @@ def report(measured: dict) -> str:
     lines.append(
         f"  {'adding a cached one':55} {1e6 * measured['adding_cached_s']:8.2f} us   (at most {MOST_US_CACHED:g})"
     )
-    words = f"t-level of {measured['attempts']:,} attempts from scratch"
-    lines.append(f"  {words:55} {measured['t_level_of_attempts_s']:8.3f} s    (at most {MOST_S_ATTEMPTS:g})")
+    label = f"t-level of {measured['attempts']:,} attempts from scratch"
+    lines.append(f"  {label:55} {measured['t_level_of_attempts_s']:8.3f} s    (at most {MOST_S_ATTEMPTS:g})")
     return "\n".join(lines)
 
 

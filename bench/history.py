@@ -1,7 +1,8 @@
-"""A long history for benchmarks: millions of results of years, made by SQL in minutes.
+"""A long history for benchmarks: millions of results of several years, which SQL inserts in minutes.
 
-Each result is a submission and, unless it was refused, an attempt. Clients and numbers are busy by a power law: a
-thousandth of the numbers have a good part of the attempts. What upkeep derives is derived by upkeep's own function.
+Each result is a submission and, unless it is rejected or failed, an attempt. The attempts follow a power law over
+clients and numbers: a thousandth of the numbers has a good part of the attempts. The functions of housekeeping compute
+the derived tables.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,16 @@ from coordinator.housekeeping import retention
 
 YEARS = 5
 CLIENTS = 1_000
-REFUSED = 100  # one in so many is refused; of these one in a thousand holds a true factor
-FAILED = 100_000
+REJECTED = 100  # one in this many is rejected; one in a thousand of these has a true factor
+FAILED = 100_000  # one in this many is failed
 
 
 @dataclass(frozen=True)
 class History:
-    """How much there is of everything; `busy` and `split` are ids of numbers among `numbers`.
+    """The amounts of everything; `busy` and `split` are ids of numbers among `numbers`.
 
-    `busy` has so many attempts and its curves at many B1; `split` a tree of so many factors. One number more, of so
-    many digits and with nearly as long a cofactor, is the last.
+    `busy` has `busy_attempts` attempts, with curves at many B1; `split` has a tree of `split_factors` factors. One more
+    number, the last one, has `longest_digits` digits and a cofactor that is nearly as long.
     """
 
     numbers: int
@@ -46,10 +47,10 @@ INSERT INTO submissions (
 SELECT n, client, md5(n::text), false, sha256(n::text::bytea),
     jsonb_build_object('composite', '1' || lpad(number::text, 12, '0') || repeat('7', 77), 'client_id', client,
                        'method', 'ecm', 'b1', 50000, 'curves', 10 + n % 90),
-    CASE WHEN n % :refused = 0 THEN 'rejected' WHEN n % :failed = 1 THEN 'failed' ELSE 'applied' END,
-    CASE WHEN n % :refused = 0 THEN 'factor_does_not_divide' WHEN n % :failed = 1 THEN 'too_many_tries' END,
-    CASE WHEN n % :refused = 0 THEN 'The factor 1234577 does not divide' END,
-    CASE WHEN n % (1000 * :refused) = 0 THEN '{"true_factors": ["1234567"]}'::jsonb END,
+    CASE WHEN n % :rejected = 0 THEN 'rejected' WHEN n % :failed = 1 THEN 'failed' ELSE 'applied' END,
+    CASE WHEN n % :rejected = 0 THEN 'factor_does_not_divide' WHEN n % :failed = 1 THEN 'too_many_tries' END,
+    CASE WHEN n % :rejected = 0 THEN 'The factor 1234577 does not divide' END,
+    CASE WHEN n % (1000 * :rejected) = 0 THEN '{"true_factors": ["1234567"]}'::jsonb END,
     number, n, at, at + interval '1 second'
 FROM (
     SELECT n, 'client-' || floor(:clients * power((hashint8(n) & 1048575) / 1048576.0, 3)) AS client,
@@ -75,9 +76,9 @@ _REST = (
     """
 UPDATE factors f SET attempt_id = a.id, created_at = a.created_at, method = 'ecm', sigma = a.sigma, parametrization = 1
 FROM ecm_attempts a
-WHERE a.id = 2 + (f.id * 48271) % (:attempts / :refused) * :refused
+WHERE a.id = 2 + (f.id * 48271) % (:attempts / :rejected) * :rejected
 """,
-    # Upkeep looks at the last minutes of submissions only, for it has seen the others.
+    # Housekeeping reads only the last minutes of submissions, as it has read the others before.
     """
 INSERT INTO clients (name, first_seen, last_seen)
 SELECT client_id, min(created_at), max(created_at) FROM submissions GROUP BY client_id
@@ -105,7 +106,7 @@ SELECT :numbers + 1, '3' || repeat('7', :longest_digits - 1), sha256('longest'),
     :longest_digits - 7, false, 100, effort
 FROM composites WHERE id = :busy
 """,
-    # Each factor has five beneath it, as far as they reach.
+    # Each factor is split into the next five, up to the last factor.
     """
 INSERT INTO factors (
     id, composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, split_from_id, origin, client_id,
@@ -122,10 +123,10 @@ FROM (SELECT max(id) AS last FROM factors) known, generate_series(1, :split_fact
 
 
 def fill(engine: Engine, history: History) -> None:
-    """Add the history to a database with its numbers; what upkeep derives, too; and tell the query planner."""
+    """Add the history to a database with its numbers, derive tables as housekeeping does, and update statistics."""
     sizes = vars(history) | {
         "clients": CLIENTS,
-        "refused": REFUSED,
+        "rejected": REJECTED,
         "failed": FAILED,
         "seconds": timedelta(days=365 * YEARS).total_seconds(),
     }
@@ -159,19 +160,19 @@ FROM pg_index WHERE indrelid = ANY(CAST(:tables AS regclass[]))
 
 @contextmanager
 def _without_indexes(connection: Connection, tables: Sequence[str]) -> Iterator[None]:
-    """Drop the tables' keys and indexes, and make them anew at the end: that is several times as fast."""
-    of = {"tables": list(tables)}
-    # Foreign keys first: the others are dropped without them only.
-    constraints = connection.execute(text(_CONSTRAINTS), of).all()
+    """Drop the tables' keys and indexes, and create them again at the end, which is several times as fast."""
+    parameters = {"tables": list(tables)}
+    # Foreign keys first, because they depend on the other constraints.
+    constraints = connection.execute(text(_CONSTRAINTS), parameters).all()
     for one in constraints:
         connection.execute(text(f"ALTER TABLE {one.of} DROP CONSTRAINT {one.name}"))
-    indexes = connection.execute(text(_INDEXES), of).all()
+    indexes = connection.execute(text(_INDEXES), parameters).all()
     for one in indexes:
         connection.execute(text(f"DROP INDEX {one.name}"))
     yield
     for one in indexes:
         connection.exec_driver_sql(one.definition)
     for one in reversed(constraints):
-        # That rows refer to rows needs no proof here.
-        unproven = " NOT VALID" if one.contype == "f" else ""
-        connection.exec_driver_sql(f"ALTER TABLE {one.of} ADD CONSTRAINT {one.name} {one.definition}{unproven}")
+        # Checking the references would take long, and the rows are known to be right.
+        unchecked = " NOT VALID" if one.contype == "f" else ""
+        connection.exec_driver_sql(f"ALTER TABLE {one.of} ADD CONSTRAINT {one.name} {one.definition}{unchecked}")

@@ -1,4 +1,4 @@
-"""How long a list of numbers takes to load, through the command line, and how much memory that needs."""
+"""The time and memory that the command line needs to load a list of numbers."""
 
 import os
 import random
@@ -20,16 +20,16 @@ from config.local.postgres import start_postgres
 from models.engine import make_engine
 from models.migrate import upgrade
 
-LOOK_EVERY = 0.25
+SAMPLE_SECONDS = 0.25
 KINDS = ("products", "random")
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A load: seconds, by the clock and of processors, the most memory (MB), and the rows that came of it.
+class ImportMeasurement:
+    """A load: seconds by the clock, processor seconds, the most memory (MB), and the rows afterwards.
 
-    The processors' seconds are the command's, with its processes, and its backend's in the database: they say what a
-    machine with other things to do would have needed by itself.
+    The processor seconds are those of the command with its processes, and of its backend in the database. They do not
+    depend on what else the machine does.
     """
 
     seconds: float
@@ -41,15 +41,15 @@ class Loaded:
 
 
 def numbers(count: int, digits: int, kind: str, seed: int = 1) -> Iterator[mpz]:
-    """Different numbers of about so many digits: products of two primes, or random ones with whatever is in them."""
-    chance = random.Random(seed)
+    """Yield different numbers of about `digits` digits: products of two primes, or random integers."""
+    generator = random.Random(seed)
     if kind == "random":
         for _ in range(count):
-            yield mpz(chance.randrange(10 ** (digits - 1), 10**digits))
+            yield mpz(generator.randrange(10 ** (digits - 1), 10**digits))
         return
     low, high = 10 ** (digits // 2 - 1) * 4, 10 ** (digits // 2)
-    # The products of so many primes are more than enough.
-    primes = [gmpy2.next_prime(chance.randrange(low, high)) for _ in range(int((2 * count) ** 0.5) + 3)]
+    # The products of pairs of this many primes are more than enough.
+    primes = [gmpy2.next_prime(generator.randrange(low, high)) for _ in range(int((2 * count) ** 0.5) + 3)]
     for place, (left, right) in enumerate((a, b) for i, a in enumerate(primes) for b in primes[:i]):
         if place == count:
             return
@@ -57,7 +57,7 @@ def numbers(count: int, digits: int, kind: str, seed: int = 1) -> Iterator[mpz]:
 
 
 def load(url: str, home: Path, file: Path) -> tuple[float, float, float, float]:
-    """`ecm-coordinator composites import`: seconds, those of processors (the command's, its backend's), megabytes."""
+    """Run `composites import`; returns its seconds, its and its backend's processor seconds, and its megabytes."""
     command = [sys.executable, "-c", "from ingest.cli import main; main()", "composites", "import", str(file)]
     started = time.monotonic()
     most = 0.0
@@ -73,20 +73,22 @@ def load(url: str, home: Path, file: Path) -> tuple[float, float, float, float]:
                 backends |= {backend.pid: sum(backend.cpu_times()[:2]) for backend in _backends(home)}
             except psutil.NoSuchProcess:
                 pass
-            time.sleep(LOOK_EVERY)
+            time.sleep(SAMPLE_SECONDS)
     if process.returncode:
         raise click.ClickException(f"the import failed with {process.returncode}")
     return time.monotonic() - started, sum(processors.values()), max(backends.values()), most
 
 
 def _backends(home: Path) -> list[psutil.Process]:
-    """The processes of the PostgreSQL whose data lie under `home`."""
+    """The child processes of the PostgreSQL whose data is under `home`."""
     (pid_file,) = home.rglob("postmaster.pid")
     return psutil.Process(int(pid_file.read_text().split()[0])).children()
 
 
-def measure(count: int = 1_000_000, digits: int = 150, kind: str = "products", again: bool = False) -> list[Loaded]:
-    """Load a list into a database of its own, once or twice."""
+def measure(
+    count: int = 1_000_000, digits: int = 150, kind: str = "products", again: bool = False
+) -> list[ImportMeasurement]:
+    """Load a list into a new database, once, or with `again` twice."""
     results = []
     with tempfile.TemporaryDirectory() as home:
         file = Path(home) / "numbers.txt"
@@ -104,7 +106,7 @@ def measure(count: int = 1_000_000, digits: int = 150, kind: str = "products", a
                         for table in ("composites", "factors")
                     ]
                 engine.dispose()
-                results.append(Loaded(*figures, *rows))
+                results.append(ImportMeasurement(*figures, *rows))
         finally:
             server.stop()
     return results

@@ -1,4 +1,4 @@
-"""A load generator that costs little itself: keep-alive connections, prebuilt requests, one thread a connection."""
+"""A load generator with little overhead: keep-alive connections, prebuilt requests, one thread per connection."""
 
 import json
 import socket
@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 
 @dataclass
 class Measured:
-    """What one run of requests took: seconds for each answer, by status, and in all."""
+    """A run of requests: its seconds, the seconds of each answer, and the number of answers by status."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -18,7 +19,7 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return len(self.latencies) / self.seconds if self.seconds else 0.0
 
     def percentile(self, share: float) -> float:
@@ -27,7 +28,7 @@ class Measured:
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-class Connection:
+class KeepAliveConnection:
     """One keep-alive HTTP/1.1 connection that sends bytes and reads one answer."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -36,7 +37,7 @@ class Connection:
         self._rest = b""
 
     def request(self, data: bytes) -> tuple[int, bytes]:
-        """Send a whole request; the answer's status and body."""
+        """Send a whole request; returns the status and the body of the answer."""
         self._socket.sendall(data)
         while b"\r\n\r\n" not in self._rest:
             self._receive()
@@ -61,7 +62,7 @@ class Connection:
         self._rest += data
 
 
-def post(path: str, body: dict, host: str, headers: dict[str, str] | None = None) -> bytes:
+def post(path: str, body: dict[str, Any], host: str, headers: dict[str, str] | None = None) -> bytes:
     """The bytes of a POST of `body` as JSON."""
     data = json.dumps(body).encode()
     lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", f"Content-Length: {len(data)}"]
@@ -70,7 +71,7 @@ def post(path: str, body: dict, host: str, headers: dict[str, str] | None = None
 
 
 def run(host: str, port: int, connections: int, requests: Callable[[int], Iterator[bytes]]) -> Measured:
-    """Send every connection's requests, one after the other on each, all connections at once."""
+    """Send the requests of every connection, one after the other on each, with all connections at the same time."""
     measured = Measured()
     lock = threading.Lock()
     errors: list[Exception] = []
@@ -81,10 +82,10 @@ def run(host: str, port: int, connections: int, requests: Callable[[int], Iterat
         latencies: list[float] = []
         statuses: dict[int, int] = {}
         try:
-            connection = Connection(host, port)
+            connection = KeepAliveConnection(host, port)
         except OSError as error:
             errors.append(error)
-            ready.abort()  # nobody is to wait for this one
+            ready.abort()  # the others must not wait for this connection
             return
         ready.wait()
         try:

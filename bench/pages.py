@@ -1,9 +1,9 @@
-"""How long pages take and how much they are, with a million numbers and a history of ten million attempts.
+"""The time and size of pages, with a million numbers and a history of ten million attempts.
 
-Each page is asked of the application itself, by Flask's test client, against an embedded PostgreSQL and an embedded
-Valkey: all that a web process does but speaking HTTP. It is an operator who looks: pages have the most then. For every
-page the p50 and the slowest of LOOKS after a first one, and the bytes a browser gets that has nothing yet: the page and
-what it loads, as they are (nothing is compressed).
+Flask's test client requests each page from the application, with an embedded PostgreSQL and an embedded Valkey: all the
+work of a web process without HTTP. The session is an operator's, who sees the longest pages. For every page the
+benchmark gives the p50 and the slowest of REPEATS requests after a first one, and the bytes that a browser with an
+empty cache loads, uncompressed: the page and its files.
 """
 
 import re
@@ -38,11 +38,11 @@ HISTORY = history.History(
     longest_digits=50_000,
 )
 FACTORS = 200_000
-LOOKS = 15
+REPEATS = 15
 AIM_MS, AIM_BYTES = 100, 200_000
 LOG_LEVEL = "ERROR"
 ADMIN_KEY = "an operator's"
-DEEP = 100  # pages of `numbers` that are walked to the last one
+DEEP = 100  # how many pages of `numbers` come before the deep one
 
 PAGES = {
     "start": "/",
@@ -77,10 +77,10 @@ PAGES = {
 
 @contextmanager
 def application(history_: history.History = HISTORY, factors: int = FACTORS) -> Iterator[FlaskClient]:
-    """A client of the application on a database with that history; all of it is removed at the end."""
+    """A client of the application on a database with this history; everything is removed at the end."""
     configure_logging("console", LOG_LEVEL)
     with tempfile.TemporaryDirectory(prefix="ecm-pages-", ignore_cleanup_errors=True) as home:
-        # Loading it is not what is measured.
+        # Not durable, because loading is not measured.
         database = start_postgres(Path(home), durable=False)
         broker = start_valkey(Path(home))
         try:
@@ -96,7 +96,7 @@ def application(history_: history.History = HISTORY, factors: int = FACTORS) -> 
 
 
 def client(database_url: str, broker_url: str) -> FlaskClient:
-    """A client of the application, made as a web process makes it, with an operator's session."""
+    """A client with an operator's session of an application that is made as a web process makes it."""
     settings = Settings(
         database_url=database_url,
         redis_url=broker_url,
@@ -108,29 +108,30 @@ def client(database_url: str, broker_url: str) -> FlaskClient:
     keep_what_is_made()
     browser = app.test_client()
     token = re.search(r'name="csrf_token" value="([^"]+)"', _get(browser, "/admin/login").decode())
-    assert token is not None
+    if token is None:
+        raise RuntimeError("the login page has no CSRF token")
     browser.post("/admin/login", data={"csrf_token": token[1], "key": ADMIN_KEY})
     _get(browser, "/admin")
     return browser
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """By page the p50 and the slowest look, in milliseconds, and how many bytes a browser gets."""
+    """The p50 and the slowest request in milliseconds, and the bytes that a browser loads, by page."""
     with application() as browser:
-        return looks(browser, HISTORY)
+        return measure_pages(browser, HISTORY)
 
 
-def looks(browser: FlaskClient, of: history.History) -> dict[str, dict[str, float]]:
-    """As `measure`, on an application that has that history."""
+def measure_pages(browser: FlaskClient, filled: history.History) -> dict[str, dict[str, float]]:
+    """As `measure`, on an application with this history."""
     pages = {
         **PAGES,
         "numbers by digits, a page deep inside": _deep(browser),
-        f"number: {of.busy_attempts:,} attempts": f"/numbers/{of.busy}",
-        f"number: {of.split_factors:,} factors": f"/numbers/{of.split}",
-        f"number: {of.longest_digits:,} digits": f"/numbers/{of.numbers + 1}",
-        "number: any": f"/numbers/{of.numbers // 7}",
+        f"number: {filled.busy_attempts:,} attempts": f"/numbers/{filled.busy}",
+        f"number: {filled.split_factors:,} factors": f"/numbers/{filled.split}",
+        f"number: {filled.longest_digits:,} digits": f"/numbers/{filled.numbers + 1}",
+        "number: any": f"/numbers/{filled.numbers // 7}",
     }
-    return {name: _look(browser, path) for name, path in pages.items()}
+    return {name: _measure_page(browser, path) for name, path in pages.items()}
 
 
 def _deep(browser: FlaskClient) -> str:
@@ -147,15 +148,16 @@ def _get(browser: FlaskClient, path: str) -> bytes:
     answer = browser.get(path)
     if answer.status_code != 200:
         raise RuntimeError(f"{path} was answered with {answer.status}: {answer.text[:200]}")
-    return answer.data
+    data: bytes = answer.data
+    return data
 
 
-def _look(browser: FlaskClient, path: str) -> dict[str, float]:
-    page = _get(browser, path)  # the first one finds caches cold
+def _measure_page(browser: FlaskClient, path: str) -> dict[str, float]:
+    page = _get(browser, path)  # the first one fills the caches
     loaded = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.decode())
     size = len(page) + sum(len(_get(browser, name)) for name in set(loaded))
     seconds = []
-    for _ in range(LOOKS):
+    for _ in range(REPEATS):
         began = perf_counter()
         _get(browser, path)
         seconds.append(perf_counter() - began)
@@ -163,7 +165,7 @@ def _look(browser: FlaskClient, path: str) -> dict[str, float]:
 
 
 def as_table(figures: dict[str, dict[str, float]]) -> Table:
-    """The figures for a terminal; what is above an aim is marked."""
+    """The figures for a terminal; pages above an aim are marked."""
     table = Table(
         title=f"Pages, with {HISTORY.numbers:,} numbers and {HISTORY.attempts:,} attempts "
         f"(aim: {AIM_MS} ms, {AIM_BYTES // 1000} KB)"

@@ -1,10 +1,10 @@
-"""How fast results come in and are applied: the whole stack on this machine, its load included.
+"""How fast results are accepted and applied by the whole stack, with the load generator on the same machine.
 
-For 1, 8 and 32 connections, on 100 composites with 20 attempts each and on one that has 100,000 already:
+For 1, 8 and 32 connections, on 100 composites with 20 attempts each and on one composite with 100,000 attempts:
 
-- accepted/s: results stored a second (`Prefer: respond-async`), and applied/s: the same results, from the first sent
-  to the last applied;
-- waiting: results a second and the p50 and p99 of a request that waits for its outcome.
+- accepted/s: results stored per second (`Prefer: respond-async`); applied/s: the same results, from the first that is
+  sent to the last that is applied;
+- waiting: results per second, and the p50 and p99 of requests that wait for their outcome.
 """
 
 import itertools
@@ -44,9 +44,9 @@ def composites(count: int) -> list[str]:
 
 
 def requests(numbers: list[str], count: int, connections: int, host: str, wait: bool) -> Any:
-    """What each connection sends: `count` results in all, spread over the numbers in turn."""
+    """The requests of each connection: `count` results in all, for one number after the other."""
 
-    def of(connection: int) -> Iterator[bytes]:
+    def of_connection(connection: int) -> Iterator[bytes]:
         headers = {} if wait else {"Prefer": "respond-async"}
         for index in range(count // connections):
             body = {
@@ -60,21 +60,21 @@ def requests(numbers: list[str], count: int, connections: int, host: str, wait: 
             }
             yield load.post("/api/v1/submit_result", body, host, headers)
 
-    return of
+    return of_connection
 
 
 def send(server: str, numbers: list[str], count: int, connections: int, wait: bool) -> load.Measured:
-    """Send `count` results over so many connections; raises if any is not taken."""
+    """Send `count` results over `connections` connections; raises RuntimeError if one is not accepted."""
     address = urlsplit(server)
     host, port = address.hostname or "127.0.0.1", address.port or 80
     measured = load.run(host, port, connections, requests(numbers, count, connections, host, wait))
     if set(measured.statuses) - {200, 202}:
-        raise RuntimeError(f"not every result was taken: {measured.statuses}")
+        raise RuntimeError(f"not every result was accepted: {measured.statuses}")
     return measured
 
 
 def wait_applied(engine: Engine) -> None:
-    """Wait until no submission waits."""
+    """Wait until every submission is settled."""
     waiting = text("SELECT EXISTS (SELECT FROM submissions WHERE state = 'received')")
     while True:
         with engine.connect() as connection:
@@ -83,10 +83,10 @@ def wait_applied(engine: Engine) -> None:
         time.sleep(0.02)
 
 
-def deepen(engine: Engine, number: str, attempts: int) -> None:
-    """Give a known composite a history: copies of its one attempt, with sums to match."""
+def add_attempts(engine: Engine, number: str, attempts: int) -> None:
+    """Insert copies of a composite's only attempt, and update its sums."""
     with engine.begin() as connection:
-        of = {"number": number, "attempts": attempts}
+        parameters = {"number": number, "attempts": attempts}
         connection.execute(
             text(
                 """
@@ -108,7 +108,7 @@ def deepen(engine: Engine, number: str, attempts: int) -> None:
                 FROM sent, base
                 """
             ),
-            of,
+            parameters,
         )
         connection.execute(
             text(
@@ -117,14 +117,14 @@ def deepen(engine: Engine, number: str, attempts: int) -> None:
                 FROM composites c WHERE c.id = e.composite_id AND c.number = :number
                 """
             ),
-            of,
+            parameters,
         )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 
 
 def measure() -> dict[str, Any]:
-    """Every figure of the table, by case and connections."""
+    """All figures, by case and number of connections."""
     figures: dict[str, Any] = {}
     with private_stack("--flower-port", str(free_port()), LOG_LEVEL="WARNING") as (server, home):
         engine = make_engine(postgres_url(home), pool_size=2)
@@ -133,9 +133,9 @@ def measure() -> dict[str, Any]:
             send(server, many, MANY, 1, wait=False)
         send(server, deep, 1, 1, wait=True)
         wait_applied(engine)
-        deepen(engine, deep[0], DEEP_ATTEMPTS)
+        add_attempts(engine, deep[0], DEEP_ATTEMPTS)
         for connections in CONNECTIONS:
-            # In turn, so that a change in the machine's mood hits both.
+            # Alternately, so that a change of the machine's speed affects both cases.
             for case, numbers in (("100 composites", many), ("one composite, 100,000 attempts", deep)):
                 figures.setdefault(case, {})[connections] = _one(server, engine, numbers, connections)
         engine.dispose()
@@ -144,13 +144,13 @@ def measure() -> dict[str, Any]:
 
 def _one(server: str, engine: Engine, numbers: list[str], connections: int) -> dict[str, float]:
     began = time.perf_counter()
-    taken = send(server, numbers, RESULTS[connections], connections, wait=False)
+    accepted = send(server, numbers, RESULTS[connections], connections, wait=False)
     wait_applied(engine)
-    applied = len(taken.latencies) / (time.perf_counter() - began)
+    applied = len(accepted.latencies) / (time.perf_counter() - began)
     waited = send(server, numbers, WAITING[connections], connections, wait=True)
     wait_applied(engine)
     return {
-        "accepted_per_second": round(taken.rate, 1),
+        "accepted_per_second": round(accepted.rate, 1),
         "applied_per_second": round(applied, 1),
         "waiting_per_second": round(waited.rate, 1),
         "waiting_p50_ms": round(waited.percentile(0.5), 1),

@@ -1,8 +1,8 @@
-"""What the planner's choice of curves is worth, against what is customary: `python -m bench.planner` prints it.
+"""Compares the planner's choice of curves with customary ones: `python -m bench.planner` prints the figures.
 
-Nothing is run: curves cost what the model of docs/effort.md says, and what they find is the exact expectation under
-its prior, taken from the effort vectors. The planner chooses by the same model, so this shows what its choices are
-worth if the model is right, not whether it is.
+No curve is run: the model of docs/effort.md gives the price of curves, and the effort vectors give the exact
+expectation of found factors under its prior. The planner chooses by the same model, so the figures show the value of
+its choices if the model is right, and not whether the model is right.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from bench.planner_chart import Curve, Panel, svg
+from bench.planner_chart import ChartCurve, Panel, svg
 from coordinator import effort
 from coordinator.effort import planning
 from coordinator.effort.arrays import Array
@@ -26,8 +26,8 @@ from models.limits import DEFAULT_B2
 
 SIZES = (95, 120, 150, 180)
 LEASES = PlanRequest(least=60, most=3600)
-GREEDY = PlanRequest(least=0.001, most=3600)  # every curve the best one, however short that makes the leases
-SAMPLES = 32  # points of each lease at which is asked what has been found
+GREEDY = PlanRequest(least=0.001, most=3600)  # always the best curve, even if leases are very short
+SAMPLES = 32  # points of each lease for which the chance of a factor is computed
 REGISTRY, SMALLEST, LARGEST, LEAST_DONE, SEED = 200, 90, 200, 15, 4
 CORES = 16
 HOURS = (1, 24, 168)
@@ -38,7 +38,7 @@ Order = Callable[[Array, int], float]  # (effort vector, digits) -> the number w
 
 
 def planned(vector: Array, digits: int, target: float) -> Plan | None:
-    """The planner, with leases of the length that a server makes."""
+    """The planner, with leases of the length that a server plans."""
     return planning.plan_curves(vector, digits, target, LEASES)
 
 
@@ -48,7 +48,7 @@ def greedy(vector: Array, digits: int, target: float) -> Plan | None:
 
 
 def ladder(vector: Array, digits: int, target: float) -> Plan | None:
-    """The customary way: t20, t25, t30 ... each completed at its customary B1, the last as far as the target."""
+    """The customary way: t20, t25, t30 ... each at its customary B1, up to the target."""
     reached = effort.t_level(vector)
     for level, b1 in planning.CUSTOMARY_B1:
         if level >= 20 and reached < min(level, target):
@@ -57,7 +57,7 @@ def ladder(vector: Array, digits: int, target: float) -> Plan | None:
 
 
 def by_size(vector: Array, digits: int, target: float) -> Plan | None:
-    """B1 by the number's size alone: the target level's customary B1 from the first curve on."""
+    """B1 by the number's size alone: the customary B1 of the target level for all curves."""
     b1 = next(b1 for level, b1 in planning.CUSTOMARY_B1 if level >= target)
     return _up_to(vector, digits, target, b1) if effort.t_level(vector) < target else None
 
@@ -99,25 +99,25 @@ POLICIES: dict[str, tuple[Choice, Order]] = {
 }
 
 
-class Lease(NamedTuple):
-    """A lease of a plan on a number of this effort, with the points at which is asked what has been found by then."""
+class SimulatedLease(NamedTuple):
+    """A lease on a number with this effort, with the chance of a factor at several points in time."""
 
     before: Array  # the effort vector
     seconds: Array  # of one core, since the lease began: 0 first, its whole length last
-    found: Array  # the chance that the number has had a factor found
+    found: Array  # the chance that a factor has been found by then
 
     def expected_seconds(self) -> float:
-        """What the lease costs on average: nothing is run any more on a number once a factor of it is found."""
+        """The average cost of the lease: it ends when a factor is found."""
         whole = 1 - self.found
         return float(np.sum((whole[1:] + whole[:-1]) / 2 * np.diff(self.seconds)))
 
 
 def chance_found(start: Array, vectors: Array, digits: int) -> Array:
-    """The chance that a number known to be composite has had a factor found from `start` to these efforts, one a row.
+    """The chance that a factor of a composite number is found between `start` and each of these efforts, one per row.
 
-    Prime factors are taken to come independently of each other, m of them expected at the start and m' after the
-    effort. That there are any has the chance 1 - exp(-m); that there are and all of them are left,
-    exp(-(m - m')) (1 - exp(-m')). As long as nothing is found this grows at the planner's value per second.
+    The model treats prime factors as independent; m of them are expected at the start and m' after the effort. The
+    number has a factor with chance 1 - exp(-m); it has one and all are unfound with chance exp(-(m - m')) (1 -
+    exp(-m')). As long as no factor is found, the result grows at the planner's value per second.
     """
     expected = planning.expected_factors(digits)
     at_start = float(effort.missed(start) @ expected)
@@ -125,21 +125,21 @@ def chance_found(start: Array, vectors: Array, digits: int) -> Array:
     return 1 - np.exp(left - at_start) * np.expm1(-left) / math.expm1(-at_start)
 
 
-def leases(choice: Choice, digits: int, start: Array) -> Iterator[Lease]:
-    """One after the other, what brings a number from this effort to its target."""
+def leases(choice: Choice, digits: int, start: Array) -> Iterator[SimulatedLease]:
+    """Yield the leases that bring a number from this effort to its target."""
     vector, target = start, effort.target_t_level(digits)
     parts = np.arange(SAMPLES + 1) / SAMPLES
     while plan := choice(vector, digits, target):
         done = plan.curves * effort.curve_effort(plan.b1, plan.b2, plan.parametrization)
-        yield Lease(vector, parts * plan.seconds, chance_found(start, vector + parts[:, None] * done, digits))
+        yield SimulatedLease(vector, parts * plan.seconds, chance_found(start, vector + parts[:, None] * done, digits))
         vector = vector + done
 
 
 def one_number(choice: Choice, digits: int) -> dict[str, float]:
-    """For a fresh number: seconds of one core to the target with nothing found, to an even chance of a factor, and
-    factors an hour.
+    """For a number without effort: core seconds to the target and to an even chance of a factor, and factors per hour.
 
-    The last is over many such numbers, each worked on until a factor is found or it is at its target.
+    The target is reached without a factor. The rate is that of many such numbers, each of which is worked on until a
+    factor is found or the target is reached.
     """
     spent = expected = found = 0.0
     half = math.inf
@@ -153,38 +153,38 @@ def one_number(choice: Choice, digits: int) -> dict[str, float]:
 
 
 def registry() -> list[tuple[int, Array]]:
-    """The mixed registry: the digits of each number and the effort it comes with, from t15 to all that it should have.
+    """The mixed registry: the digits of each number and its initial effort, from t15 up to its target.
 
-    Fresh numbers would make every way look alike: most have a factor that falls in the first seconds.
+    Without initial effort all policies would look the same, because most numbers have a factor found in seconds.
     """
-    chance = random.Random(SEED)
+    generator = random.Random(SEED)
     numbers = []
     for _ in range(REGISTRY):
-        digits = chance.randint(SMALLEST, LARGEST)
-        done = chance.uniform(LEAST_DONE, effort.target_t_level(digits))
+        digits = generator.randint(SMALLEST, LARGEST)
+        done = generator.uniform(LEAST_DONE, effort.target_t_level(digits))
         numbers.append((digits, effort.effort_of([effort.curves_of_t_level(done)])))
     return numbers
 
 
 def registry_way(choice: Choice, order: Order) -> tuple[list[float], list[float]]:
-    """(Hours, expected numbers with a factor found by then) while all cores work on the registry, to the last hour.
+    """(hours, expected numbers with a found factor by then) while all cores work on the registry, up to the last hour.
 
-    Found factors shorten leases by their chance, so the hours are those of a registry so large that chance averages.
+    Each lease takes its expected time, so the hours are those of a registry that is so large that chance averages out.
     """
     hours, found = [0.0], [0.0]
-    queue: list[tuple[float, int, int, Lease, Iterator[Lease]]] = []
+    queue: list[tuple[float, int, int, SimulatedLease, Iterator[SimulatedLease]]] = []
 
-    def enqueue(number: int, digits: int, to_come: Iterator[Lease]) -> None:
-        if lease := next(to_come, None):
-            heapq.heappush(queue, (order(lease.before, digits), digits, number, lease, to_come))
+    def enqueue(number: int, digits: int, remaining: Iterator[SimulatedLease]) -> None:
+        if lease := next(remaining, None):
+            heapq.heappush(queue, (order(lease.before, digits), digits, number, lease, remaining))
 
     for number, (digits, start) in enumerate(registry()):
         enqueue(number, digits, leases(choice, digits, start))
     while queue and hours[-1] < HOURS[-1]:
-        _, digits, number, lease, to_come = heapq.heappop(queue)
+        _, digits, number, lease, remaining = heapq.heappop(queue)
         hours.append(hours[-1] + lease.expected_seconds() / CORES / SECONDS_PER_HOUR)
         found.append(found[-1] + float(lease.found[-1] - lease.found[0]))
-        enqueue(number, digits, to_come)
+        enqueue(number, digits, remaining)
     return hours, found
 
 
@@ -195,7 +195,7 @@ def registry_ways() -> dict[str, tuple[list[float], list[float]]]:
 
 
 def measure() -> dict[str, Any]:
-    """Times and factors found by every way of choosing; whether the planner is nowhere behind the ladder."""
+    """Times and found factors of every choice and policy, and whether the planner is never behind the ladder."""
     numbers = {digits: {name: one_number(choice, digits) for name, choice in CHOICES.items()} for digits in SIZES}
     return {
         "numbers": numbers,
@@ -220,8 +220,8 @@ def report(measured: dict[str, Any]) -> str:
                 f"  {digits:6}  {name:28} {one['target_s']:10,.0f} s {one['target_s'] / usual['target_s']:9.3f}"
                 f" {one['half_s']:7.1f} s {one['per_hour']:9.4g} {one['per_hour'] / usual['per_hour']:9.3f}"
             )
-    words = f"{REGISTRY} numbers of {SMALLEST} to {LARGEST} digits, {CORES} cores: numbers split after"
-    lines.append(f"{words:64}" + "".join(f"{hours:>7} h" for hours in HOURS) + "   an hour, over each of these")
+    heading = f"{REGISTRY} numbers of {SMALLEST} to {LARGEST} digits, {CORES} cores: numbers split after"
+    lines.append(f"{heading:64}" + "".join(f"{hours:>7} h" for hours in HOURS) + "   an hour, over each of these")
     for name, found in measured["registry"].items():
         rates = "".join(f"{found[hours] / hours:8.3g}" for hours in HOURS)
         lines.append(f"  {name:62}" + "".join(f"{found[hours]:9.1f}" for hours in HOURS) + f"   {rates}")
@@ -237,7 +237,7 @@ def chart(measured: dict[str, Any]) -> str:
     shares = []
     for name, color in zip(("planner", "ladder", "B1 by size"), (COLORS[0], COLORS[2], COLORS[4]), strict=True):
         points = [(d, each[name]["target_s"] / each["ladder"]["target_s"]) for d, each in measured["numbers"].items()]
-        shares.append(Curve(name, color, tuple(points)))
+        shares.append(ChartCurve(name, color, tuple(points)))
     ratios = Panel(
         "One number: time to its target, by the ladder's",
         "digits of the number",
@@ -249,7 +249,9 @@ def chart(measured: dict[str, Any]) -> str:
     ways = []
     for (name, way), color in zip(registry_ways().items(), COLORS, strict=True):
         found = np.interp(at, *way)
-        ways.append(Curve(name, color, tuple(zip(at.tolist(), found.tolist(), strict=True)), dashed="ladder" in name))
+        ways.append(
+            ChartCurve(name, color, tuple(zip(at.tolist(), found.tolist(), strict=True)), dashed="ladder" in name)
+        )
     top_tick = 20 * math.ceil(max(found[-1] for _, found in registry_ways().values()) / 20)
     registered = Panel(
         f"{REGISTRY} numbers of {SMALLEST} to {LARGEST} digits on {CORES} cores: numbers of which a factor is found",

@@ -1,7 +1,7 @@
-"""How long reading takes among a million numbers: each list, its filters, pages deep inside, many numbers at once.
+"""How long reads take with a million numbers: lists, filters, pages in the middle of a list, many numbers at once.
 
-By the functions that answer; HTTP adds a few milliseconds for each page, whatever is read. For every case the p50 and
-the slowest of LOOKS, on a database that was loaded in all states and looked at once before.
+The benchmark calls the functions behind the routes; HTTP adds a few milliseconds per page. For every case it gives the
+p50 and the slowest of REPEATS reads after a first one, on a database with numbers in all states.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from models.migrate import upgrade
 
 NUMBERS = 1_000_000
 FACTORS = 200_000
-LOOKS = 15
+REPEATS = 15
 AIM_MS = 50
 MAX_DIGITS = 50_000
 
@@ -81,7 +81,7 @@ _EVERYTHING = (
 
 @contextmanager
 def registry() -> Iterator[Engine]:
-    """A PostgreSQL with NUMBERS numbers, of which all are in one project; removed at the end."""
+    """A PostgreSQL with NUMBERS numbers, all in one project; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="ecm-reading-", ignore_cleanup_errors=True) as home:
         server = start_postgres(Path(home))
         upgrade(server.url)
@@ -95,7 +95,7 @@ def registry() -> Iterator[Engine]:
 
 
 def fill(engine: Engine, numbers: int, factors: int) -> None:
-    """Register so many numbers, all of them in one project, and so many factors; tell the query planner."""
+    """Insert numbers, all in one project, and factors, and update the planner's statistics."""
     load(engine, 1, numbers)
     with engine.begin() as connection:
         for statement in _EVERYTHING:
@@ -105,26 +105,26 @@ def fill(engine: Engine, numbers: int, factors: int) -> None:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """By case the p50 and the slowest look, in milliseconds, and how many rows it gave."""
+    """The p50 and the slowest read in milliseconds, and the number of rows, by case."""
     with registry() as engine:
         cases = {**_lists(engine), **_deep(engine), **_others(engine)}
-        return {name: _time(look) for name, look in cases.items()}
+        return {name: _time(read) for name, read in cases.items()}
 
 
-Look = Callable[[], int]
+Read = Callable[[], int]
 
 
-def _lists(engine: Engine) -> dict[str, Look]:
-    def page(filters: CompositeFilters, how: dict[str, Any]) -> Look:
+def _lists(engine: Engine) -> dict[str, Read]:
+    def page(filters: CompositeFilters, how: dict[str, Any]) -> Read:
         return lambda: len(search.list_composites(engine, filters, **how, max_digits=MAX_DIGITS).rows)
 
     return {name: page(filters, how) for name, (filters, how) in LISTS.items()}
 
 
-def _deep(engine: Engine) -> dict[str, Look]:
-    """Pages that lie in the middle of a list: their cursors are made by walking there in long steps."""
+def _deep(engine: Engine) -> dict[str, Read]:
+    """Pages in the middle of a list; long pages lead to their cursors."""
 
-    def middle(filters: CompositeFilters, how: dict[str, Any]) -> Look:
+    def middle(filters: CompositeFilters, how: dict[str, Any]) -> Read:
         cursor = None
         for _ in range(20):
             cursor = search.list_composites(
@@ -138,14 +138,14 @@ def _deep(engine: Engine) -> dict[str, Look]:
     }
 
 
-def _others(engine: Engine) -> dict[str, Look]:
+def _others(engine: Engine) -> dict[str, Read]:
     asked = [f"1{n:012d}{'7' * (77 + n % 161)}" for n in range(1, 1001)]
     expressions = [f"10^{90 + n}+{n}" for n in range(1000)]
 
-    def top(chosen: ProgressFilters) -> Look:
+    def top(chosen: ProgressFilters) -> Read:
         return lambda: len(batch_lookup.top_progress(engine, chosen, limit=100, max_digits=MAX_DIGITS))
 
-    def found(order: str, **chosen: Any) -> Look:
+    def found(order: str, **chosen: Any) -> Read:
         filters = factors.FactorListFilters(**chosen)
         return lambda: len(factors.list_factors(engine, filters, order=order, cursor=None, max_digits=MAX_DIGITS).rows)
 
@@ -162,18 +162,18 @@ def _others(engine: Engine) -> dict[str, Look]:
     }
 
 
-def _time(look: Look) -> dict[str, float]:
-    rows = look()  # the first one finds caches cold
+def _time(read: Read) -> dict[str, float]:
+    rows = read()  # the first one fills the caches
     seconds = []
-    for _ in range(LOOKS):
+    for _ in range(REPEATS):
         began = perf_counter()
-        look()
+        read()
         seconds.append(perf_counter() - began)
     return {"p50_ms": round(1000 * median(seconds), 1), "slowest_ms": round(1000 * max(seconds), 1), "rows": rows}
 
 
 def as_table(figures: dict[str, dict[str, float]]) -> Table:
-    """The figures for a terminal; what is above the aim is marked."""
+    """The figures for a terminal; cases above the aim are marked."""
     table = Table(title=f"Reading among {NUMBERS:,} numbers (aim: {AIM_MS} ms)")
     for heading in ("what", "rows", "p50, ms", "slowest, ms", ""):
         table.add_column(heading, justify="left" if heading == "what" else "right")

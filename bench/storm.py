@@ -1,7 +1,7 @@
-"""A storm of claims: many clients at once that claim, finish, give up, vanish and find factors, and what came of it.
+"""A storm of claims: many clients that claim, finish, give up, vanish and find factors at the same time.
 
-`python -m bench --only storm` runs it at full size; the tests run a small one. Whoever runs it looks at the invariants
-while it lasts and afterwards.
+`python -m bench --only storm` runs it at full size; the tests run a small one. The caller checks the invariants, also
+during the storm.
 """
 
 import logging
@@ -25,30 +25,30 @@ from coordinator.base.unit_of_work import is_transient, unit_of_work
 from coordinator.composites import lease_lifecycle, registry
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims
-from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.leases.work_request import Claim, WorkRequest
 from coordinator.reading import invariants
 from coordinator.results import applying, inbox
 from models.engine import make_engine
 from models.migrate import upgrade
 from models.wire.results import SubmitResult
 
-# Seconds of work in a lease: so short that 10,000 of them do not bring 200 numbers to their targets.
+# Seconds of work in a lease, so few that 10,000 leases do not bring 200 numbers to their targets.
 LEASE_SECONDS = 3.0
 ORDERS = ("standard", "progressive", "priority", "best")
-# What becomes of a lease, and how often of a hundred.
+# The end of a lease, and how many of a hundred end that way.
 FATES = {
-    "all curves come in": 40,
-    "some come in, then complete": 15,
-    "heartbeat, then given up": 15,
-    "runs out": 15,
+    "all curves are sent": 40,
+    "some curves are sent, then completed": 15,
+    "heartbeat, then abandoned": 15,
+    "expires": 15,
     "stays open": 13,
     "finds a factor": 2,
 }
 
 
 @dataclass(frozen=True)
-class Sea:
-    """Where a storm is: the database, by composite id the factors that can be found, and the settings."""
+class StormSetup:
+    """The database of a storm, the known factor of each composite by its id, and the settings."""
 
     engine: Engine
     factors: dict[int, int]
@@ -56,8 +56,8 @@ class Sea:
 
 
 @dataclass
-class Report:
-    """What the clients saw: seconds of each claim, how often what happened, and errors that should not be."""
+class StormReport:
+    """The seconds of each claim, how often each fate happened, and errors that should not happen."""
 
     seconds: list[float] = field(default_factory=list)
     happened: Counter[str] = field(default_factory=Counter)
@@ -66,13 +66,13 @@ class Report:
 
 
 def load_numbers(engine: Engine, amount: int, seed: int) -> dict[int, int]:
-    """Register products of two primes of 90 to 130 digits; by composite id the factor that can be found."""
-    dice = random.Random(seed)
+    """Register products of two primes of 90 to 130 digits; returns the smaller prime of each by composite id."""
+    generator = random.Random(seed)
     found: dict[int, int] = {}
     with unit_of_work(engine, "load") as connection:
         for _ in range(amount):
-            small = gmpy2.next_prime(gmpy2.mpz(dice.randrange(10**39, 10**40)))
-            large = gmpy2.next_prime(gmpy2.mpz(dice.randrange(10**50, 10 ** dice.randint(60, 90))))
+            small = gmpy2.next_prime(gmpy2.mpz(generator.randrange(10**39, 10**40)))
+            large = gmpy2.next_prime(gmpy2.mpz(generator.randrange(10**50, 10 ** generator.randint(60, 90))))
             number = small * large
             composite_id = registry.register_new(connection, str(number), number, is_prime=False)
             if composite_id is not None:
@@ -80,14 +80,14 @@ def load_numbers(engine: Engine, amount: int, seed: int) -> dict[int, int]:
     return found
 
 
-def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int, seed: int) -> Report:
-    """Let `claimers` threads make `amount` claims together on the numbers of `factors`, and meet their fates."""
-    report = Report()
-    sea = Sea(engine, factors, Settings(lease_target_minutes=LEASE_SECONDS / 60, database_url="unused"))
+def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int, seed: int) -> StormReport:
+    """Let `claimers` threads make `amount` claims in all on the numbers of `factors`, and end the leases by FATES."""
+    report = StormReport()
+    setup = StormSetup(engine, factors, Settings(lease_target_minutes=LEASE_SECONDS / 60, database_url="unused"))
     tickets = iter(range(amount))
     started = perf_counter()
     threads = [
-        threading.Thread(target=_client, args=(sea, f"client-{n}", tickets, random.Random(seed + n), report))
+        threading.Thread(target=_client, args=(setup, f"client-{n}", tickets, random.Random(seed + n), report))
         for n in range(claimers)
     ]
     for thread in threads:
@@ -98,46 +98,48 @@ def storm(engine: Engine, factors: dict[int, int], *, claimers: int, amount: int
     return report
 
 
-def _client(sea: Sea, name: str, tickets: Iterator[int], dice: random.Random, report: Report) -> None:
+def _client(
+    setup: StormSetup, name: str, tickets: Iterator[int], generator: random.Random, report: StormReport
+) -> None:
     for _ in tickets:
-        wanted = WorkRequest(name, order=dice.choice(ORDERS), shared=dice.random() < 0.9)
+        request = WorkRequest(name, order=generator.choice(ORDERS), shared=generator.random() < 0.9)
         try:
             began = perf_counter()
-            made = claims.claim(sea.engine, wanted, sea.settings)
+            made = claims.claim(setup.engine, request, setup.settings)
             report.seconds.append(perf_counter() - began)
             if not isinstance(made, Claim):
                 report.happened["no work"] += 1
                 continue
-            (fate,) = dice.choices(list(FATES), list(FATES.values()))
+            (fate,) = generator.choices(list(FATES), list(FATES.values()))
             report.happened[fate] += 1
-            _meet(sea, made, name, fate)
+            _end_lease(setup, made, name, fate)
         except Exception as error:
-            # A result's transient fault is tried again by its task; a claim must not have any.
+            # The task of a result retries a transient fault; a claim must not have one.
             kind = "transient" if is_transient(error) else "error"
             report.errors.append(f"{kind}: {type(error).__name__}: {error}"[:500])
 
 
-def _meet(sea: Sea, made: Claim, name: str, fate: str) -> None:
+def _end_lease(setup: StormSetup, made: Claim, name: str, fate: str) -> None:
     curves = made.plan.curves if made.plan else 1
-    if fate == "all curves come in":
-        _send(sea, made, name, curves)
-    elif fate == "some come in, then complete":
-        _send(sea, made, name, max(1, curves // 2))
-        lease_lifecycle.complete(sea.engine, made.work_id, name)
-    elif fate == "heartbeat, then given up":
-        lease_lifecycle.heartbeat(sea.engine, made.work_id, name, max(1, curves // 3))
-        lease_lifecycle.abandon(sea.engine, made.work_id, name, "going home")
-    elif fate == "runs out":
-        with unit_of_work(sea.engine, "let it run out") as connection:
+    if fate == "all curves are sent":
+        _send(setup, made, name, curves)
+    elif fate == "some curves are sent, then completed":
+        _send(setup, made, name, max(1, curves // 2))
+        lease_lifecycle.complete(setup.engine, made.work_id, name)
+    elif fate == "heartbeat, then abandoned":
+        lease_lifecycle.heartbeat(setup.engine, made.work_id, name, max(1, curves // 3))
+        lease_lifecycle.abandon(setup.engine, made.work_id, name, "going home")
+    elif fate == "expires":
+        with unit_of_work(setup.engine, "make a lease overdue") as connection:
             overdue = text("UPDATE work_assignments SET expires_at = now() - interval '1 second' WHERE id = :id")
             connection.execute(overdue, {"id": made.work_id})
-        lease_expiry.expire_leases(sea.engine, datetime.now(UTC))
+        lease_expiry.expire_leases(setup.engine, datetime.now(UTC))
     elif fate == "finds a factor":
-        _send(sea, made, name, 1, str(sea.factors[made.composite.id]))
+        _send(setup, made, name, 1, str(setup.factors[made.composite.id]))
 
 
-def _send(sea: Sea, made: Claim, name: str, curves: int, factor: str | None = None) -> None:
-    """A result as its task applies it, tried again after a transient fault."""
+def _send(setup: StormSetup, made: Claim, name: str, curves: int, factor: str | None = None) -> None:
+    """Send a result and apply it as its task does, with retries after transient faults."""
     body = {
         "client_id": name,
         "composite": made.composite.number,
@@ -147,12 +149,12 @@ def _send(sea: Sea, made: Claim, name: str, curves: int, factor: str | None = No
         "raw_output": str(made.work_id),
     }
     receipt = inbox.receive(
-        sea.engine, SubmitResult.model_validate(body), key=None, max_raw_output=1000, implicit_key_window=0
+        setup.engine, SubmitResult.model_validate(body), key=None, max_raw_output=1000, implicit_key_window=0
     )
     settled = False
     while not settled:
         try:
-            applying.apply_result(sea.engine, receipt.submission_id, sea.settings)
+            applying.apply_result(setup.engine, receipt.submission_id, setup.settings)
             settled = True
         except Exception as error:
             if not is_transient(error):
@@ -160,7 +162,7 @@ def _send(sea: Sea, made: Claim, name: str, curves: int, factor: str | None = No
 
 
 def measure(claimers: int = 32, numbers: int = 200, amount: int = 10_000, seed: int = 1) -> dict[str, object]:
-    """The storm at full size, on a PostgreSQL of its own: claims a second, how long they took, and what is broken."""
+    """Run the storm at full size on a PostgreSQL of its own: durations of claims, errors, and broken invariants."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with tempfile.TemporaryDirectory(prefix="ecm-storm-") as home:
         server = start_postgres(Path(home))
@@ -189,7 +191,7 @@ def measure(claimers: int = 32, numbers: int = 200, amount: int = 10_000, seed: 
 
 
 def report(figures: dict[str, object]) -> str:
-    """The storm in some lines."""
+    """The figures as some lines of text."""
     lines = [
         f"{figures['claims']} claims by {figures['claimers']} clients on {figures['numbers']} numbers,"
         f" mixed with results, expiries and factors, in {figures['seconds']} s:",

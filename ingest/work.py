@@ -11,7 +11,8 @@ from sqlalchemy import Row
 
 from coordinator.composites import lease_lifecycle as leases
 from coordinator.leases import claims
-from coordinator.leases.claims import Claim, ContendedError, NoWork, WorkRequest
+from coordinator.leases.claims import ContendedError
+from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 from ingest import keys, openapi
 from ingest.answers import engine, settings
 from ingest.problems import ProblemError

@@ -1,4 +1,4 @@
-"""Long work that follows from results, and maintenance, on a queue of its own."""
+"""Jobs that may take long, such as splits and recalculation, on a queue of their own."""
 
 from celery import Task
 
@@ -15,7 +15,7 @@ _soft_limit = max(1, _limit - 5)
 
 @app.task(bind=True, max_retries=8, time_limit=_limit, soft_time_limit=_soft_limit)
 def run_job(self: Task, job_id: int, kind: str = "") -> None:
-    """Do one job; `kind` is there for whoever reads Flower."""
+    """Run one job; `kind` is only shown by Flower."""
     current = settings()
     try:
         to_publish = job_runner.run_job(

@@ -1,4 +1,4 @@
-"""The Celery application that worker, beat and Flower run, and that intake to_publish through."""
+"""The Celery application that worker, beat and Flower run, and with which the web process publishes."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ from tasks.heartbeats import WorkerHeartbeat
 
 app = Celery("ecm-coordinator", config_source="celeryconfig")
 app.steps["worker"].update((WorkerHeartbeat, metrics.MetricsServer))
-tracing.follow()
+tracing.connect_signals()
 
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    # Celery asks whoever answers this signal, and leaves logging alone then.
+    # Celery configures no logging of its own when this signal has a receiver.
     configure_logging(settings().log_format, settings().log_level)
 
 
 def engine(soft_time_limit: float | None = None) -> Engine:
-    """This process's engine for tasks of that soft time limit (seconds; None: the one that tasks have by default).
+    """Return this process's engine for tasks with this soft time limit (seconds; None: the default of all tasks).
 
-    A worker's child makes its own, for connections do not survive a fork. A statement may take nine tenths of its
-    task's soft limit: no signal ends one that waits for the server, so a task that meets a frozen database would be
-    killed at its hard limit, as if it were to blame.
+    Each child of a worker makes its own engine, because connections do not survive a fork. Statements time out after
+    nine tenths of the soft limit: a signal does not interrupt a statement that waits for the server, so Celery would
+    kill a task on a frozen database at its hard limit, and count that as a delivery attempt.
     """
     limit = app.conf.task_soft_time_limit if soft_time_limit is None else soft_time_limit
-    made = process_engine(settings().database_url, statement_timeout_ms=round(900 * limit))
-    metrics.watch_pool(made)
-    return made
+    process_wide = process_engine(settings().database_url, statement_timeout_ms=round(900 * limit))
+    metrics.watch_pool(process_wide)
+    return process_wide

@@ -1,4 +1,4 @@
-"""Beat's scheduler: Celery's own, in memory, that also shows it is alive."""
+"""Beat's scheduler: Celery's own, in memory, with a heartbeat."""
 
 import os
 import socket
@@ -16,29 +16,29 @@ log = structlog.get_logger("beat")
 
 
 class HeartbeatScheduler(Scheduler):
-    """All schedules are short intervals and every task is idempotent, so nothing need be kept across restarts."""
+    """Keeps no state across restarts: all intervals are short and every task is idempotent."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # What is due is due again in seconds; waiting long for each message would leave beat itself unheard of.
+        # Every task is due again in seconds; long waits for the broker would make beat miss its own heartbeats.
         publishing.use_short_timeouts()
         super().__init__(*args, **kwargs)
         self._client = heartbeats.connect(settings().redis_url)
         self._next_beat = 0.0
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
-        """Send what is due, or say in one line that it could not be sent: it is due again in a moment."""
+        """Publish a task that is due. A failure is one log line, because the task is due again soon."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
         except SchedulingError as error:
-            log.warning("The broker does not take what is due", task=entry.task, error=str(error)[-200:])
+            log.warning("The broker did not accept a scheduled task", task=entry.task, error=str(error)[-200:])
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Send what is due, and a heartbeat every few seconds."""
-        pause = super().tick(*args, **kwargs)
+        """Publish the tasks that are due, and write a heartbeat every BEAT_SECONDS."""
+        pause: float = super().tick(*args, **kwargs)
         if monotonic() >= self._next_beat:
             self._next_beat = monotonic() + heartbeats.BEAT_SECONDS
             try:
                 heartbeats.beat(self._client, "beat", socket.gethostname(), pid=os.getpid())
             except redis.RedisError as error:
-                log.warning("No heartbeat: the broker does not answer", error=str(error)[:200])
+                log.warning("Cannot write a heartbeat: the broker does not answer", error=str(error)[:200])
         return min(pause, heartbeats.BEAT_SECONDS)

@@ -1,7 +1,7 @@
-"""Whether the broker answers, as this process found out last.
+"""The circuit breaker of the broker, one for each process.
 
-Whoever waits for it in vain spares all others that for a few seconds: a request that counts itself, rings the bell and
-wants more of a broker that is frozen waits for it once.
+When a call to the broker fails, the circuit is open for a few seconds, and nothing of this process waits for the broker
+meanwhile. So a request that needs a frozen broker several times, to count itself and to publish, waits only once.
 """
 
 from time import monotonic
@@ -12,11 +12,11 @@ _open_until = 0.0
 
 
 def is_open() -> bool:
-    """Whether somebody of this process asked the broker in vain within the last SILENT_SECONDS."""
+    """Whether a call of this process to the broker failed within the last OPEN_SECONDS."""
     return monotonic() < _open_until
 
 
 def open_circuit() -> None:
-    """The broker did not answer."""
+    """Open the circuit, because the broker did not answer."""
     global _open_until
     _open_until = monotonic() + OPEN_SECONDS

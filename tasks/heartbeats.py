@@ -1,8 +1,8 @@
 """Heartbeats: which workers and which beat are alive, and whether a worker still consumes.
 
-They live in the broker, where they vanish by themselves. A worker watches itself too: when its queues hold messages,
-it has nothing to do, and still it receives nothing, its consumer has died (seen after broker restarts); it ends, and
-whoever supervises it starts it anew.
+They are keys in the broker, which expire. A worker also checks itself: if its queues have messages, it has nothing to
+do, and it still receives nothing, its consumer has died (seen after restarts of the broker). It exits, and its
+supervisor starts it again.
 """
 
 import json
@@ -28,17 +28,17 @@ STARVED_SECONDS = 25
 
 
 def connect(url: str) -> "redis.Redis":
-    """A client that gives up after half a second: heartbeats are never worth waiting for."""
+    """Return a client of the broker that gives up after half a second: nothing should wait longer for heartbeats."""
     return redis.Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True)
 
 
 def beat(client: "redis.Redis", role: str, name: str, **facts: Any) -> None:
-    """Say that the process `name` of `role` (worker or beat) is alive now, with facts about it."""
+    """Write the heartbeat of the process `name` of `role` (worker or beat), with facts about it."""
     client.set(f"{PREFIX}{role}:{name}", json.dumps({"at": time(), **facts}), ex=EXPIRE_SECONDS)
 
 
 def read(client: "redis.Redis") -> list[dict[str, Any]]:
-    """Every heartbeat not older than EXPIRE_SECONDS: role, name, age in seconds, stale, and its facts."""
+    """Return every heartbeat that has not expired: role, name, age in seconds, stale, and its facts."""
     beats = []
     for key in sorted(client.scan_iter(match=f"{PREFIX}*", count=1000)):
         value = client.get(key)
@@ -52,30 +52,34 @@ def read(client: "redis.Redis") -> list[dict[str, Any]]:
 
 
 def forget(client: "redis.Redis", role: str, name: str) -> None:
-    """A process that ends in good order takes its heartbeat with it."""
+    """Delete the heartbeat of a process that ends normally."""
     client.delete(f"{PREFIX}{role}:{name}")
 
 
 class StarvationWatch:
-    """Tells a worker that stopped consuming from one that has nothing to do, from what it sees at each look."""
+    """Decides from regular observations whether a worker has stopped consuming or just has nothing to do."""
 
-    def __init__(self, patience: float = STARVED_SECONDS) -> None:
-        self.patience = patience
-        self.hungry_since: float | None = None
+    def __init__(self, timeout: float = STARVED_SECONDS) -> None:
+        self.timeout = timeout
+        self.starving_since: float | None = None
         self.received = -1
 
-    def starved(self, *, waiting: int, busy: int, received: int, now: float) -> bool:
-        """`waiting` messages in the queues, `busy` ones held by this worker, `received` by it so far; monotonic now."""
+    def is_starved(self, *, waiting: int, busy: int, received: int, now: float) -> bool:
+        """Record an observation; returns whether the worker has starved for the timeout.
+
+        `waiting` messages are in its queues, it holds `busy` messages and has received `received` since it started.
+        `now` is in seconds of a monotonic clock.
+        """
         if waiting == 0 or busy > 0 or received != self.received:
-            self.hungry_since = None
-        elif self.hungry_since is None:
-            self.hungry_since = now
+            self.starving_since = None
+        elif self.starving_since is None:
+            self.starving_since = now
         self.received = received
-        return self.hungry_since is not None and now - self.hungry_since >= self.patience
+        return self.starving_since is not None and now - self.starving_since >= self.timeout
 
 
 class WorkerHeartbeat(bootsteps.StartStopStep):
-    """A thread of the worker's main process that says it is alive and ends it when it no longer consumes."""
+    """A thread of the worker's main process that writes its heartbeat, and ends it if it no longer consumes."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -83,9 +87,11 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
         self.stopping = threading.Event()
 
     def start(self, worker: Any) -> None:
+        """Start the thread."""
         threading.Thread(target=self._run, args=(worker,), name="heartbeat", daemon=True).start()
 
     def stop(self, worker: Any) -> None:
+        """End the thread after its current check."""
         self.stopping.set()
 
     def _run(self, worker: Any) -> None:
@@ -94,28 +100,28 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
         while not self.stopping.is_set():
             starved = False
             try:
-                starved = self._look(worker, client, watch)
+                starved = self._beat_and_check(worker, client, watch)
             except redis.RedisError:
-                # No broker, nothing to consume: only time spent with a broker that answers counts against the worker.
+                # Without a broker there is nothing to consume: only time with a broker counts against the worker.
                 watch = StarvationWatch()
             except Exception:
-                # This thread is all that tells a worker which works from one that only stands there.
-                log.exception("A look at this worker failed; the next one is due in a moment")
+                # Without this thread nobody would notice that the worker has stopped consuming.
+                log.exception("The check of this worker failed; the next one follows", seconds=BEAT_SECONDS)
                 watch = StarvationWatch()
             if starved:
-                log.critical("This worker stopped consuming; it ends to be started anew")
+                log.critical("This worker has stopped consuming and exits, so that its supervisor starts it again")
                 os._exit(70)
             self.stopping.wait(BEAT_SECONDS)
         try:
             forget(client, "worker", worker.hostname)
         except redis.RedisError:
-            log.debug("The broker is away; the heartbeat expires by itself")
+            log.debug("Cannot delete the heartbeat, as the broker is away; it will expire")
 
-    def _look(self, worker: Any, client: "redis.Redis", watch: StarvationWatch) -> bool:
-        """Beat, and say whether the worker has starved."""
+    def _beat_and_check(self, worker: Any, client: "redis.Redis", watch: StarvationWatch) -> bool:
+        """Write the heartbeat; returns whether the worker has starved."""
         queues = [queue.name for queue in worker.app.amqp.queues.consume_from.values()]
         waiting = sum(client.llen(f"ecm:{queue}") for queue in queues)
         busy = len(worker_state.reserved_requests) + len(worker_state.active_requests)
         received = sum(worker_state.total_count.values())
         beat(client, "worker", worker.hostname, pid=os.getpid(), queues=queues, busy=busy, received=received)
-        return watch.starved(waiting=waiting, busy=busy, received=received, now=monotonic())
+        return watch.is_starved(waiting=waiting, busy=busy, received=received, now=monotonic())

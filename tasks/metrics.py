@@ -1,8 +1,8 @@
-"""What workers and database pools are counted by, and the metrics of all processes that share a directory.
+"""Metrics of workers and database pools, and the sum of the metrics of all processes that share a directory.
 
-Each process writes files of its own into PROMETHEUS_MULTIPROC_DIR, and whoever is asked adds them up: `up` gives all
-its processes one directory, and then /metrics of the web process has everything. A worker on a machine without a web
-process answers Prometheus itself, on WORKER_METRICS_PORT.
+Each process writes files of its own into PROMETHEUS_MULTIPROC_DIR, and the process that answers Prometheus adds them
+up. `up` gives all its processes one directory, so /metrics of the web process has everything. On a machine without a
+web process a worker answers Prometheus itself, on WORKER_METRICS_PORT.
 """
 
 import fcntl
@@ -26,23 +26,25 @@ log = structlog.get_logger("metrics")
 
 TASK_SECONDS = Histogram(
     "ecm_task_seconds",
-    "Time a task took",
+    "Duration of tasks",
     ["task", "state"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
-# A round settles many results, but each has a task of its own, which finds it settled and says how.
-SETTLED = Counter("ecm_results_settled_total", "Results settled, by the state that their tasks reported", ["state"])
-LEASES_EXPIRED = Counter("ecm_leases_expired_total", "Leases that ran out")
-REPUBLISHED = Counter("ecm_republished_total", "Submissions and jobs that waited too long and were rung for again")
-PUBLISH_FAILURES = Counter("ecm_publish_failures_total", "Times that the broker did not take a message")
-CONNECTIONS = Gauge("ecm_database_connections", "Database connections of the pools in use", multiprocess_mode="livesum")
+# A batch settles many results, but each result has a task of its own, which reports the state.
+SETTLED = Counter("ecm_results_settled_total", "Results settled, by the state that their tasks returned", ["state"])
+LEASES_EXPIRED = Counter("ecm_leases_expired_total", "Leases that expired")
+REPUBLISHED = Counter("ecm_republished_total", "Submissions and jobs that waited too long and were published again")
+PUBLISH_FAILURES = Counter("ecm_publish_failures_total", "Messages that the broker did not accept")
+CONNECTIONS = Gauge("ecm_database_connections", "Database connections in use", multiprocess_mode="livesum")
 MAX_CONNECTIONS = Gauge(
-    "ecm_database_connections_limit", "Database connections that the pools may open", multiprocess_mode="livesum"
+    "ecm_database_connections_limit",
+    "Database connections that the pools may open at most",
+    multiprocess_mode="livesum",
 )
 
 _SETTLED_STATES = ("applied", "duplicate", "rejected", "failed")
 for _state in _SETTLED_STATES:
-    SETTLED.labels(_state)  # there from the start: a rate of something that was never seen is no number
+    SETTLED.labels(_state)  # from the start, because Prometheus computes no rate of a series without samples
 
 
 def observe_task(name: str, state: str, outcome: Any, seconds: float) -> None:
@@ -62,7 +64,7 @@ def observe_task(name: str, state: str, outcome: Any, seconds: float) -> None:
 
 
 def watch_pool(engine: Engine) -> None:
-    """Count this engine's connections among those of its process; once, however often it is called."""
+    """Count the connections of this engine in its process's metrics. Idempotent."""
     if event.contains(engine, "checkout", _on_checkout):
         return
     event.listen(engine, "checkout", _on_checkout)
@@ -77,8 +79,8 @@ def _on_checkout(_: Any, record: Any, __: Any) -> None:
 
 
 def _on_checkin(_: Any, record: Any) -> None:
-    # One that could not be made is checked in, too, and was never checked out. One that is detached never comes back,
-    # and the pool may open another in its place.
+    # The pool also checks in a connection that it failed to make and never checked out. It never checks in a detached
+    # one, and may open another in its place.
     if record.record_info.pop("counted", False):
         CONNECTIONS.dec()
 
@@ -87,19 +89,19 @@ def _on_checkin(_: Any, record: Any) -> None:
 
 
 class AllProcesses(Collector):
-    """A collector of what all processes, also those that have ended, have written into a directory.
+    """Collects the metrics of all processes that write into a directory, also of those that have ended.
 
-    A busy worker's processes are replaced every few minutes, so the files of those that ended are merged into one.
+    A busy worker replaces its processes every few minutes, so the files of ended processes are merged into one.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric, summed over the processes."""
-        # Nobody may look while a merged file and those that it was made of are both there: that would be a jump.
+        """Return every metric, summed over the processes."""
+        # While a merged file and its sources both exist, a sum would count them twice.
         with self._locked():
-            self._forget_the_dead()
+            self._merge_ended()
             return _sums(self._directory.glob("*.db"))
 
     @contextmanager
@@ -108,20 +110,20 @@ class AllProcesses(Collector):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _forget_the_dead(self) -> None:
-        dead: dict[str, list[Path]] = {}
+    def _merge_ended(self) -> None:
+        ended: dict[str, list[Path]] = {}
         for path in self._directory.glob("*_*.db"):
             kind, _, process = path.stem.rpartition("_")
             if process.isdigit() and not psutil.pid_exists(int(process)):
-                dead.setdefault(kind, []).append(path)
-        for kind, paths in dead.items():
+                ended.setdefault(kind, []).append(path)
+        for kind, paths in ended.items():
             if not kind.startswith("gauge"):
                 self._merge(paths, self._directory / f"{kind}_ended.db")
             for path in paths:
                 path.unlink(missing_ok=True)
 
     def _merge(self, paths: list[Path], into: Path) -> None:
-        """Add the counters of `paths` to those of `into`, which appears whole or not at all."""
+        """Add the counters of `paths` to those of `into`, and replace that file atomically."""
         new = into.with_suffix(".new")
         new.unlink(missing_ok=True)
         old = [into] if into.exists() else []
@@ -136,18 +138,18 @@ class AllProcesses(Collector):
 
 
 def _sums(paths: Iterable[Path], *, accumulate: bool = True) -> Iterable[Metric]:
-    # A file is empty for a moment before it gets its size, and for good if its process died in that moment. gunicorn
-    # removes the gauges of its dead without asking for the lock.
-    written = []
+    # A new file is empty for a moment, and stays empty if its process dies in that moment. gunicorn deletes the gauges
+    # of its ended processes without the lock.
+    files = []
     for path in paths:
         with suppress(FileNotFoundError):
-            written += [str(path)] if path.stat().st_size else []
-    summed: Iterable[Metric] = MultiProcessCollector.merge(written, accumulate=accumulate)
+            files += [str(path)] if path.stat().st_size else []
+    summed: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=accumulate)
     return summed
 
 
 class MetricsServer(bootsteps.StartStopStep):
-    """Answers Prometheus in the worker's main process, where WORKER_METRICS_PORT says so."""
+    """Answers Prometheus in the worker's main process, if WORKER_METRICS_PORT is set."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -155,11 +157,11 @@ class MetricsServer(bootsteps.StartStopStep):
         self.port = os.environ.get("WORKER_METRICS_PORT", "")
 
     def include_if(self, worker: Any) -> bool:
-        """Whether there is anything to answer on."""
+        """Whether there is a port to answer on."""
         return bool(self.port)
 
     def start(self, worker: Any) -> None:
-        """Listen on WORKER_METRICS_ADDRESS (127.0.0.1); a worker that cannot still works."""
+        """Listen on WORKER_METRICS_ADDRESS (127.0.0.1). A failure is logged; the worker works without metrics."""
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
         address = os.environ.get("WORKER_METRICS_ADDRESS", "127.0.0.1")
         registry = CollectorRegistry()
@@ -169,4 +171,4 @@ class MetricsServer(bootsteps.StartStopStep):
             registry.register(AllProcesses(directory))
             start_http_server(int(self.port), address, registry)
         except (OSError, OverflowError, ValueError) as error:
-            log.error("No metrics: cannot answer on WORKER_METRICS_PORT", port=self.port, error=str(error)[:200])
+            log.error("No metrics: cannot listen on WORKER_METRICS_PORT", port=self.port, error=str(error)[:200])

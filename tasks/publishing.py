@@ -1,7 +1,8 @@
-"""The doorbell: telling workers that something waits in the database.
+"""Publishing: wake-up messages for workers, about rows that wait in the database.
 
-Ringing may fail, and then costs at most half a second: everything that is rung for is a row already, and housekeeping publishes
-again for what has waited too long. After a failure the bell is left alone for a few seconds (`tasks.broker_circuit`).
+Publishing may fail, and then costs at most half a second. The row exists already, so nothing is lost: housekeeping
+publishes rows again that have waited too long. After a failure the circuit is open for a few seconds
+(`tasks.broker_circuit`), and nothing is published.
 """
 
 import threading
@@ -20,41 +21,41 @@ log = structlog.get_logger("publishing")
 
 SHORT_TIMEOUTS = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}
 
-# As many as there are connections to ring over: one more would wait for a connection first and then for the broker.
+# One for each connection of the pool: another thread would wait for a connection first and then for the broker.
 _slots = threading.BoundedSemaphore(app.conf.broker_pool_limit)
 
 
 def use_short_timeouts() -> None:
-    """For processes that must not stand still: give the broker half a second. To be called before the first ring."""
+    """Make this process wait at most half a second for the broker. Call it before anything is published."""
     app.conf.broker_transport_options = app.conf.broker_transport_options | SHORT_TIMEOUTS
 
 
 def publish_submission(submission_id: int, client: str, composite: str) -> bool:
-    """Ask a worker to apply a submission; whether the bell could be rung."""
+    """Publish that a submission waits to be applied; returns whether the broker accepted the message."""
     return _publish(
         "tasks.results.apply_result",
         "results",
-        {"submission_id": submission_id, "client": client[:40], "composite": _short(composite)},
+        {"submission_id": submission_id, "client": client[:40], "composite": _shorten(composite)},
     )
 
 
 def publish_jobs(to_publish: Iterable[JobRef]) -> bool:
-    """Ask a worker to do these jobs; whether the bell could be rung for all of them."""
-    rung = [
+    """Publish that these jobs wait; returns whether the broker accepted all of the messages."""
+    accepted = [
         _publish("tasks.analysis.run_job", "analysis", {"job_id": job.job_id, "kind": job.kind}) for job in to_publish
     ]
-    return all(rung)
+    return all(accepted)
 
 
 def _publish(task: str, queue: str, arguments: dict[str, Any]) -> bool:
     if broker_circuit.is_open():
         return _count_failure()
     with _slots:
-        # Whoever had to wait for a turn may find that the broker has failed those before.
+        # While this thread waited for its turn, a message of another one may have failed.
         if broker_circuit.is_open():
             return _count_failure()
         try:
-            # Its own words for Flower are ready-made: Celery's way of shortening arguments costs as much as sending.
+            # argsrepr and kwargsrepr are what Flower shows: Celery's own computation of them costs as much as sending.
             app.send_task(
                 task,
                 kwargs=arguments,
@@ -66,7 +67,7 @@ def _publish(task: str, queue: str, arguments: dict[str, Any]) -> bool:
             )
         except (OperationalError, RedisError, OSError) as error:
             broker_circuit.open_circuit()
-            log.warning("The broker does not answer; upkeep will ring later", error=str(error)[:200])
+            log.warning("The broker does not answer; housekeeping will publish this later", error=str(error)[:200])
             return _count_failure()
     return True
 
@@ -76,5 +77,5 @@ def _count_failure() -> bool:
     return False
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

@@ -1,4 +1,4 @@
-"""Applying results: one task a submission, so that Flower shows each."""
+"""Applying results: one task for each submission, so that Flower shows every one."""
 
 from celery import Task
 
@@ -12,7 +12,7 @@ from tasks.retries import backoff
 
 @app.task(bind=True, max_retries=8)
 def apply_result(self: Task, submission_id: int, client: str = "", composite: str = "") -> str:
-    """Apply one submission; `client` and `composite` (shortened) are there for whoever reads Flower."""
+    """Apply one submission and return its state; `client` and `composite` (shortened) are only shown by Flower."""
     try:
         applied = apply_submission(engine(), submission_id, settings())
     except Exception as error:

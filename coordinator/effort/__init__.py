@@ -1,6 +1,6 @@
-"""How likely ECM curves find a factor, what a number's curves add up to, and what a t-level is (docs/effort.md).
+"""The chance that ECM curves find a factor, the effort of all curves of a number, and t-levels (docs/effort.md).
 
-Nothing in here knows the database.
+No module here uses the database.
 """
 
 from coordinator.effort.arrays import DIGITS

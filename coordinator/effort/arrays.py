@@ -1,4 +1,4 @@
-"""The shape everything about effort has: float64 arrays over the factor sizes of 10 to 100 decimal digits."""
+"""The arrays of all effort computations: float64, with one element for each factor size of 10 to 100 digits."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ Array = npt.NDArray[np.float64]
 
 
 def read_only(array: Array) -> Array:
-    """The same array, closed to writing: what is computed once and shared must not be changed by one of its users."""
+    """Make an array read-only and return it: one caller must not change an array that others share."""
     array.setflags(write=False)
     return array
 

@@ -1,7 +1,6 @@
-"""A chart of effort: for each factor size the chance that a factor has been missed, as SVG or PNG.
+"""A chart of effort as SVG or PNG: for each factor size the chance that all curves missed a factor.
 
-The chart is laid out once, as lines and words in points, and written by either of two small writers. SVG needs
-nothing; PNG needs Pillow, the optional extra `plot`.
+`_layout` computes lines and labels in points; `svg` and `png` draw them. PNG needs Pillow (the extra `plot`).
 """
 
 import io
@@ -25,9 +24,9 @@ class Line(NamedTuple):
     width: float
 
 
-class Words(NamedTuple):
+class Label(NamedTuple):
     x: float
-    y: float  # of their middle
+    y: float  # of the text's middle
     text: str
     color: str
     size: int
@@ -57,7 +56,7 @@ def svg(vector: Array, title: str, target: float | None = None) -> str:
 
 
 def png(vector: Array, title: str, target: float | None = None) -> bytes:
-    """The chart as a PNG image. ImportError without Pillow."""
+    """The chart as a PNG image. Raises ImportError without Pillow."""
     from PIL import Image, ImageDraw, ImageFont
 
     scale = SUPERSAMPLING  # Pillow's lines have hard edges: draw large, then shrink
@@ -72,12 +71,12 @@ def png(vector: Array, title: str, target: float | None = None) -> bytes:
             font = ImageFont.load_default(size=item.size * scale)
             at = (item.x * scale, item.y * scale)
             draw.text(at, item.text, fill=item.color, font=font, anchor=anchors[item.anchor])
-    written = io.BytesIO()
-    image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(written, format="PNG", optimize=True)
-    return written.getvalue()
+    output = io.BytesIO()
+    image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(output, format="PNG", optimize=True)
+    return output.getvalue()
 
 
-def _layout(vector: Array, title: str, target: float | None) -> list[Line | Words]:
+def _layout(vector: Array, title: str, target: float | None) -> list[Line | Label]:
     first, last = int(DIGITS[0]), int(DIGITS[-1])
 
     def across(digits: float) -> float:
@@ -86,20 +85,20 @@ def _layout(vector: Array, title: str, target: float | None) -> list[Line | Word
     def up(chance: float) -> float:
         return BOTTOM - chance * (BOTTOM - TOP)
 
-    items: list[Line | Words] = [Words(LEFT, 24, title, INK, 15, "start")]
+    items: list[Line | Label] = [Label(LEFT, 24, title, INK, 15, "start")]
     for digits in range(first, last + 1, 10):
         items.append(Line(((across(digits), TOP), (across(digits), BOTTOM)), FAINT, 1))
-        items.append(Words(across(digits), BOTTOM + 16, str(digits), INK, 12, "middle"))
+        items.append(Label(across(digits), BOTTOM + 16, str(digits), INK, 12, "middle"))
     for percent in range(0, 101, 20):
         items.append(Line(((LEFT, up(percent / 100)), (RIGHT, up(percent / 100))), FAINT, 1))
-        items.append(Words(LEFT - 8, up(percent / 100), f"{percent} %", INK, 12, "end"))
-    items.append(Words((LEFT + RIGHT) / 2, HEIGHT - 16, "digits of a factor, if there is one", INK, 13, "middle"))
-    items.append(Words(LEFT, TOP - 14, "chance that it has been missed", INK, 13, "start"))
+        items.append(Label(LEFT - 8, up(percent / 100), f"{percent} %", INK, 12, "end"))
+    items.append(Label((LEFT + RIGHT) / 2, HEIGHT - 16, "digits of a factor, if there is one", INK, 13, "middle"))
+    items.append(Label(LEFT, TOP - 14, "chance that it was missed", INK, 13, "start"))
     items.append(Line(((LEFT, up(1 / math.e)), (RIGHT, up(1 / math.e))), MARK, 1))
-    items.append(Words(RIGHT, up(1 / math.e) - 9, "1/e", MARK, 12, "end"))
+    items.append(Label(RIGHT, up(1 / math.e) - 9, "1/e", MARK, 12, "end"))
     if target is not None and first <= target <= last:
         items.append(Line(((across(target), TOP), (across(target), BOTTOM)), INK, 1))
-        items.append(Words(across(target) + 5, BOTTOM - 32, f"target t{target:.4g}", INK, 13, "start"))
+        items.append(Label(across(target) + 5, BOTTOM - 32, f"target t{target:.4g}", INK, 13, "start"))
     chances = missed(vector)
     items.append(
         Line(tuple((across(float(d)), up(float(y))) for d, y in zip(DIGITS, chances, strict=True)), CURVE, 2.5)
@@ -107,6 +106,6 @@ def _layout(vector: Array, title: str, target: float | None) -> list[Line | Word
     reached = t_level(vector)
     if reached > 0:
         items.append(Line(((across(reached), up(1 / math.e)), (across(reached), BOTTOM)), MARK, 1.5))
-        # To the right: the curve rises from the left.
-        items.append(Words(across(reached) + 5, BOTTOM - 12, f"t{reached:.2f}", MARK, 13, "start"))
+        # To the right of the line, because the curve comes from the left.
+        items.append(Label(across(reached) + 5, BOTTOM - 12, f"t{reached:.2f}", MARK, 13, "start"))
     return items

@@ -1,7 +1,7 @@
 """Dickman's function rho: the share of integers near x without a prime factor above x^(1/u) tends to rho(u).
 
-`RHO` holds it on a grid of 1/256 from u = 0 to 10, the grid on which GMP-ECM integrates too; beyond 10 it counts as 0,
-as in GMP-ECM. Sources: E. Bach and R. Peralta, *Asymptotic semismoothness probabilities* (Math. Comp. 65, 1996), for
+`RHO` has its values on a grid of 1/256 from u = 0 to 10, like GMP-ECM's integration; beyond 10 rho counts as 0, like
+in GMP-ECM. Sources: E. Bach and R. Peralta, *Asymptotic semismoothness probabilities* (Math. Comp. 65, 1996), for
 the series; A. Kruppa, *Speeding up Integer Multiplication and Factorization* (2010), eq. 5.6, for numbers of finite
 size.
 """
@@ -13,7 +13,7 @@ from coordinator.effort.arrays import Array, read_only
 GRID = 256  # points to a unit of u
 LARGEST_U = 10
 EULER_GAMMA = 0.5772156649015329
-SERIES_TERMS = 56  # a coefficient falls by 2 or more a term, so what is left out is below 2^-53 of the sum
+SERIES_TERMS = 56  # each coefficient is at most half the one before, so the omitted terms are below 2^-53 of the sum
 
 
 def _rho_on_grid() -> Array:
@@ -46,7 +46,7 @@ _U = read_only(np.arange(RHO.size) / GRID)
 
 
 def _shifted(by: int) -> Array:
-    """rho(u - by) on the grid for u > by, where it takes part in the expansions below; 0 up to there."""
+    """rho(u - by) on the grid for u > by, and 0 up to there, as the expansions below use it."""
     shifted = np.zeros_like(RHO)
     shifted[by * GRID + 1 :] = RHO[1 : -by * GRID]
     return shifted
@@ -74,9 +74,9 @@ def smooth_share(u: Array, log_b1: float) -> Array:
 
 
 def refined_share(log_x: Array) -> Array:
-    """The share of integers near X without a prime factor above X^(1/u), to one term more beyond u = 2.
+    """The share of integers near X without a prime factor above X^(1/u), with one more term beyond u = 2.
 
-    At every grid point u = i / 256: one row for each value of `log_x`, 2561 columns.
+    The result has one row for each value of `log_x`, and one column for each of the 2561 grid points u = i / 256.
     """
     scale = 1.0 / log_x[:, None]
     return RHO - (EULER_GAMMA * _RHO_LESS_1 + (1 - EULER_GAMMA) * scale * _RHO_LESS_2) * scale

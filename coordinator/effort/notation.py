@@ -1,4 +1,4 @@
-"""Curve strings, the short way people write down ECM work: `5208@11e6;261@5e4,p=3;5208/8192@11e6`."""
+"""Curve strings, a short notation for ECM work: `5208@11e6;261@5e4,p=3;5208/8192@11e6`."""
 
 import re
 from decimal import Decimal
@@ -7,7 +7,7 @@ from coordinator.effort.stage2 import checked_bounds, checked_integer, checked_p
 from coordinator.effort.vector import Run
 from models.limits import DEFAULT_B2, MAX_CURVES, STAGE1_ONLY
 
-USUAL_PARAMETRIZATION = 1  # what GMP-ECM 7 takes on a CPU when it is not told
+USUAL_PARAMETRIZATION = 1  # GMP-ECM 7's default on a CPU
 
 _NUMBER = r"\d{1,30}(?:\.\d{1,30})?(?:[eE]\+?\d{1,2})?"
 _RUN = re.compile(
@@ -20,11 +20,11 @@ EXAMPLES = "5208@11e6, 5208@11e6,35e9,p=3 or 5208/8192@11e6"
 
 
 def parse_curves(text: str) -> list[Run]:
-    """The runs (B1, B2, parametrization, curves) of a curve string; several are parted by `;` or by lines.
+    """Parse a curve string into runs (B1, B2, parametrization, curves); `;` or line ends separate several runs.
 
-    `curves@B1[,B2][,p=N]`: B2 is -1 (GMP-ECM's default for B1) unless given, the parametrization 1. `5208/8192@11e6`
-    says that 5208 of 8192 curves had a stage 2: it gives two runs, the second of stage 1 only. ValueError names the
-    part that cannot be read or is out of range.
+    Each run is `curves@B1[,B2][,p=N]`; without B2 it is -1 (GMP-ECM's default for B1), without p the parametrization is
+    1. `5208/8192@11e6` means 8192 curves of which 5208 had a stage 2, and gives two runs, the second of stage 1 only.
+    Raises ValueError, which names the part that cannot be read or is out of range.
     """
     runs: list[Run] = []
     for part in re.split(r"[;\r\n]+", text):
@@ -45,8 +45,8 @@ def _runs(part: str) -> list[Run]:
         full = checked_integer(_whole(match["curves"]), "the number of curves", 0, MAX_CURVES)
         runs = [(b1, b2, parametrization, full)]
         if match["stage1"]:
-            begun = checked_integer(_whole(match["stage1"]), "the number of curves", full, MAX_CURVES)
-            runs.append((b1, STAGE1_ONLY, parametrization, begun - full))
+            stage1 = checked_integer(_whole(match["stage1"]), "the number of curves", full, MAX_CURVES)
+            runs.append((b1, STAGE1_ONLY, parametrization, stage1 - full))
     except ValueError as error:
         raise ValueError(f"{part[:80]!r}: {error}") from error
     return runs

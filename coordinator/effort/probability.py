@@ -1,15 +1,16 @@
-"""The chance that one curve finds a prime factor of d digits, estimated as GMP-ECM estimates it.
+"""The chance that one curve finds a prime factor of d digits, by GMP-ECM's method.
 
-The order of a curve modulo a factor p is taken for a random integer near Neff: p itself, less the smoothness that the
-parametrization's torsion and Suyama's curves bring. A curve finds p in stage 1 when that integer is B1-smooth, in
-stage 2 when it is B1-smooth but for one prime up to B2, and through the Brent-Suyama extension when that one prime
-lies above B2 and stage 2's polynomial happens to meet it. Sources: A. Kruppa, *Speeding up Integer Multiplication and
-Factorization* (2010), eq. 5.6 and 5.10; E. Bach and R. Peralta (1996); GMP-ECM's README. docs/effort.md tells the rest.
+The order of a curve modulo a factor p is treated as a random integer near Neff, which is p reduced by the extra
+smoothness of the parametrization's torsion and of Suyama's curves. A curve finds p in stage 1 when that integer is
+B1-smooth, in stage 2 when it is B1-smooth but for one prime up to B2, and through the Brent-Suyama extension when that
+one prime lies above B2 and stage 2's polynomial happens to meet it. Sources: A. Kruppa, *Speeding up Integer
+Multiplication and Factorization* (2010), eq. 5.6 and 5.10; E. Bach and R. Peralta (1996); GMP-ECM's README. More in
+docs/effort.md.
 """
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,14 @@ from coordinator.effort.stage2 import (
 )
 
 LARGEST_PROBABILITY = 1 - 2.0**-53  # keeps -log(1 - p) finite
-SUYAMA_SMOOTHNESS = 3.134  # in nats: how much smaller than p an integer as smooth as a Suyama curve's order is
-# How much larger than on Suyama's curves the order acts on the others, whose torsion group is smaller.
+SUYAMA_SMOOTHNESS = 3.134  # in nats: a random integer as smooth as a Suyama curve's order is this much smaller than p
+# By parametrization: the order behaves like one that is larger by this factor than on Suyama's curves, because the
+# torsion group is smaller.
 TORSION_FACTORS = (1.0, 2 ** (1 / 3) / (3 * 3 ** (1 / 128)), 1.0, 1 / (3 * 3 ** (1 / 128)))
-SMALL_PRIMES_END = 20_000  # up to here stage 2's primes are summed one by one, where an integral would be too coarse
+SMALL_PRIMES_END = 20_000  # the primes of stage 2 up to here are summed one by one: an integral would be too coarse
 COMPARED_RATIO = 10_000  # of B2 to B1
-NEGLIGIBLE = 20.0  # nats below its peak at which the extension's integrand is dropped
-RHO_DECAY = 3.7  # nats that rho falls by at most from t to t + 1, for t up to 10
+NEGLIGIBLE = 20.0  # the extension's integrand counts as 0 when it is this many nats below its peak
+RHO_DECAY = 3.7  # rho falls by at most this many nats from t to t + 1, for t up to 10
 
 ROW = LARGEST_U * GRID + 1  # grid points from 0 to 10
 
@@ -41,14 +43,14 @@ Multipliers = tuple[tuple[int, float], ...]  # as brent_suyama_multipliers gives
 
 
 class Orders(NamedTuple):
-    """What depends on the parametrization alone, for the 91 digit sizes."""
+    """Values for the 91 digit sizes that depend only on the parametrization."""
 
     log_n: Array  # log Neff
     share: Array  # refined_share(t, Neff) for t = 10, 10 - 1/256, ... 0, size after size in one line, and some zeros
 
 
 class Interval(NamedTuple):
-    """Where to integrate, for some of the 91 digit sizes."""
+    """The integration bounds for some of the 91 digit sizes."""
 
     sizes: IndexArray  # which of the 91
     begin: Array
@@ -63,7 +65,7 @@ def _orders(torsion_factor: float) -> Orders:
     return Orders(read_only(log_n), read_only(np.append(downward.ravel(), np.zeros(ROW))))
 
 
-# By torsion factor, 2 MB each: made at import, so that no result waits for them.
+# By torsion factor, 2 MB each. They are computed at import, so that no result waits for them.
 _ORDERS = {factor: _orders(factor) for factor in set(TORSION_FACTORS)}
 
 
@@ -101,7 +103,7 @@ def success_probability(b1: float, b2: float | None, parametrization: int) -> Ar
 
 @lru_cache(maxsize=4096)
 def curve_effort(b1: float, b2: float | None, parametrization: int) -> Array:
-    """-log(1 - p(d)) for d = 10 ... 100: what one curve adds to an effort vector. Read-only, arguments as above."""
+    """-log(1 - p(d)) for d = 10 ... 100, which one curve adds to an effort vector. Read-only; arguments as above."""
     return read_only(-np.log1p(-success_probability(b1, b2, parametrization)))
 
 
@@ -112,8 +114,8 @@ def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
         return _almost_smooth(orders, alpha, 1.0, log_b2 / log_b1)
     chance = _small_prime_sum(orders, alpha, b1, min(b2, SMALL_PRIMES_END))
     if b2 > SMALL_PRIMES_END:
-        # GMP-ECM measures the rest in units of log 20000 and not of log B1. That makes its estimate fall once B2 is
-        # far beyond what anyone runs, so it is followed only where its table has been compared.
+        # GMP-ECM measures the larger primes in units of log 20000 instead of log B1. That makes its estimate fall when
+        # B2 is far beyond any real one, so this code follows it only in the range that was compared with its table.
         compared = max(COMPARED_RATIO * b1, SMALL_PRIMES_END)
         beta = math.log(min(b2, compared)) / math.log(SMALL_PRIMES_END)
         chance += _almost_smooth(orders, alpha, 1.0, beta)
@@ -123,13 +125,13 @@ def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
 
 
 def _small_prime_sum(orders: Orders, alpha: Array, b1: int, end: int) -> Array:
-    """The same chance for the primes in (B1, end], each on its own."""
+    """As `_stage2` for the primes in (B1, end], summed one by one."""
     between = slice(*np.searchsorted(_PRIMES, [b1, end], side="right"))
     primes, log_primes = _PRIMES[between], _LOG_PRIMES[between]
     chance = np.zeros_like(alpha)
     if primes.size:
         log_b1 = math.log(b1)
-        # Most sizes are out of reach of so small a B1: their cofactors lie beyond the end of rho's table.
+        # Such a small B1 reaches few sizes: the cofactors of the others lie beyond the end of rho's table.
         near = np.flatnonzero(alpha <= LARGEST_U + log_primes[-1] / log_b1)
         log_cofactor = orders.log_n[near, None] - log_primes
         chance[near] = smooth_share(log_cofactor / log_b1, log_b1) @ (1 / primes)
@@ -160,13 +162,13 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
     beta = math.log(plan.b2) / log_b1
     pairs = float(plan.dF) ** 2 * plan.k
     largest, _ = multipliers[-1]
-    # Primes beyond B1^furthest are met with a chance below 2^-53, which is nothing to GMP-ECM either.
+    # The polynomial meets primes beyond B1^furthest with a chance below 2^-53, which GMP-ECM ignores too.
     furthest = (math.log(largest * pairs) + 53 * math.log(2)) / log_b1
     interval = _interval(np.zeros_like(alpha), np.where(alpha - LARGEST_U < furthest, alpha - beta, 0.0))
     if not interval.sizes.size:
         return chance
-    # One unit of t below the end the integrand has lost log B1 nats and rho has given back 3.7 at most (after a
-    # stretch where every prime is met): what lies further below than this is lost in rounding.
+    # One unit of t below the end, the integrand is smaller by log B1 nats and larger by at most RHO_DECAY (after a
+    # range in which the polynomial meets every prime). Anything below `depth` is lost in rounding.
     depth = (NEGLIGIBLE + math.log1p(largest * pairs / plan.b2)) / max(log_b1 - RHO_DECAY, 0.1)
     interval = interval._replace(first=np.maximum(interval.last - math.ceil(depth * GRID), 0))
     interval = interval._replace(begin=interval.first / GRID)
@@ -179,11 +181,11 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
 
 
 def _met(shares: Array, s: Array, log_b1: float, pairs: float, multipliers: Multipliers) -> Array:
-    """For each row the sum of its shares times (the chance that the polynomial meets a prime of size B1^s) / s.
+    """For each row: the sum of its shares times (the chance that the polynomial meets a prime of size B1^s) / s.
 
-    `s` belongs to a row's first share and grows by 1/256 from share to share. The factor depends on s alone, so one
-    table in steps of 1/256 serves every row; the rows' own s lie between its points, and the cubic through four of
-    them is exact to 1e-5 even at B1 = 1e14.
+    `s` belongs to a row's first share and grows by 1/256 from share to share. The factor depends only on s, so one
+    table in steps of 1/256 serves every row. A row's s lies between its points; the cubic through four points is exact
+    to 1e-5 even at B1 = 1e14.
     """
     nearest = s * GRID
     left = np.floor(nearest).astype(np.intp)
@@ -207,7 +209,7 @@ def _met(shares: Array, s: Array, log_b1: float, pairs: float, multipliers: Mult
 
 
 def _interval(begin: Array, end: Array) -> Interval:
-    """From `begin` to `end`, cut to [0, 10], for the sizes for which anything is left."""
+    """The interval from `begin` to `end`, cut to [0, 10], for the sizes for which it is not empty."""
     begin, end = np.maximum(begin, 0.0), np.minimum(end, LARGEST_U)
     sizes = np.flatnonzero(end > begin)
     begin, end = begin[sizes], end[sizes]
@@ -215,9 +217,9 @@ def _interval(begin: Array, end: Array) -> Interval:
 
 
 def _weighted_shares(orders: Orders, interval: Interval) -> Array:
-    """refined_share times the trapezoid rule's weights (in grid steps), from `last` downward: a row for each size.
+    """refined_share times the weights of the trapezoid rule (in grid steps), from `last` downward, a row for each size.
 
-    The grid of 1/256 in t is GMP-ECM's: that, not a finer rule, is what reproduces its digits.
+    The grid of 1/256 in t is GMP-ECM's. A finer rule would not reproduce its digits.
     """
     steps = interval.last - interval.first
     columns = int(steps.max(initial=0)) + 1
@@ -232,10 +234,10 @@ def _weighted_shares(orders: Orders, interval: Interval) -> Array:
 
 
 def _ends(orders: Orders, alpha: Array, interval: Interval) -> Array:
-    """The integral of refined_share(t, Neff) / (alpha - t) over what the grid leaves at both ends, as trapezoids."""
+    """The integral of refined_share(t, Neff) / (alpha - t) between the bounds and the grid, by trapezoids."""
     row_ends = interval.sizes * ROW + ROW - 1
 
-    def density(position: npt.NDArray) -> Array:
+    def density(position: npt.NDArray[Any]) -> Array:
         """The integrand at t = position / 256, linear between grid points."""
         left = np.minimum(position.astype(np.intp), ROW - 2)
         here, above = orders.share[row_ends - left], orders.share[row_ends - left - 1]

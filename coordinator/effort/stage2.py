@@ -1,4 +1,4 @@
-"""GMP-ECM's stage-2 plan: how many points and blocks stage 2 takes for a (B1, B2), and with which polynomial."""
+"""GMP-ECM's stage-2 plan: the points, blocks and polynomial of stage 2 for a (B1, B2)."""
 
 import math
 from functools import lru_cache
@@ -11,13 +11,13 @@ STEP_WIDTHS = (
     *(12, 30, 60, 120, 240, 510, 1020, 2310, 4620, 9240, 19110, 39270, 79170, 158340, 324870, 690690, 1345890),
     *(2852850, 5705700, 11741730, 23130030, 48498450, 96996900),
 )
-# The polynomial by the length of the stage-2 interval: up to which length (exclusive), and which.
+# (length of the stage-2 interval, polynomial used below that length)
 POLYNOMIALS = ((10**7, 1), (10**8, 2), (10**9, -3), (10**10, -6), (3 * 10**11, -12))
 LONGEST_POLYNOMIAL = -30
 
 
 class Stage2Plan(NamedTuple):
-    """dF points in each of k blocks; S the Brent-Suyama polynomial; b2 the effective bound.
+    """k blocks of dF points each, the Brent-Suyama polynomial S, and the effective bound b2, in GMP-ECM's names.
 
     S > 0 means x^S, S < 0 Dickson's polynomial of degree -S. Stage 1 only is (0, 0, 1, 0).
     """
@@ -34,7 +34,7 @@ class Stage2Plan(NamedTuple):
 
 
 def checked_integer(value: float, name: str, smallest: int, largest: int) -> int:
-    """`value` as an int (11e6 is welcome), or a ValueError that names it and the range."""
+    """`value` as an int (11e6 is accepted). Raises ValueError, which names it and the range."""
     try:
         integer = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -47,7 +47,7 @@ def checked_integer(value: float, name: str, smallest: int, largest: int) -> int
 
 
 def checked_bounds(b1: float, b2: float | None) -> tuple[int, int]:
-    """(B1, B2) in their normal form: -1 for B1's default B2, 0 for stage 1 only. ValueError outside the limits."""
+    """(B1, B2) in normal form: B2 is -1 for B1's default, 0 for stage 1 only. Raises ValueError outside the limits."""
     b1 = checked_integer(b1, "B1", MIN_B1, MAX_B1)
     if b2 is None or b2 == DEFAULT_B2:
         return b1, DEFAULT_B2
@@ -56,12 +56,12 @@ def checked_bounds(b1: float, b2: float | None) -> tuple[int, int]:
 
 
 def checked_parametrization(parametrization: int) -> int:
-    """GMP-ECM's parametrization, 0 to 3, or a ValueError."""
+    """GMP-ECM's parametrization as an int, 0 to 3. Raises ValueError."""
     return checked_integer(parametrization, "the parametrization", PARAMETRIZATIONS[0], PARAMETRIZATIONS[-1])
 
 
 def _points(width: int) -> int:
-    """The power of two at or above phi(width) / 2: the points that one block of this width needs."""
+    """The number of points of a block of this width: the least power of two from phi(width) / 2 on."""
     phi, left, prime = width, width, 2
     while left > 1:
         if left % prime == 0:
@@ -73,7 +73,7 @@ def _points(width: int) -> int:
 
 
 def _second_width(width: int, points: int) -> int:
-    """d2: the least prime from 5 on that does not divide the width; 1 where none fits into the points."""
+    """d2: the least prime from 5 on that does not divide the width; 1 if it does not fit into the points."""
     for prime in (5, 7, 11, 13, 17, 19, 23):
         if width % prime:
             return prime if prime - 1 <= points else 1
@@ -85,17 +85,17 @@ _SHAPES = tuple((d1, _points(d1), _second_width(d1, _points(d1))) for d1 in STEP
 
 @lru_cache(maxsize=8192)
 def stage2_plan(b1: float, b2: float | None = None) -> Stage2Plan:
-    """The plan GMP-ECM 7 makes for these bounds, and the B2 it will really reach.
+    """The plan that GMP-ECM 7 makes for these bounds, with the B2 that it really reaches.
 
-    `b2`: None or -1 for the default (11/6 B1)^1.43, which is then rounded up to what the plan covers; 0 or anything
-    up to B1 for stage 1 only. ValueError outside `models.limits`.
+    `b2`: None or -1 for the default (11/6 B1)^1.43, rounded up to the bound that the plan covers; up to B1, also 0, for
+    stage 1 only. Raises ValueError outside `models.limits`.
     """
     b1, b2 = checked_bounds(b1, b2)
     if b2 == STAGE1_ONLY:
         return Stage2Plan(0, 0, 1, STAGE1_ONLY)
-    wanted = int((11 / 6 * b1) ** 1.43) if b2 == DEFAULT_B2 else b2
+    requested = int((11 / 6 * b1) ** 1.43) if b2 == DEFAULT_B2 else b2
     for d1, points, d2 in _SHAPES:
-        blocks, first = _blocks(b1, wanted, d1, points, d2)
+        blocks, first = _blocks(b1, requested, d1, points, d2)
         if blocks <= MAX_BLOCKS:
             break
     reached = _reached(first, blocks * points, d1, d2)
@@ -105,7 +105,7 @@ def stage2_plan(b1: float, b2: float | None = None) -> Stage2Plan:
 
 
 def _blocks(b1: int, b2: int, d1: int, points: int, d2: int) -> tuple[int, int]:
-    """How many blocks of this shape cover (B1, B2], and the index i0 of the first multiple of d1 among their points."""
+    """(number of blocks of this shape that cover (B1, B2], index of the first multiple of d1 among their points)."""
     first = -(((d1 - 1) * d2 - b1) // d1)
     last = (b2 + (d1 - 1) * d2) // d1
     count = last - first + 1
@@ -125,20 +125,20 @@ def _reached(first: int, count: int, d1: int, d2: int) -> int:
 
 
 def default_b2(b1: float) -> int:
-    """The B2 that GMP-ECM takes for this B1 when none is given, as it prints it."""
+    """The default B2 of GMP-ECM for this B1, as it prints it."""
     return stage2_plan(b1, DEFAULT_B2).b2
 
 
 def effective_b2(b1: float, b2: float | None) -> int:
-    """The B2 that GMP-ECM prints for these bounds; 0 when only stage 1 is run."""
+    """The B2 that GMP-ECM prints for these bounds; 0 for stage 1 only."""
     return stage2_plan(b1, b2).b2
 
 
 def brent_suyama_multipliers(polynomial: int) -> tuple[tuple[int, float], ...]:
-    """(m, share) for the polynomial S: in that share of its residues the extension meets primes m times over.
+    """(m, share) for the polynomial S: in this share of its residues a prime has m additional chances to be met.
 
     Kruppa 2010, chapter 5: f(X) - f(Y) splits over the S-th roots of unity, and a prime gains one chance for each
-    factor beyond the linear ones that stage 2 has covered anyway.
+    factor beyond the linear ones, which stage 2 covers anyway.
     """
     degree = abs(polynomial)
     if polynomial == 1:

@@ -1,8 +1,8 @@
 """The effort vector: for d = 10 ... 100, L(d) = sum over runs of curves * -log(1 - p(d)).
 
 exp(-L(d)) is the chance that all those curves missed a factor of d digits. Adding a run is one vector addition.
-Nothing is ever subtracted, because floating-point sums do not come back exactly: to take a run away, rebuild the
-vector from the integer curve sums (`effort_of`).
+Runs are never subtracted, because that would not give the exact old sums: to remove a run, compute the vector again
+from the integer curve sums (`effort_of`).
 """
 
 import math
@@ -19,32 +19,32 @@ Run = tuple[int, int, int, int]  # B1, B2, parametrization, curves
 
 SMALLEST_DIGITS, LARGEST_DIGITS = int(DIGITS[0]), int(DIGITS[-1])
 SMALLEST_TARGET, LARGEST_TARGET = 10.0, 85.0
-TARGET_SHARE = 4 / 13  # of a number's digits: customary before a sieve takes over
+TARGET_SHARE = 4 / 13  # of a number's digits, as is customary before sieving
 
 B1_LADDER = (
     *(2_000, 5_000, 11_000, 25_000, 50_000, 250_000, 1_000_000, 3_000_000, 11_000_000, 43_000_000, 110_000_000),
     *(260_000_000, 850_000_000, 2_900_000_000, 7_600_000_000, 25_000_000_000),
 )
-USUAL_CURVES = 10_000  # prior work enters at the B1 for which its curve count is nearest to this
+USUAL_CURVES = 10_000  # a t-level becomes curves at the B1 whose curve count is nearest to this
 PRIOR_PARAMETRIZATION = 1
 
 
 def no_effort() -> Array:
-    """The vector of a number on which nothing has been done."""
+    """The vector of a number without curves."""
     return np.zeros(DIGITS.size)
 
 
 def add_curves(vector: Array, curves: float, b1: float, b2: float | None, parametrization: int) -> Array:
-    """A new vector: `vector` and so many curves more. ValueError outside `models.limits`; constant cost."""
+    """A new vector with `curves` more curves, in constant time. Raises ValueError outside `models.limits`."""
     curves = checked_integer(curves, "the number of curves", 0, MAX_CURVES)
     return vector + curves * curve_effort(b1, b2, parametrization)
 
 
 def effort_of(sums: Iterable[tuple[int, int | None, int, int]]) -> Array:
-    """The vector of (B1, B2, parametrization, curves), which may repeat: curve sums or single attempts alike.
+    """The vector of runs (B1, B2, parametrization, curves): curve sums, or single attempts with repeated settings.
 
-    Equal settings are first added up as integers and then taken in their order, so the result is the same to the last
-    bit whatever order they come in. Negative counts are a ValueError.
+    The curves of equal settings are added as integers, and then the settings are added in sorted order, so the order of
+    the runs changes no bit of the result. Raises ValueError for negative counts.
     """
     totals: dict[tuple[int, int | None, int], int] = {}
     for b1, b2, parametrization, curves in sums:
@@ -63,13 +63,13 @@ def effort_of(sums: Iterable[tuple[int, int | None, int, int]]) -> Array:
 
 
 def missed(vector: Array) -> Array:
-    """For each d in DIGITS the chance that a factor of d digits, if there is one, has been missed so far."""
-    with np.errstate(under="ignore"):  # no chance left is 0, however small it was
+    """For each d in DIGITS: the chance that the curves missed a factor of d digits, if there is one."""
+    with np.errstate(under="ignore"):  # a chance too small for a double becomes 0
         return np.exp(-vector)
 
 
 def t_level(vector: Array) -> float:
-    """Where the chance of a missed factor passes 1/e, linear between two sizes; 0 below 10 digits, 100 at most."""
+    """The size at which the chance of a missed factor is 1/e, linear between sizes; 0 below 10 digits, 100 at most."""
     beyond = int(np.argmax(vector < 1.0))
     if vector[beyond] >= 1.0:
         return float(LARGEST_DIGITS)
@@ -80,16 +80,16 @@ def t_level(vector: Array) -> float:
 
 
 def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None, parametrization: int) -> int:
-    """How many curves more at these bounds bring the vector to `target_t` (0 ... 100): 0 if it is there already.
+    """The number of curves at these bounds that bring the vector to `target_t` (0 ... 100); 0 if it is there already.
 
-    ValueError when these bounds cannot find factors of that size at all (p = 0 there), or for a target out of range.
+    Raises ValueError if these bounds cannot find factors of that size at all (p = 0 there), and outside 0 ... 100.
     """
     if not 0 <= target_t <= LARGEST_DIGITS:
         raise ValueError(f"the target is t{target_t:g}: it must be from 0 to {LARGEST_DIGITS}")
     effort = curve_effort(b1, b2, parametrization)
     if target_t <= 0 or t_level(vector) >= target_t:
         return 0
-    # The t-level is the target when the chance of a miss, linear between the sizes around it, is 1/e there.
+    # The t-level is the target if the chance of a miss, linear between the two sizes around the target, is 1/e.
     size = max(target_t, SMALLEST_DIGITS) - SMALLEST_DIGITS
     low, high = math.floor(size), math.ceil(size)
     weight = size - low
@@ -105,7 +105,7 @@ def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None,
         still_missed = (1 - weight) * math.exp(-done_low - curves * step_low)
         return still_missed + weight * math.exp(-done_high - curves * step_high) <= math.exp(-1)
 
-    # Both sizes down to 1/e is enough.
+    # The number of curves that brings both sizes to 1/e is enough.
     too_few, enough = 0, max(1, math.ceil((1 - done_low) / step_low), math.ceil((1 - done_high) / step_high))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -114,10 +114,10 @@ def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None,
 
 
 def curves_of_t_level(t: float) -> Run:
-    """Work known only as its t-level, as the run that would give it: (B1, B2, parametrization, curves).
+    """The run (B1, B2, parametrization, curves) that reaches a t-level, for work of which only the t-level is known.
 
-    The curves are those that reach t with the default B2 at the ladder's B1 for which that count is nearest 10,000.
-    ValueError outside 0 ... 100.
+    It has the default B2 and the B1 of the ladder whose curve count is nearest to 10,000. Raises ValueError outside
+    0 ... 100.
     """
     if not 0 <= t <= LARGEST_DIGITS:
         raise ValueError(f"the t-level is {t:g}: it must be from 0 to {LARGEST_DIGITS}")
@@ -127,20 +127,20 @@ def curves_of_t_level(t: float) -> Run:
 
 
 def suggested_curves(vector: Array, target_t: float, at_most: int) -> list[Run]:
-    """Ways to bring the vector to `target_t`, any one of them enough: for some B1 of the ladder the curves it takes.
+    """Alternative runs, each of which brings the vector to `target_t`; empty if the target is reached.
 
-    The B1 are those at which the whole way from nothing takes nearest to 10,000 curves; smallest B1 first. Empty if
-    the target is reached.
+    The list has the `at_most` B1 of the ladder at which reaching the target from nothing takes nearest to 10,000
+    curves, smallest B1 first.
     """
     if t_level(vector) >= target_t:
         return []
-    sensible = sorted(b1 for b1, _, _, _ in _nearest_usual(target_t)[:at_most])
-    settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in sensible]
+    chosen = sorted(b1 for b1, _, _, _ in _nearest_usual(target_t)[:at_most])
+    settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in chosen]
     return [(*setting, curves_to_reach(vector, target_t, *setting)) for setting in settings]
 
 
 def _nearest_usual(t: float) -> list[Run]:
-    """For each B1 of the ladder that can find such factors the run that reaches t, the usual curve counts first."""
+    """For each B1 of the ladder that can find such factors: the run that reaches t, the usual curve counts first."""
     digits = max(0, math.ceil(t) - SMALLEST_DIGITS)
     settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in B1_LADDER]
     able = [setting for setting in settings if curve_effort(*setting)[digits] > 0]
@@ -149,9 +149,9 @@ def _nearest_usual(t: float) -> list[Run]:
 
 
 def target_t_level(digits: int, snfs_difficulty: float | None = None) -> float:
-    """The t-level after which a number is better sieved: 4/13 of its digits (or of its difficulty, if that is less).
+    """The t-level from which sieving is better: 4/13 of the number's digits, or of its SNFS difficulty if less.
 
-    `snfs_difficulty` is in digits of an equally hard general number. Within 10 ... 85.
+    `snfs_difficulty` is in digits of an equally hard general number. The result is within 10 ... 85.
     """
     hardness = digits if snfs_difficulty is None else min(digits, snfs_difficulty)
     return min(max(TARGET_SHARE * hardness, SMALLEST_TARGET), LARGEST_TARGET)

@@ -1,5 +1,5 @@
-"""Handing out work: claims and the candidates that they choose from, measured speeds, reservations.
+"""Handing out work: claims, the candidates that they choose from, measured speeds, reservations.
 
-The life of a lease after that is in composites.lease_lifecycle, because results and expiry change leases too.
+composites.lease_lifecycle changes a lease afterwards, because results and expiry change leases too.
 May import: composites, base, numbers, effort.
 """

@@ -1,7 +1,7 @@
-"""The statements by which a claim finds a number and locks it.
+"""The statements with which a claim finds a composite and locks it.
 
-Each statement is built once for every combination of filters that clients use.
-`filters` are names of FILTERS, whose values are parameters of the statement.
+Each statement is built once for every combination of filters that clients use, because building a statement costs
+more than running it. `filters` are names from FILTERS; their values are parameters of the statement.
 """
 
 from functools import lru_cache
@@ -13,15 +13,15 @@ from coordinator.base.advisory_locks import COMPOSITE_LOCK
 from coordinator.composites.eligibility import ECM
 from models.tables import Composite, Project, ProjectComposite, WorkAssignment
 
-# As many claims at a time find a number of their own without waiting.
+# This many simultaneous claims find a number each without waiting for one another.
 CANDIDATES = 40
 
-# Plain tables: the ORM's own way of reading rows costs more than these statements do.
+# Plain tables: reading rows through the ORM costs more than these statements do.
 COMPOSITES, LEASES = (cast(Table, table.__table__) for table in (Composite, WorkAssignment))
 composites, leases = COMPOSITES.c, LEASES.c
 members, projects = ProjectComposite.__table__.c, Project.__table__.c
 
-# Of two that are equal the smaller comes first: so filters by size are steps through the index.
+# Among equal numbers the smaller one comes first, so PostgreSQL applies filters by size inside the index.
 ORDERS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "standard": (composites.digit_length.asc(), composites.id.asc()),
     "progressive": (composites.planned_t_level.asc(), composites.digit_length.asc(), composites.id.asc()),
@@ -37,7 +37,7 @@ _ecm_leases = (
 )
 _of_project = select(members.composite_id).where(members.project_id == bindparam("project_id"))
 
-# What a number must satisfy but for wanting such work, by what is asked.
+# The condition that each filter puts on a composite; the eligibility column comes on top of them.
 FILTERS: dict[str, ColumnElement[bool]] = {
     "min_digits": composites.digit_length >= bindparam("min_digits"),
     "max_digits": composites.digit_length <= bindparam("max_digits"),
@@ -46,9 +46,9 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "max_target": composites.target_t_level <= bindparam("max_target"),
     "max_current": composites.current_t_level <= bindparam("max_current"),
     "project_id": composites.id.in_(_of_project),
-    # All of a number is leased only when nobody has curves of it; P-1 and P+1 are something else. Counted in the index
-    # of open leases, for numbers that satisfy all else: the row, which most filters do without, is not read for it.
-    # "Less than one": the query planner takes equality for so rare that it would read all there is, and sort it.
+    # A client gets a composite to itself only while nobody has curves of it on lease; P-1 and P+1 do not matter.
+    # PostgreSQL counts in the index of open leases, after all other filters, and without reading the composite's row.
+    # "Less than one": for "equals zero" the query planner expects so few rows that it would read and sort all of them.
     "alone": _ecm_leases < 1,
     "passed": composites.id.not_in(bindparam("passed", expanding=True)),
 }
@@ -59,25 +59,25 @@ PROJECT_ID = select(projects.id).where(projects.name == bindparam("project"))
 
 
 @lru_cache(maxsize=1000)
-def candidate_ids(wants: str, order: str, filters: FilterNames) -> Select:
-    """The ids of the first numbers in that order that are like that and whose column `wants` says so."""
-    found = select(composites.id).where(composites[wants], *(FILTERS[name] for name in filters))
+def candidate_ids(eligible: str, order: str, filters: FilterNames) -> Select[int]:
+    """Ids of the first CANDIDATES composites, in `order`, that pass `filters` and whose column `eligible` is true."""
+    found = select(composites.id).where(composites[eligible], *(FILTERS[name] for name in filters))
     return found.order_by(*ORDERS[order]).limit(CANDIDATES)
 
 
 @lru_cache(maxsize=1000)
-def lock_first_free(wants: str, order: str, filters: FilterNames) -> Select:
-    """The id of the first of those that no other claim is at: this one is at it from now on.
+def lock_first_free(eligible: str, order: str, filters: FilterNames) -> Select[int]:
+    """The first candidate whose advisory lock is free.
 
-    They are tried in their order, one by one, until one can be locked: no more than that one is.
+    The statement takes that lock, and no other, until the end of the transaction.
     """
-    candidate = candidate_ids(wants, order, filters).subquery("candidate").c
+    candidate = candidate_ids(eligible, order, filters).subquery("candidate").c
     can_lock = func.pg_try_advisory_xact_lock(COMPOSITE_LOCK, func.hashint8(candidate.id))
     return select(candidate.id).where(can_lock).limit(1)
 
 
 @lru_cache(maxsize=1000)
-def lock_candidate(filters: FilterNames, *, wait: bool) -> Select:
-    """The number of that `id`, locked, if it is still like that; if this does not wait, only when nobody has it."""
+def lock_candidate(filters: FilterNames, *, wait: bool) -> Select[Any]:
+    """SELECT ... FOR NO KEY UPDATE of composite `id` if it still passes `filters`; wait=False adds SKIP LOCKED."""
     found = select(COMPOSITES).where(composites.id == bindparam("id"), *(FILTERS[name] for name in filters))
     return found.with_for_update(key_share=True, skip_locked=not wait, of=COMPOSITES)

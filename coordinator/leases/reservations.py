@@ -1,11 +1,11 @@
-"""What operators do to work: numbers reserved for another method elsewhere, paused and resumed; leases looked at."""
+"""What operators do to leases and numbers: reserve, cancel, release, pause, resume, list."""
 
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, func, insert, select
 
 from coordinator.base import audit
 from coordinator.base.audit import OPERATOR, Actor
@@ -14,6 +14,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import eligibility, holds, identification, lease_lifecycle
 from coordinator.numbers.expressions import shorten
 from models.tables import Composite, WorkAssignment
+from models.types import AnyRow
 
 _LEVELS = (Composite.current_t_level, Composite.target_t_level)
 
@@ -28,32 +29,32 @@ def reserve(
     details: dict[str, Any] | None,
     max_digits: int,
     actor: Actor = OPERATOR,
-) -> Row:
-    """Reserve a number for `method` elsewhere: it gets no work until that is released or overdue.
+) -> AnyRow:
+    """Reserve a number for `method` elsewhere: no client gets work on it until the reservation is released or expires.
 
-    `identifier` is its value or its id as a text, or its id as an int. Leases that are open go on, and count. Returns
-    the lease with `open_leases`, how many others there are. Raises Unknown, Conflict.
+    `identifier` is the number's value or id as a text, or its id as an int. Open leases go on, and their curves count.
+    Returns the new lease with `open_leases`, the number of other open leases. Raises NotFoundError, ConflictError.
     """
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = identification.identify(connection, identifier, max_digits)
         named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
         lease_lifecycle.lock_composites(connection, [composite_id])
-        left = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
-        row = connection.execute(left).one_or_none()
+        state = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
+        row = connection.execute(state).one_or_none()
         if row is None:
             raise composite_not_found(composite_id)
         if row.is_fully_factored:
             detail = f"{named} is fully factored: there is nothing left to do on it"
             raise ConflictError("fully_factored", detail)
         if row.current_composite == "1":
-            detail = f"{named} has no cofactor left; reserve the composite factor that is meant"
+            detail = f"{named} has no cofactor left; reserve one of its composite factors instead"
             raise ConflictError("fully_factored", detail)
         leases = lease_lifecycle.open_leases(connection, [composite_id]).get(composite_id, [])
         for lease in leases:
             if lease.method in eligibility.RESERVATION_METHODS:
                 until = lease.expires_at.isoformat(timespec="minutes")
-                taken = f"{named} is reserved by {lease.client_id} for {lease.method} until {until}"
-                raise ConflictError("reserved", f"{taken}; release that first")
+                detail = f"{named} is reserved by {lease.client_id} for {lease.method} until {until}"
+                raise ConflictError("reserved", f"{detail}; release that first")
         work_id = uuid.uuid4()
         connection.execute(
             insert(WorkAssignment).values(
@@ -69,8 +70,8 @@ def reserve(
             )
         )
         lease_lifecycle.refresh_eligibility(connection, [composite_id])
-        what = {"client_id": client_id, "method": method, "hours": hours, "work_id": str(work_id)}
-        audit.record(connection, actor, "reserve", f"composite {composite_id}", after=what)
+        after = {"client_id": client_id, "method": method, "hours": hours, "work_id": str(work_id)}
+        audit.record(connection, actor, "reserve", f"composite {composite_id}", after=after)
         return connection.execute(
             select(WorkAssignment, Composite.current_composite, Composite.open_leases)
             .join(Composite, Composite.id == WorkAssignment.composite_id)
@@ -78,7 +79,7 @@ def reserve(
         ).one()
 
 
-def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """Close any client's lease as failed, without a count against its number; a closed lease stays as it is.
 
     Returns the lease as it is then. Raises LeaseNotFoundError.
@@ -88,7 +89,7 @@ def cancel(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor 
     )
 
 
-def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """Close a reservation as completed; a closed one stays as it is. Returns the lease as it is then.
 
     Raises LeaseNotFoundError, also for a lease that is no reservation.
@@ -96,7 +97,7 @@ def release(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor
     return _end(engine, "release", lease_lifecycle.release_reservation, work_id, reason or "released", actor=actor)
 
 
-def end(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> Row:
+def end(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
     """Release a reservation, cancel any other lease. Returns the lease as it is then. Raises LeaseNotFoundError."""
     with engine.connect() as connection:
         chosen = select(WorkAssignment.method).where(WorkAssignment.id == work_id)
@@ -108,12 +109,12 @@ def end(engine: Engine, work_id: uuid.UUID, reason: str | None, actor: Actor = O
 def _end(
     engine: Engine,
     name: str,
-    close: Callable[[Connection, uuid.UUID, str], tuple[Row, Row]],
+    close: Callable[[Connection, uuid.UUID, str], tuple[AnyRow, AnyRow]],
     work_id: uuid.UUID,
     reason: str,
     *,
     actor: Actor,
-) -> Row:
+) -> AnyRow:
     with unit_of_work(engine, name, work=str(work_id)) as connection:
         before, after = close(connection, work_id, reason)
         was, now = {"status": before.status}, {"status": after.status, "message": after.message}
@@ -122,21 +123,21 @@ def _end(
         return after
 
 
-def pause(engine: Engine, composite_id: int, reason: str | None, actor: Actor = OPERATOR) -> Row:
-    """No work on a number until it is resumed; open leases go on. Raises Unknown."""
+def pause(engine: Engine, composite_id: int, reason: str | None, actor: Actor = OPERATOR) -> AnyRow:
+    """Hand out no work on a number until it is resumed; its open leases go on. Raises NotFoundError."""
     return _set_hold(engine, composite_id, reason or "paused by an operator", actor)
 
 
-def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> Row:
-    """Let a paused or parked number be worked on again. Idempotent. Raises Unknown."""
+def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> AnyRow:
+    """Hand out work on a paused number, or one that was set aside, again. Idempotent. Raises NotFoundError."""
     return _set_hold(engine, composite_id, None, actor)
 
 
-def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> Row:
+def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> AnyRow:
     with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
         lease_lifecycle.lock_composites(connection, [composite_id])
-        held = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
-        before = connection.execute(held).one_or_none()
+        hold = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
+        before = connection.execute(hold).one_or_none()
         if before is None:
             raise composite_not_found(composite_id)
         if reason is None:
@@ -154,8 +155,11 @@ def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Acto
 
 def list_open_leases(
     engine: Engine, *, client_id: str | None = None, reserving: bool | None = None, limit: int = 1000
-) -> list[Row]:
-    """Open leases, those that run out first first, each with its number; all, or only (not) the reserving."""
+) -> list[AnyRow]:
+    """Open leases with their numbers, ordered by when they expire.
+
+    `reserving` True selects only reservations, False only other leases.
+    """
     statement = (
         select(WorkAssignment, Composite.current_composite, Composite.digit_length, *_LEVELS)
         .join(Composite, Composite.id == WorkAssignment.composite_id)
@@ -171,10 +175,10 @@ def list_open_leases(
         return list(connection.execute(statement))
 
 
-def held_composites(engine: Engine, limit: int = 1000) -> list[Row]:
-    """Numbers that are paused or parked, and why, the latest first."""
+def held_composites(engine: Engine, limit: int = 1000) -> list[AnyRow]:
+    """Numbers that are paused or set aside, with the reason; the latest hold comes first."""
     columns = (Composite.id, Composite.number, Composite.digit_length)
-    why = (Composite.hold, Composite.hold_reason, Composite.held_at)
-    statement = select(*columns, *why).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+    hold = (Composite.hold, Composite.hold_reason, Composite.held_at)
+    statement = select(*columns, *hold).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
     with engine.connect() as connection:
         return list(connection.execute(statement.limit(limit)))

@@ -1,4 +1,4 @@
-"""How fast a client is, from the attempts it has sent."""
+"""How fast a client is, computed from the attempts that it has sent."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,28 +10,28 @@ from coordinator.effort import planning
 from models.limits import DEFAULT_B2
 from models.tables import Composite, EcmAttempt
 
-# A client's last timed runs say how fast it is now; older ones were perhaps run on another machine. They are looked for
-# among its last attempts only: a client that never says how long it took is not searched to its beginning.
-TIMED, LOOKED_AT = 10, 50
+# The last timed runs show how fast a client is now; it may have sent older ones from another machine. Only its last
+# attempts are searched for them, because some clients have thousands of attempts and never send a time.
+MAX_TIMED_RUNS, MAX_ATTEMPTS = 10, 50
 SLOWEST, FASTEST = 1 / 100, 1000.0
 
 
 def measured_speed(connection: Connection, client_id: str) -> float:
-    """Seconds of ordinary work (planning.seconds_per_curve) that a client does in a second of its own; 1 if unknown.
+    """How many seconds of work on an ordinary core (planning.seconds_per_curve) a client does per second; 1 if unknown.
 
-    From its last ECM runs that say how long they took; their number's size is taken as it is now.
+    It is computed from the client's last ECM runs that have an execution time, with the present sizes of their numbers.
     """
     return measured_speeds(connection, [client_id]).get(client_id, 1.0)
 
 
 def client_speeds(engine: Engine, client_ids: Sequence[str]) -> dict[str, float]:
-    """As `measured_speeds`, for whoever has no unit of work."""
+    """As `measured_speeds`, for callers without a transaction."""
     with engine.connect() as connection:
         return measured_speeds(connection, client_ids)
 
 
 def measured_speeds(connection: Connection, client_ids: Sequence[str]) -> dict[str, float]:
-    """The `measured_speed` of those of these clients of which it is known."""
+    """The `measured_speed` of each of these clients that has sent timed runs."""
     ordinary: defaultdict[str, float] = defaultdict(float)
     own: defaultdict[str, float] = defaultdict(float)
     for row in connection.execute(_RECENT_TIMINGS, {"clients": list(client_ids)}):
@@ -47,7 +47,7 @@ _recent = (
     .where(EcmAttempt.client_id == _clients.c.client)
     .correlate(_clients)
     .order_by(EcmAttempt.id.desc())
-    .limit(LOOKED_AT)
+    .limit(MAX_ATTEMPTS)
     .lateral("recent")
 )
 _timed = (
@@ -55,7 +55,7 @@ _timed = (
     .join(Composite, Composite.id == _recent.c.composite_id)
     .where(_recent.c.method == ECM, _recent.c.curves > 0, _recent.c.execution_time > 0)
     .order_by(_recent.c.id.desc())
-    .limit(TIMED)
+    .limit(MAX_TIMED_RUNS)
     .correlate(_clients)
     .lateral("timed")
 )

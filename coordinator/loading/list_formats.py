@@ -1,7 +1,7 @@
 """Lists of numbers as files: plain text with a number on each line, or CSV with a header, read line by line.
 
-Lines that begin with # and blank lines are passed over in either. What is wrong with one line is that line's fault and
-comes with it; what is wrong with the whole file (compressed, another encoding, no header) is a ListError.
+Both formats skip blank lines and lines that begin with #. An error in one line is returned with that line; an error of
+the whole file (compressed, another encoding, no header) raises ListError.
 """
 
 import csv
@@ -26,7 +26,7 @@ COLUMNS = (
 SYNONYMS = {"composite": "number", "project_name": "project"}
 DELIMITERS = ",;\t"
 TABLE_ENDINGS = (".csv", ".tsv")
-PACKED = {
+ARCHIVE_SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "compressed with gzip",
     b"BZh": "compressed with bzip2",
@@ -38,7 +38,7 @@ UTF8_BOM, UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 class ListError(ValueError):
-    """A file that cannot be read as a list of numbers; `reason` is a word for programs, the message for people."""
+    """The file is not a list of numbers; `reason` is a word for programs, the message a sentence for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -53,37 +53,41 @@ class RowError(NamedTuple):
 
 
 class InputRow(NamedTuple):
-    """One number of a list: its line (from 1), the number as it stands there, further fields, or what is wrong.
+    """One number of a list: its line (from 1), the number as it is written, its further fields, or its error.
 
-    `fields` of a table are texts, those of JSON are values.
+    The fields of a table are texts; those of JSON (JsonFields) are values.
     """
 
     line: int
     number: Any
     fields: dict[str, Any] | None = None
-    fault: RowError | None = None
+    error: RowError | None = None
+
+
+class JsonFields(dict[str, Any]):
+    """Fields from JSON: a text in them is not converted to a number or a truth value."""
 
 
 @dataclass
 class ParsedList:
-    """A list being read: its numbers in order, and the columns that say nothing to us."""
+    """A list that is being read: its numbers in order, and the names of the columns that are ignored."""
 
     numbers: Iterator[InputRow]
     ignored_columns: list[str] = field(default_factory=list)
 
 
 def read_list(stream: BinaryIO, name: str, longest_line: int) -> ParsedList:
-    """The numbers of a text or CSV file, told apart by the first line: a CSV's header has a column `number`.
+    """Read the numbers of a text or CSV file; it is CSV if its first line names a column `number`.
 
-    `name` is looked at for its ending only. Lines beyond `longest_line` bytes are faults. Nothing but one line at a
-    time is held. Raises ListError, also while the numbers are read.
+    Only the ending of `name` matters. A line of more than `longest_line` bytes gives an error for that line. Memory
+    holds one line at a time. Raises ListError, also while the caller iterates over the numbers.
     """
     lines = _lines(stream, longest_line)
     head: list[tuple[int, bytes | None]] = []
     for number, raw in lines:
         line = raw
         if number == 1 and raw is not None:
-            _refuse_packed(raw)
+            _refuse_encoded(raw)
             line = raw.removeprefix(UTF8_BOM)
         head.append((number, line))
         if not _is_blank(line):
@@ -98,19 +102,19 @@ def read_list(stream: BinaryIO, name: str, longest_line: int) -> ParsedList:
     if name.lower().endswith(TABLE_ENDINGS):
         detail = "The file has no header line; its first line should name the columns, `number` among them"
         raise ListError("no_header", detail)
-    return ParsedList(_texts(rest))
+    return ParsedList(_text_rows(rest))
 
 
-def _refuse_packed(beginning: bytes) -> None:
-    for magic, what in PACKED.items():
-        if beginning.startswith(magic):
-            raise ListError("is_compressed", f"The file is {what}; unpack it and send the list in it")
+def _refuse_encoded(beginning: bytes) -> None:
+    for signature, format_name in ARCHIVE_SIGNATURES.items():
+        if beginning.startswith(signature):
+            raise ListError("is_compressed", f"The file is {format_name}; unpack it and send the list in it")
     if beginning.startswith(UTF16_BOMS):
         raise ListError("not_utf8", "The file is UTF-16; save it as UTF-8")
 
 
 def _lines(stream: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """(line number from 1, the line without its end), None for a line that is too long; \\r alone ends lines too."""
+    """Yield (line number from 1, the line without its end, or None if it is too long); a lone \\r also ends a line."""
     number = 0
     while raw := stream.readline(longest + 2):
         if len(raw) > longest and not raw.endswith(b"\n"):
@@ -128,7 +132,7 @@ def _is_blank(line: bytes | None) -> bool:
     return line is not None and (not line.strip() or line.lstrip().startswith(b"#"))
 
 
-def _decoded(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[tuple[int, str, RowError | None]]:
+def _decode(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[tuple[int, str, RowError | None]]:
     for number, line in lines:
         if line is None:
             yield number, "", RowError("line_too_long", "The line is longer than any number taken (MAX_DIGITS)")
@@ -140,27 +144,27 @@ def _decoded(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[tuple[int, s
                 yield number, text, RowError("not_utf8", "The line is not UTF-8 text")
 
 
-def _texts(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[InputRow]:
-    for number, text, fault in _decoded(lines):
-        yield InputRow(number, text.strip(), None, fault)
+def _text_rows(lines: Iterable[tuple[int, bytes | None]]) -> Iterator[InputRow]:
+    for number, text, error in _decode(lines):
+        yield InputRow(number, text.strip(), None, error)
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
-    # A line at a time: a quote that is not closed is the fault of its line and swallows no others.
+    # One line at a time, so that a quote that is not closed spoils only its own line.
     (cells,) = csv.reader([text], delimiter=delimiter, strict=True, skipinitialspace=True)
     return [cell.strip() for cell in cells]
 
 
-def _column(cell: str) -> str:
+def _column_name(cell: str) -> str:
     name = cell.strip().lower().replace(" ", "_").replace("-", "_")
     return SYNONYMS.get(name, name)
 
 
 def _delimiter(first: str) -> str | None:
-    """What parts the columns, if this line names a column `number`."""
+    """The delimiter with which this line names a column `number`, or None."""
     for delimiter in DELIMITERS:
         try:
-            if "number" in map(_column, _cells(first, delimiter)):
+            if "number" in map(_column_name, _cells(first, delimiter)):
                 return delimiter
         except csv.Error:
             continue
@@ -168,23 +172,25 @@ def _delimiter(first: str) -> str | None:
 
 
 def _table(lines: Iterator[tuple[int, bytes | None]], delimiter: str) -> ParsedList:
-    rows = _decoded(lines)
-    _, header, fault = next(rows)
-    if fault is not None:
-        raise ListError(fault.reason, "The header line is not UTF-8 text; save the file as UTF-8")
-    columns = [_column(cell) for cell in _cells(header, delimiter)]
-    twice = {column for column in columns if column in COLUMNS and columns.count(column) > 1}
-    if twice:
-        raise ListError("column_twice", f"The header has the column {min(twice)} twice; leave one out")
+    rows = _decode(lines)
+    _, header, header_error = next(rows)
+    if header_error is not None:
+        raise ListError(header_error.reason, "The header line is not UTF-8 text; save the file as UTF-8")
+    columns = [_column_name(cell) for cell in _cells(header, delimiter)]
+    duplicates = {column for column in columns if column in COLUMNS and columns.count(column) > 1}
+    if duplicates:
+        raise ListError("column_twice", f"The header has the column {min(duplicates)} twice; leave one out")
     ignored = [column[:60] for column in columns if column and column not in COLUMNS]
-    return ParsedList(_rows(rows, columns, delimiter), ignored[:100])
+    return ParsedList(_table_rows(rows, columns, delimiter), ignored[:100])
 
 
-def _rows(rows: Iterator[tuple[int, str, RowError | None]], columns: list[str], delimiter: str) -> Iterator[InputRow]:
+def _table_rows(
+    rows: Iterator[tuple[int, str, RowError | None]], columns: list[str], delimiter: str
+) -> Iterator[InputRow]:
     csv.field_size_limit(2**31 - 1)  # lines are bounded already
-    for line, text, fault in rows:
-        if fault is not None:
-            yield InputRow(line, text, None, fault)
+    for line, text, line_error in rows:
+        if line_error is not None:
+            yield InputRow(line, text, None, line_error)
             continue
         try:
             cells = _cells(text, delimiter)
@@ -192,8 +198,8 @@ def _rows(rows: Iterator[tuple[int, str, RowError | None]], columns: list[str], 
             yield InputRow(line, text, None, RowError("malformed_line", f"The line cannot be read as CSV: {error}"))
             continue
         if len(cells) > len(columns):
-            said = f"The line has {len(cells)} cells; the header names {len(columns)}"
-            yield InputRow(line, text, None, RowError("malformed_line", said))
+            detail = f"The line has {len(cells)} cells; the header names {len(columns)}"
+            yield InputRow(line, text, None, RowError("malformed_line", detail))
             continue
         fields = {column: cell for column, cell in zip(columns, cells, strict=False) if cell and column in COLUMNS}
         yield InputRow(line, fields.pop("number", ""), fields)

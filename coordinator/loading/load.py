@@ -1,9 +1,9 @@
-"""Loading numbers: a list, however long, in one unit of work; its numbers are looked at before anything is locked.
+"""Loading a list of numbers, however long, in one unit of work. Nothing is locked before all numbers are validated.
 
- 1. the list is read in batches, which other processes look at (coordinator/loading/validation.py);
- 2. what is good is copied into temporary tables; what is bad is counted, and the first of it is reported;
- 3. unless something was bad (or bad numbers are to be skipped), the numbers are matched with what is known and the new
-    ones inserted (coordinator/loading/staging.py), and known ones changed (coordinator/loading/upsert.py).
+ 1. this process reads the list in batches, and other processes validate them (coordinator/loading/validation.py);
+ 2. valid numbers are copied into temporary tables; invalid lines are counted, and the first ones are reported;
+ 3. if all lines are valid, or invalid ones are to be skipped, the numbers are matched with registered composites, new
+    ones are inserted (coordinator/loading/staging.py) and registered ones updated (coordinator/loading/upsert.py).
 
 Memory is bounded by the batches in flight, whatever the length of the list.
 """
@@ -32,23 +32,23 @@ from coordinator.loading.validation import InvalidLine, ValidatedBatch, validate
 
 BATCH = 1000
 BATCH_CHARACTERS = 1_000_000
-# A list of so few batches is looked at here: processes take half a second to start.
+# A list of at most this many batches is validated in this process: others would take half a second to start.
 FEW_BATCHES = 1
-BATCHES_IN_FLIGHT = 3  # for each process
-REPORTED = 100
-MAX_PUBLISHED = 1000  # upkeep rings for the others
+BATCHES_IN_FLIGHT = 3  # per process
+MAX_REPORTED_ERRORS = 100
+MAX_PUBLISHED = 1000  # housekeeping publishes the other jobs
 
 CHECKED, STORED = "checked", "stored"
-Progress = Callable[[str, int], None]
+ReportProgress = Callable[[str, int], None]
 
 
 class LoadInProgressError(Exception):
-    """Another list is being stored just now; the message is for people."""
+    """Another load is storing its numbers; the message is a sentence for people."""
 
 
 @dataclass
 class LoadSummary:
-    """What a load did, or would do; `errors` are the first of the bad lines."""
+    """What a load did, or would do; `errors` has the first MAX_REPORTED_ERRORS invalid lines."""
 
     total: int = 0
     new: int = 0
@@ -60,7 +60,7 @@ class LoadSummary:
     to_publish: list[jobs.JobRef] = field(default_factory=list)
 
     def answer(self) -> dict[str, Any]:
-        """The report in the words of the interface."""
+        """The summary with the field names of the HTTP interface."""
         return {
             "total_processed": self.total,
             "new_composites": self.new,
@@ -71,16 +71,16 @@ class LoadSummary:
         }
 
     def summary(self) -> str:
-        """The report in a sentence."""
-        done = (
+        """The summary as a sentence."""
+        counts = (
             f"{self.new:,} new, {self.existing:,} known ({self.updated:,} of them changed), {self.invalid:,} not valid"
         )
-        how = "" if self.is_stored else "; nothing was stored"
-        return f"{self.total:,} numbers: {done}{how}"
+        ending = "" if self.is_stored else "; nothing was stored"
+        return f"{self.total:,} {'number' if self.total == 1 else 'numbers'}: {counts}{ending}"
 
 
 class InvalidNumbersError(Exception):
-    """A list with bad lines was not stored; `report` names them."""
+    """The list has invalid lines, so nothing was stored; `report` names the first ones."""
 
     def __init__(self, report: LoadSummary) -> None:
         lines = "1 line is" if report.invalid == 1 else f"{report.invalid} lines are"
@@ -89,8 +89,8 @@ class InvalidNumbersError(Exception):
         self.report = report
 
 
-class _DryRun(Exception):
-    pass
+class _DryRunError(Exception):
+    """Rolls the unit of work of a dry run back."""
 
 
 def load_numbers(
@@ -106,23 +106,25 @@ def load_numbers(
     skip_bad: bool = False,
     dry_run: bool = False,
     processes: int = 1,
-    progress: Progress = lambda stage, count: None,
+    progress: ReportProgress = lambda stage, count: None,
 ) -> LoadSummary:
-    """Load a list of numbers, all of it or nothing; with `skip_bad`, all that is good of it.
+    """Load a list of numbers, all of it or nothing; with `skip_bad`, all of its valid numbers.
 
-    `project` and `priority` are for numbers of which the list itself says none; `known_priority` likewise, for those
-    that are known already. Long lists are looked at in `processes` processes of their own (0: in this one). `progress`
-    is told of so many numbers more that are CHECKED, or STORED. Raises InvalidNumbers, ListError, Busy.
+    `project` and `priority` apply to numbers for which the list gives none; `known_priority` does the same for numbers
+    that are registered already. `processes` processes validate long lists (0: this process does). `progress` is called
+    with CHECKED or STORED and the number of numbers by which that count grew.
+
+    Raises InvalidNumbersError, ListError (which is also what an empty list raises), LoadInProgressError.
     """
     report = LoadSummary()
     try:
         with unit_of_work(engine, "load", source=source) as connection:
             staging = Staging(connection)
-            for screened in _validated(numbers, max_digits, processes):
-                _count(report, screened)
+            for batch in _validate_batches(numbers, max_digits, processes):
+                _count(report, batch)
                 if not report.invalid or skip_bad:
-                    staging.copy(screened)
-                progress(CHECKED, screened.count)
+                    staging.copy(batch)
+                progress(CHECKED, batch.count)
             if not report.total:
                 raise ListError("empty", "There is no number in the list")
             if report.invalid and not skip_bad:
@@ -135,38 +137,38 @@ def load_numbers(
             report.existing = report.total - report.invalid - report.new
             report.to_publish = (to_publish + more)[:MAX_PUBLISHED]
             if dry_run:
-                raise _DryRun
+                raise _DryRunError
             counts = {name: value for name, value in report.answer().items() if name != "errors"}
             after = {**counts, "project": project, "priority": priority}
             audit.record(connection, actor, "load", f"list {source}", after=after)
-    except _DryRun:
+    except _DryRunError:
         report.to_publish = []
         return report
     report.is_stored = True
     return report
 
 
-def _count(report: LoadSummary, screened: ValidatedBatch) -> None:
-    report.total += screened.count
-    report.invalid += len(screened.bad)
-    report.errors += screened.bad[: REPORTED - len(report.errors)]
+def _count(report: LoadSummary, batch: ValidatedBatch) -> None:
+    report.total += batch.count
+    report.invalid += len(batch.bad)
+    report.errors += batch.bad[: MAX_REPORTED_ERRORS - len(report.errors)]
 
 
 def _lock_loading(connection: Connection) -> None:
     if not connection.execute(select(func.pg_try_advisory_xact_lock(LOAD_LOCK))).scalar_one():
-        raise LoadInProgressError("Another list is being stored just now; send this one again when that is done")
+        raise LoadInProgressError("Another list is being stored; send this one again when that is done")
 
 
-# Looking at many numbers ---------------------------------------------------------------------------------------------
+# Validating many numbers ----------------------------------------------------------------------------------------------
 
 
 def _batches(numbers: Iterable[InputRow]) -> Iterator[list[InputRow]]:
-    """Batches of bounded length, in numbers and in characters."""
+    """Yield batches that are bounded in numbers and in characters."""
     batch: list[InputRow] = []
     characters = 0
-    for given in numbers:
-        batch.append(given)
-        characters += len(given.number) if isinstance(given.number, str) else 1000
+    for row in numbers:
+        batch.append(row)
+        characters += len(row.number) if isinstance(row.number, str) else 1000
         if len(batch) == BATCH or characters > BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -174,14 +176,14 @@ def _batches(numbers: Iterable[InputRow]) -> Iterator[list[InputRow]]:
         yield batch
 
 
-def _validated(numbers: Iterable[InputRow], max_digits: int, processes: int) -> Iterator[ValidatedBatch]:
+def _validate_batches(numbers: Iterable[InputRow], max_digits: int, processes: int) -> Iterator[ValidatedBatch]:
     batches = _batches(numbers)
     first = list(islice(batches, FEW_BATCHES + 1))
     if processes == 0 or len(first) <= FEW_BATCHES:
         yield from (validate_batch(batch, max_digits) for batch in chain(first, batches))
         return
-    # Fresh processes: a fork would take over connections and locks of other threads.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    # spawn: a forked process would inherit connections, and locks that other threads hold.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
     try:
         waiting: deque[Future[ValidatedBatch]] = deque()
         for batch in chain(first, batches):
@@ -194,14 +196,14 @@ def _validated(numbers: Iterable[InputRow], max_digits: int, processes: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """In a process of the pool: Ctrl-C is the parent's affair, and when the parent is gone there is nothing to do."""
+def _exit_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and exit when the parent has ended; runs in each process of the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def wait_and_exit() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=wait_and_exit, daemon=True).start()

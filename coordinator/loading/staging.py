@@ -1,13 +1,15 @@
-"""Numbers on their way into the registry: screened rows in temporary tables, then set by set into the real ones.
+"""The temporary tables of a load, and the set statements that move their rows into the real tables.
 
-Nothing real is touched, and no lock taken, until all numbers have been looked at (`Staging.copy`). Then, in one go:
+`Staging.copy` fills the temporary tables; it locks nothing and changes no real table. `Staging.store` then repeats
+these steps until no line is left:
 
- 1. `match`: numbers that a composite is known by, by any value it has had, are that composite;
- 2. `insert`: of the others the first with each value becomes a composite, with its aliases, factors and prior work;
- 3. what is left (a value that stands twice in the list, or that is what is left of another number in it, or that
-    somebody else registered just now) is matched again, until nothing is left.
+ 1. match each line with the composite that has, or once had, its value;
+ 2. of the lines without a match, insert the first one with each value as a new composite, with its aliases, factors and
+    prior work, unless its value is the cofactor of another such line.
 
-What lists say of known numbers is put there by coordinator/loading/upsert.py.
+The steps are repeated because a value may occur twice in the list, may be the cofactor of another number in it, or may
+have been registered by somebody else in between. coordinator/loading/upsert.py updates the composites that existed
+before.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +22,11 @@ from sqlalchemy.dialects import postgresql
 from coordinator.base import jobs
 from coordinator.composites.eligibility import Eligibility
 from coordinator.composites.registry import COFACTOR, NUMBER
-from coordinator.loading.validation import NODE_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS, ValidatedBatch
+from coordinator.loading.copy_rows import NODE_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS
+from coordinator.loading.validation import ValidatedBatch
 from models.tables import Composite
 
-# Rows that one statement inserts: some seconds, so that a request's statement timeout is far away.
+# Rows that one statement inserts. It takes some seconds, far less than a request's statement timeout.
 CHUNK = 50_000
 
 _ELIGIBILITY = ", ".join(Eligibility._fields)
@@ -31,7 +34,8 @@ _ELIGIBILITY_TYPES = ", ".join(
     f"{name} {Composite.__table__.columns[name].type.compile(postgresql.dialect())}" for name in Eligibility._fields
 )
 
-# Ids are taken from the tables' own sequences as rows come in: those of a list's numbers follow its order.
+# Rows take their ids from the real tables' sequences on arrival, so ids follow the order of the list.
+# `plain`: the trial division and the given factors leave only primes, and nothing needs work of its own.
 _TABLES = f"""
 CREATE TEMP TABLE incoming (
     line bigint, id bigint DEFAULT nextval('composites_id_seq'), written text, written_sha256 bytea, value_sha256 bytea,
@@ -41,32 +45,32 @@ CREATE TEMP TABLE incoming (
     {_ELIGIBILITY_TYPES}
 ) ON COMMIT DROP;
 CREATE TEMP TABLE incoming_nodes (
-    id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, above integer, factor text,
+    id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, parent_place integer, factor text,
     factor_sha256 bytea, digits integer, multiplicity integer, is_prime boolean, origin text
 ) ON COMMIT DROP;
 CREATE TEMP TABLE incoming_runs (
     line bigint, b1 bigint, b2 numeric(22), parametrization smallint, curves bigint
 ) ON COMMIT DROP;
-CREATE TEMP TABLE matched (line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean) ON COMMIT DROP;
-CREATE TEMP TABLE fresh (line bigint PRIMARY KEY, id bigint) ON COMMIT DROP;
-CREATE TEMP TABLE touched (composite_id bigint PRIMARY KEY) ON COMMIT DROP
+CREATE TEMP TABLE line_matches (line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean) ON COMMIT DROP;
+CREATE TEMP TABLE new_lines (line bigint PRIMARY KEY, id bigint) ON COMMIT DROP;
+CREATE TEMP TABLE changed_composites (composite_id bigint PRIMARY KEY) ON COMMIT DROP
 """
-# As registry.find does: the exact number, then a current cofactor, then what is known longest.
+# In the order of registry.find: the exact number, then a current cofactor, then the oldest composite.
 _MATCH = f"""
-INSERT INTO matched
+INSERT INTO line_matches
 SELECT DISTINCT ON (i.line) i.line, c.id, false
 FROM incoming i JOIN composite_aliases a ON a.value_sha256 = i.value_sha256 JOIN composites c ON c.id = a.composite_id
-WHERE NOT EXISTS (SELECT FROM matched m WHERE m.line = i.line)
+WHERE NOT EXISTS (SELECT FROM line_matches m WHERE m.line = i.line)
 ORDER BY i.line, a.kind = '{NUMBER}' DESC,
          a.kind <> '{NUMBER}' AND sha256(convert_to(c.current_composite, 'UTF8')) = i.value_sha256 DESC, c.id
 """
 _CHOOSE = """
-INSERT INTO fresh
+INSERT INTO new_lines
 SELECT DISTINCT ON (i.value_sha256) i.line, i.id FROM incoming i
-WHERE NOT EXISTS (SELECT FROM matched m WHERE m.line = i.line)
+WHERE NOT EXISTS (SELECT FROM line_matches m WHERE m.line = i.line)
   AND NOT EXISTS (
     SELECT FROM incoming larger
-    WHERE larger.cofactor_sha256 = i.value_sha256 AND NOT EXISTS (SELECT FROM matched m WHERE m.line = larger.line)
+    WHERE larger.cofactor_sha256 = i.value_sha256 AND NOT EXISTS (SELECT FROM line_matches m WHERE m.line = larger.line)
   )
 ORDER BY i.value_sha256, i.line
 """
@@ -80,19 +84,19 @@ SELECT i.id, written, value_sha256, coalesce(cofactor, written), digit_length, i
        coalesce(priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
        t_level, coalesce(effort, ''),
        {_ELIGIBILITY}
-FROM fresh JOIN incoming i USING (line)
+FROM new_lines JOIN incoming i USING (line)
 WHERE line BETWEEN :first AND :last ORDER BY line
 ON CONFLICT (value_sha256) DO NOTHING
 """
-_TAKEN = """
-DELETE FROM fresh
-WHERE line BETWEEN :first AND :last AND NOT EXISTS (SELECT FROM composites c WHERE c.id = fresh.id)
+_DELETE_REGISTERED = """
+DELETE FROM new_lines
+WHERE line BETWEEN :first AND :last AND NOT EXISTS (SELECT FROM composites c WHERE c.id = new_lines.id)
 """
-# In hash order, as everywhere, so that no two can deadlock.
+# In hash order, like every insert into this table, so that two transactions cannot deadlock.
 _ALIASES = f"""
 INSERT INTO composite_aliases (value_sha256, composite_id, kind)
 SELECT value, i.id, kind
-FROM fresh JOIN incoming i USING (line), LATERAL (VALUES
+FROM new_lines JOIN incoming i USING (line), LATERAL (VALUES
     (value_sha256, '{NUMBER}'), (written_sha256, '{NUMBER}'), (cofactor_sha256, '{COFACTOR}')) alias (value, kind)
 WHERE line BETWEEN :first AND :last AND value IS NOT NULL
 ORDER BY value
@@ -102,30 +106,29 @@ _FACTORS = """
 INSERT INTO factors (
     id, composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, split_from_id, origin
 )
-SELECT p.id, i.id, p.factor, p.factor_sha256, p.digits, p.multiplicity, p.is_prime, above.id, p.origin
-FROM fresh JOIN incoming i USING (line) JOIN incoming_nodes p USING (line)
-LEFT JOIN incoming_nodes above ON above.line = p.line AND above.place = p.above
-WHERE fresh.line BETWEEN :first AND :last AND i.plain
-ORDER BY p.id
+SELECT node.id, i.id, node.factor, node.factor_sha256, node.digits, node.multiplicity, node.is_prime, parent.id,
+       node.origin
+FROM new_lines JOIN incoming i USING (line) JOIN incoming_nodes node USING (line)
+LEFT JOIN incoming_nodes parent ON parent.line = node.line AND parent.place = node.parent_place
+WHERE new_lines.line BETWEEN :first AND :last AND i.plain
+ORDER BY node.id
 """
 _RUNS = """
 INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)
-SELECT fresh.id, r.b1, r.b2, r.parametrization, r.curves FROM fresh JOIN incoming_runs r USING (line)
+SELECT new_lines.id, r.b1, r.b2, r.parametrization, r.curves FROM new_lines JOIN incoming_runs r USING (line)
 WHERE line BETWEEN :first AND :last
 """
 _UNTESTED = """
-SELECT i.id FROM fresh JOIN incoming i USING (line) WHERE line BETWEEN :first AND :last AND is_prime IS NULL
+SELECT i.id FROM new_lines JOIN incoming i USING (line) WHERE line BETWEEN :first AND :last AND is_prime IS NULL
 ORDER BY i.id
 """
-_SHARERS = """
-SELECT DISTINCT i.id FROM fresh JOIN incoming i USING (line)
+_SHARING = """
+SELECT DISTINCT i.id FROM new_lines JOIN incoming i USING (line)
 JOIN composite_aliases a ON a.value_sha256 IN (i.value_sha256, i.cofactor_sha256) AND a.composite_id <> i.id
 WHERE line BETWEEN :first AND :last AND cofactor_sha256 IS NOT NULL
 ORDER BY i.id
 """
-_LOADED = "INSERT INTO matched SELECT line, id, true FROM fresh"
-
-Progress = Callable[[int], None]
+_MATCH_INSERTED = "INSERT INTO line_matches SELECT line, id, true FROM new_lines"
 
 
 class Staging:
@@ -136,12 +139,12 @@ class Staging:
         for statement in _TABLES.split(";"):
             connection.execute(text(statement))
 
-    def copy(self, screened: ValidatedBatch) -> None:
-        """Take in the good numbers of a batch."""
+    def copy(self, batch: ValidatedBatch) -> None:
+        """Copy the valid numbers of a batch into the temporary tables."""
         tables = (
-            ("incoming", NUMBER_COLUMNS, screened.numbers),
-            ("incoming_nodes", NODE_COLUMNS, screened.nodes),
-            ("incoming_runs", RUN_COLUMNS, screened.runs),
+            ("incoming", NUMBER_COLUMNS, batch.numbers),
+            ("incoming_nodes", NODE_COLUMNS, batch.nodes),
+            ("incoming_runs", RUN_COLUMNS, batch.runs),
         )
         cursor: Any = self._connection.connection.cursor()  # psycopg2's, which knows COPY
         for table, columns, rows in tables:
@@ -149,10 +152,11 @@ class Staging:
                 cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", StringIO(rows))
         cursor.close()
 
-    def store(self, priority: int | None, progress: Progress) -> tuple[int, list[jobs.JobRef]]:
-        """Match every number and insert those that are new: how many those are, and what to ring for.
+    def store(self, priority: int | None, progress: Callable[[int], None]) -> tuple[int, list[jobs.JobRef]]:
+        """Match every line and insert the new numbers; returns how many are new, and the jobs to publish.
 
-        `progress` is told how many more numbers are done with. New numbers without a priority get `priority`.
+        `progress` is called with the number of lines that each step finished. New numbers for which the list gives no
+        priority get `priority`.
         """
         run = self._connection.execute
         for table in ("incoming", "incoming_nodes", "incoming_runs"):
@@ -163,40 +167,40 @@ class Staging:
         while True:
             progress(run(text(_MATCH)).rowcount)
             run(text(_CHOOSE))
-            run(text("ANALYZE matched, fresh"))
-            if not run(text("SELECT EXISTS (SELECT FROM fresh)")).scalar_one():
+            run(text("ANALYZE line_matches, new_lines"))
+            if not run(text("SELECT EXISTS (SELECT FROM new_lines)")).scalar_one():
                 return new, to_publish
-            for first, last in self._chunks():
+            for first, last in self._line_ranges():
                 to_publish += self._insert(first, last, priority)
-                progress(self._fresh(first, last))
-            new += run(text(_LOADED)).rowcount
-            run(text("TRUNCATE fresh"))
+                progress(self._count_new(first, last))
+            new += run(text(_MATCH_INSERTED)).rowcount
+            run(text("TRUNCATE new_lines"))
 
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        """(first line, last line) of so many fresh numbers at a time."""
+    def _line_ranges(self) -> Iterator[tuple[int, int]]:
+        """(first line, last line) of at most CHUNK new numbers at a time."""
         ends = text(
             "SELECT min(line) AS first, max(line) AS last"
-            " FROM (SELECT line, (row_number() OVER (ORDER BY line) - 1) / :chunk AS part FROM fresh) numbered"
+            " FROM (SELECT line, (row_number() OVER (ORDER BY line) - 1) / :chunk AS part FROM new_lines) numbered"
             " GROUP BY part ORDER BY part"
         )
         for chunk in self._connection.execute(ends, {"chunk": CHUNK}).all():
             yield chunk.first, chunk.last
 
-    def _fresh(self, first: int, last: int) -> int:
-        count = text("SELECT count(*) FROM fresh WHERE line BETWEEN :first AND :last")
-        fresh: int = self._connection.execute(count, _span(first, last)).scalar_one()
-        return fresh
+    def _count_new(self, first: int, last: int) -> int:
+        count = text("SELECT count(*) FROM new_lines WHERE line BETWEEN :first AND :last")
+        lines: int = self._connection.execute(count, _span(first, last)).scalar_one()
+        return lines
 
     def _insert(self, first: int, last: int, priority: int | None) -> list[jobs.JobRef]:
         run, span = self._connection.execute, _span(first, last)
-        expected = self._fresh(first, last)
+        expected = self._count_new(first, last)
         inserted = run(text(_COMPOSITES), span | {"priority": priority}).rowcount
-        if inserted < expected:  # somebody else has just registered some of them, and they are matched next
-            run(text(_TAKEN), span)
+        if inserted < expected:  # another transaction has just registered some of them; the next pass matches them
+            run(text(_DELETE_REGISTERED), span)
         for statement in (_ALIASES, _FACTORS, _RUNS):
             run(text(statement), span)
         to_publish = []
-        for statement, kind in ((_UNTESTED, jobs.TEST_COFACTOR), (_SHARERS, jobs.SHARE_FACTORS)):
+        for statement, kind in ((_UNTESTED, jobs.TEST_COFACTOR), (_SHARING, jobs.SHARE_FACTORS)):
             for composite_id in run(text(statement), span).scalars().all():
                 to_publish += jobs.request(self._connection, kind, composite_id)
         return to_publish

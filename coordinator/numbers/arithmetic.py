@@ -1,33 +1,33 @@
-"""Arithmetic on the numbers themselves: primality, powers, multiplicity, and factoring what is small, by libraries."""
+"""Arithmetic on integers with GMP and FLINT: primality, powers, multiplicity, and factoring of small numbers."""
 
 import gmpy2
 from flint import fmpz
 from gmpy2 import mpz
 
-# Baillie-PSW with Miller-Rabin rounds takes 0.5 s at 5,000 digits and 14 s at 20,000; above this it is a job.
+# Baillie-PSW with Miller-Rabin rounds takes 0.5 s at 5,000 digits and 14 s at 20,000; a job tests larger numbers.
 PRIMALITY_AT_ONCE_DIGITS = 2000
-# FLINT splits 45 digits in a few hundredths of a second and 75 in minutes; beyond, a composite needs work of its own.
+# FLINT splits 45 digits in a few hundredths of a second and 75 in minutes; larger composites need curves.
 SPLIT_AT_ONCE_DIGITS = 45
 SPLIT_AS_JOB_DIGITS = 75
 
-# GMP counts its Baillie-PSW test, which no known composite passes, as 24 rounds; one random base comes on top.
+# GMP counts its Baillie-PSW test, which no known composite passes, as 24 rounds; round 25 is a Miller-Rabin test.
 MILLER_RABIN_ROUNDS = 25
 
 
 def digit_count(n: mpz) -> int:
-    """How many decimal digits `n` > 0 has."""
+    """The number of decimal digits of `n` > 0."""
     # GMP's estimate is exact or one too many.
     estimate = mpz(n).num_digits(10)
-    return estimate - 1 if n < mpz(10) ** (estimate - 1) else estimate
+    return int(estimate - 1 if n < mpz(10) ** (estimate - 1) else estimate)
 
 
 def is_probable_prime(n: mpz) -> bool:
     """Whether `n` passes GMP's Baillie-PSW and Miller-Rabin tests; 0, 1 and negative numbers do not."""
-    return n > 1 and gmpy2.is_prime(n, MILLER_RABIN_ROUNDS)
+    return bool(n > 1 and gmpy2.is_prime(n, MILLER_RABIN_ROUNDS))
 
 
 def perfect_power(n: mpz) -> tuple[mpz, int] | None:
-    """(base, exponent) with base**exponent = n and the largest exponent > 1, or None if `n` > 1 is no power."""
+    """(base, exponent) with base**exponent = n and the largest exponent > 1; None if `n` > 1 is not a perfect power."""
     base, exponent, candidate = mpz(n), 1, 2
     while base > 1 and gmpy2.is_power(base):
         while not (_may_be_power(base, candidate) and gmpy2.iroot(base, candidate)[1]):
@@ -37,9 +37,10 @@ def perfect_power(n: mpz) -> tuple[mpz, int] | None:
 
 
 def _may_be_power(n: mpz, q: int) -> bool:
-    """Whether `n` is a q-th power modulo the first prime p = 1 (mod q): one residue in q is.
+    """Whether `n` is a q-th power modulo the first prime p = 1 (mod q), as one residue in q is.
 
-    A prime exponent of thousands takes as many roots to find, and a root costs many times what a residue does.
+    This saves `perfect_power` most of its root extractions, one for each prime exponent; a root costs many times what
+    this test costs.
     """
     p = q + 1
     while not gmpy2.is_prime(p):
@@ -48,7 +49,7 @@ def _may_be_power(n: mpz, q: int) -> bool:
 
 
 def multiplicity(n: mpz, factor: mpz) -> tuple[int, mpz]:
-    """How often `factor` > 1 divides `n` > 0, and what is left of `n` then."""
+    """How often `factor` > 1 divides `n` > 0, and the quotient after that."""
     rest, count = gmpy2.remove(n, factor)
     return int(count), rest
 
@@ -56,15 +57,15 @@ def multiplicity(n: mpz, factor: mpz) -> tuple[int, mpz]:
 def factorize(n: mpz) -> dict[mpz, int]:
     """The prime factors of `n` > 0 with their multiplicities, by FLINT: 50 digits in 0.3 s, 65 in 7 s, 75 in minutes.
 
-    Raises ValueError for numbers of more than 75 digits, which could take for ever, and ArithmeticError if FLINT's
-    answer does not stand verification.
+    Raises ValueError for numbers of more than 75 digits, which could take for ever, and ArithmeticError if the product
+    of FLINT's factors is not `n` or one of them is not prime.
     """
     if n < 1 or n >= mpz(10) ** SPLIT_AS_JOB_DIGITS:
         raise ValueError(f"{mpz(n).num_digits(10)} digits are not factored here; at most {SPLIT_AS_JOB_DIGITS} are")
     factors: dict[mpz, int] = {}
-    # FLINT may name a prime twice instead of counting it: 65537 * 999983 * 1000003^2.
-    for found, times in fmpz(int(n)).factor():
-        factors[mpz(int(found))] = factors.get(mpz(int(found)), 0) + int(times)
+    # FLINT may return a prime twice instead of raising its exponent: 65537 * 999983 * 1000003^2.
+    for prime, count in fmpz(int(n)).factor():
+        factors[mpz(int(prime))] = factors.get(mpz(int(prime)), 0) + int(count)
     product = mpz(1)
     for prime, count in factors.items():
         product *= prime**count

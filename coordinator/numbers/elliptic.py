@@ -1,8 +1,8 @@
-"""The curves of GMP-ECM modulo a prime: which curve and point a sigma means, the curve's order, the point's order.
+"""The curves of GMP-ECM modulo a prime: the curve and starting point of a sigma, and the orders of both.
 
-Formulas: GMP-ECM's README (parametrizations 0 to 3) and Montgomery 1987 (arithmetic without y). Run as a program
-(`python -m coordinator.numbers.elliptic`), this counts the points of one curve with PARI and prints their number. That is a
-process of its own because PARI handles signals and memory in its own ways: it can end this one, never its caller.
+Formulas: GMP-ECM's README (parametrizations 0 to 3) and Montgomery 1987 (arithmetic without y). As a program
+(`python -m coordinator.numbers.elliptic`) this module counts the points of one curve with PARI and prints the number.
+PARI runs in a process of its own because it handles signals and memory in its own ways and can crash that process.
 """
 
 import resource
@@ -16,24 +16,24 @@ from gmpy2 import mpz
 
 # PARI's point counting took 2 to 10 s at 70 digits, 0.2 s at 20, and grows with about the fifth power.
 MAX_DIGITS = 70
-# For one curve: memory that PARI may take beside what Python has, and processor time.
+# Limits for one curve: PARI's stack, the process's address space, and its processor time.
 STACK_BYTES = 400_000_000
 MEMORY_BYTES = 2_000_000_000
 SECONDS = 120
 
-MISSING = 3  # the exit code that says that there is no cypari
+MISSING = 3  # exit code: cypari is not installed
 
 
 class NoCurveError(Exception):
-    """This sigma means no elliptic curve modulo this prime; the message says why."""
+    """This sigma gives no elliptic curve modulo this prime; the message has the reason."""
 
 
 class PariMissingError(Exception):
-    """cypari, of the extra `analysis`, is not installed."""
+    """cypari (the extra `analysis`) is not installed."""
 
 
 class Curve(NamedTuple):
-    """b y^2 = x^3 + a x^2 + x modulo p, and the x of the point that a run begins with, whose y is 1."""
+    """The curve b y^2 = x^3 + a x^2 + x modulo p, and the x of the starting point of a run, whose y is 1."""
 
     p: mpz
     a: mpz
@@ -42,13 +42,13 @@ class Curve(NamedTuple):
 
 
 def curve(p: mpz, sigma: int, parametrization: int) -> Curve:
-    """The curve and starting point of a sigma, modulo the prime `p`. Raises NoCurve."""
+    """The curve and starting point of a sigma, modulo the prime `p`. Raises NoCurveError."""
     if p < 5:
-        raise NoCurveError("there is no such curve modulo 2 and 3")
+        raise NoCurveError("there are no such curves modulo 2 and 3")
     try:
         a, x = _suyama(p, mpz(sigma)) if parametrization == 0 else _with_x_2(p, mpz(sigma), parametrization)
     except ZeroDivisionError:
-        raise NoCurveError("sigma means no curve modulo this factor") from None
+        raise NoCurveError("sigma gives no curve modulo this factor") from None
     a, x = a % p, x % p
     b = x * (x * (x + a) + 1) % p
     if b == 0 or (a * a - 4) % p == 0:
@@ -63,7 +63,7 @@ def _suyama(p: mpz, sigma: mpz) -> tuple[mpz, mpz]:
 
 
 def _with_x_2(p: mpz, sigma: mpz, parametrization: int) -> tuple[mpz, mpz]:
-    # For 2, effort.md has the inverse of our b: the same curve but for a square.
+    # For parametrization 2, effort.md has the inverse of our b, which gives the same curve up to a square.
     if parametrization == 1:
         return 4 * sigma**2 * gmpy2.invert(mpz(2) ** 64, p) - 2, mpz(2)
     if parametrization == 3:
@@ -74,7 +74,7 @@ def _with_x_2(p: mpz, sigma: mpz, parametrization: int) -> tuple[mpz, mpz]:
 
 
 def _multiple_of_minus_3_3(p: mpz, times: mpz) -> tuple[mpz, mpz]:
-    """`times` (-3, 3) on y^2 = x^3 + 36 modulo p. Raises ZeroDivisionError if it passes through infinity."""
+    """The point `times` (-3, 3) on y^2 = x^3 + 36 modulo p. Raises ZeroDivisionError if a step meets infinity."""
     if times < 1:
         raise ZeroDivisionError
     start = x, y = mpz(-3), mpz(3)
@@ -92,17 +92,17 @@ def _third_point(p: mpz, slope: mpz, x: mpz, y: mpz, other_x: mpz) -> tuple[mpz,
     return third, (slope * (x - third) - y) % p
 
 
-def curve_order(found: Curve) -> mpz:
-    """How many points the curve has: counted by PARI in a process of its own, and proved on the starting point.
+def curve_order(start: Curve) -> mpz:
+    """The number of points of a curve, counted by PARI in another process and verified with the starting point.
 
-    Raises NoPari; TimeoutError after SECONDS; ArithmeticError if PARI fails or its answer does not stand the proof;
-    ValueError for more than MOST_DIGITS digits, which could take for ever.
+    Raises PariMissingError; TimeoutError after SECONDS; ArithmeticError if PARI fails or its count is wrong; ValueError
+    for a prime of more than MAX_DIGITS digits, which could take for ever.
     """
-    if found.p >= mpz(10) ** MAX_DIGITS:
-        raise ValueError(f"a curve modulo {found.p.num_digits(10)} digits is not counted; at most {MAX_DIGITS} are")
+    if start.p >= mpz(10) ** MAX_DIGITS:
+        raise ValueError(f"a curve modulo {start.p.num_digits(10)} digits is not counted; at most {MAX_DIGITS} are")
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", __name__, *(f"{value:d}" for value in found[:3])],
+        process = subprocess.run(
+            [sys.executable, "-m", __name__, *(f"{value:d}" for value in start[:3])],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -112,36 +112,39 @@ def curve_order(found: Curve) -> mpz:
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"PARI took more than {SECONDS} s") from None
-    if ended.returncode == MISSING:
+    if process.returncode == MISSING:
         raise PariMissingError("cypari is not installed")
-    if ended.returncode or not ended.stdout.strip().isdigit():
-        why = ended.stderr.strip().rpartition("\n")[2] or f"it ended with {ended.returncode}"
-        raise ArithmeticError(f"PARI counted no points: {why}")
-    order = mpz(ended.stdout.strip())
-    # Hasse's bound leaves hardly any other number that takes the point to infinity.
-    if (order - found.p - 1) ** 2 > 4 * found.p or not vanishes(found, order):
-        raise ArithmeticError(f"PARI's {order:d} is not the order of the curve modulo {found.p:d}")
+    if process.returncode or not process.stdout.strip().isdigit():
+        reason = process.stderr.strip().rpartition("\n")[2] or f"it exited with {process.returncode}"
+        raise ArithmeticError(f"PARI counted no points: {reason}")
+    order = mpz(process.stdout.strip())
+    # Hardly any other number within Hasse's bound takes the point to infinity.
+    if (order - start.p - 1) ** 2 > 4 * start.p or not vanishes(start, order):
+        raise ArithmeticError(f"PARI's {order:d} is not the order of the curve modulo {start.p:d}")
     return order
 
 
-def point_order(found: Curve, order: dict[mpz, int]) -> dict[mpz, int]:
-    """The starting point's order, factored, from the curve's: a divisor of it, and all that a run has to remove."""
-    left = dict(order)
-    whole = mpz(1)
+def point_order(start: Curve, order: dict[mpz, int]) -> dict[mpz, int]:
+    """The order of the starting point, factored, from that of the curve.
+
+    A run finds the prime if its bounds cover this order.
+    """
+    exponents = dict(order)
+    multiple = mpz(1)
     for prime, count in order.items():
-        whole *= prime**count
+        multiple *= prime**count
     for prime, count in order.items():
         for _ in range(count):
-            if not vanishes(found, whole // prime):
+            if not vanishes(start, multiple // prime):
                 break
-            whole //= prime
-            left[prime] -= 1
-    return {prime: count for prime, count in left.items() if count}
+            multiple //= prime
+            exponents[prime] -= 1
+    return {prime: count for prime, count in exponents.items() if count}
 
 
-def vanishes(found: Curve, times: mpz) -> bool:
-    """Whether `times` the starting point is the point at infinity: Montgomery's ladder on (x : z)."""
-    p, a, _, x = found
+def vanishes(start: Curve, times: mpz) -> bool:
+    """Whether `times` the starting point is the point at infinity, by Montgomery's ladder on (x : z)."""
+    p, a, _, x = start
     quarter = (a + 2) * gmpy2.invert(4, p) % p
     low, high = (mpz(1), mpz(0)), (x, mpz(1))  # k times and k + 1 times the point, from k = 0 on
     for bit in times.digits(2):
@@ -154,7 +157,7 @@ def vanishes(found: Curve, times: mpz) -> bool:
         difference = squares[0] - squares[1]
         doubled = squares[0] * squares[1] % p, difference * (squares[1] + quarter * difference) % p
         low, high = (added, doubled) if bit == "1" else (doubled, added)
-    return low[1] % p == 0
+    return bool(low[1] % p == 0)
 
 
 def _main() -> int:
@@ -163,11 +166,11 @@ def _main() -> int:
         from cypari import pari
     except ImportError:
         return MISSING
-    # Also if whoever waits for this dies: it ends by itself.
+    # The limit also ends this process after its caller has died.
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     pari.allocatemem(STACK_BYTES, silent=True)
-    # b y^2 = x^3 + a x^2 + x, times b^3, in b x and b^2 y.
+    # The equation b y^2 = x^3 + a x^2 + x times b^3, in the variables b x and b^2 y.
     print(pari(f"ellcard(ellinit([0, {a * b % p}, 0, {b * b % p}, 0], {p}))"))
     return 0
 

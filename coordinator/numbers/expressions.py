@@ -6,10 +6,10 @@
     postfix  = atom ("!" | "!" digits | "#")?          factorial, n!k = n (n-k) (n-2k) ..., primorial
     atom     = digits | "(" sum ")"
 
-`parse` bounds every intermediate result's size before anything large is computed, so that 9^9^9^9 is refused at once;
-`evaluate` computes. Division must be exact. Refused: signs, leading zeros, spaces around the whole or inside a number
-(between the parts of an expression they are fine), digits other than 0-9, and n!!, which some read as (n!)! and others
-as n!2.
+`parse` bounds the size of every intermediate result before anything large is computed, so it refuses 9^9^9^9 at once;
+`evaluate` computes the value. Divisions must be exact. The syntax has no signs, no leading zeros, no spaces around the
+whole or inside a number (spaces between the parts of an expression are allowed), no digits other than 0-9, and no n!!,
+which some read as (n!)! and others as n!2.
 """
 
 import math
@@ -20,10 +20,10 @@ from typing import NoReturn
 import gmpy2
 from gmpy2 import mpz
 
-# Nesting costs the parser stack, operations cost the evaluator time; nobody's number comes near either.
-DEEPEST = 50
-MOST_OPERATIONS = 1000
-# Values up to this size are computed while parsing: exponents and arguments of ! and # have to be known then.
+# Nesting costs stack in the parser, operations cost time in the evaluator. Real numbers are far below both limits.
+MAX_DEPTH = 50
+MAX_OPERATIONS = 1000
+# The parser computes values up to this size, because it needs exponents and arguments of ! and #.
 EXACT_DIGITS = 100
 # gmpy2's factorials take machine words.
 LARGEST_WORD = 2**62
@@ -33,7 +33,9 @@ TOKEN = re.compile(r"[ \t]*(?:(?P<digits>[0-9]+)|(?P<operator>\*\*|[-+*/^()!#]))
 
 
 class ExpressionError(ValueError):
-    """A text that is no number we take; `reason` is a word for programs, `detail` a sentence for people.
+    """The text is not a number that this server accepts.
+
+    `reason` is a word for programs, `detail` a sentence for people.
 
     Reasons: malformed_number, number_too_large, not_an_integer, division_by_zero, not_positive, number_is_one.
     """
@@ -42,19 +44,19 @@ class ExpressionError(ValueError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
-        self.field = "composite"  # the field of a result that it is about
+        self.field = "composite"  # the field of a result that has the error
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
-    """An operator with its operands, or a decimal literal (`operator` "digits", `text`).
+class ExpressionNode:
+    """An operator with its operands, or a decimal literal (`operator` is "digits", `text` the literal).
 
-    `low` and `high` bound the decimal logarithm of the absolute value (`low` is -inf where it may be 0); `exact` is
-    the value where that is small.
+    `low` and `high` bound the decimal logarithm of the absolute value (`low` is -inf if the value may be 0); `exact` is
+    the value if it is small.
     """
 
     operator: str
-    operands: tuple["Node", ...] = ()
+    operands: tuple["ExpressionNode", ...] = ()
     text: str = ""
     low: float = -math.inf
     high: float = 0.0
@@ -63,21 +65,22 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """What was written, and how it is to be computed."""
+    """A parsed text: the text itself, and the tree of its operations."""
 
     text: str
-    root: Node
+    root: ExpressionNode
 
 
 def decimal(n: mpz) -> str:
     """`n` in decimal, however long it is (Python's own int() and str() refuse beyond 4,300 digits)."""
-    return mpz(n).digits(10)
+    text: str = mpz(n).digits(10)
+    return text
 
 
 def shorten(text: str, most: int = 44) -> str:
-    """A number as it can stand in a sentence: long ones with their middle left out and their length said.
+    """A number for use in a sentence: a long one loses its middle and gets its length instead.
 
-    What cannot be printed or stored (NUL, line ends, lone surrogates) becomes a question mark.
+    Characters that cannot be printed or stored (NUL, line ends, lone surrogates) become question marks.
     """
     if len(text) <= most:
         return _printable(text)
@@ -86,21 +89,21 @@ def shorten(text: str, most: int = 44) -> str:
 
 
 def parse(text: str, max_digits: int) -> Expression:
-    """The parsed expression; raises ExpressionError if it cannot be read or is too large.
+    """Parse an expression; raises ExpressionError if it cannot be read or is too large.
 
-    Neither the value may exceed `max_digits` digits nor any intermediate result twice that: the numerator of a
-    Cunningham number's primitive part is longer than the part. The few values whose size is in doubt by one digit
-    are left to `evaluate`, and so are divisions of large numbers.
+    The value may have at most `max_digits` digits and intermediate results twice as many, because the numerator of a
+    Cunningham number's primitive part is longer than the part. `evaluate` decides in the few cases in which the bounds
+    leave the size open by one digit, and checks divisions of large numbers.
     """
     if len(text) > 2 * max_digits + 1000:
         _too_large(text, max_digits)
-    if text.isascii() and text.isdigit():  # nearly every number that comes in
+    if text.isascii() and text.isdigit():  # nearly every number that clients send
         return Expression(text, _literal(text, text, max_digits))
     return Expression(text, _Parser(text, max_digits).parse())
 
 
 def parse_number(text: str, max_digits: int) -> Expression:
-    """`parse` for a number to factor: 0, 1 and below are refused as well, as far as they show without computing."""
+    """`parse` a number to factor; also refuses values below 2, if the parser knows the value."""
     expression = parse(text, max_digits)
     if expression.root.exact is not None:
         _above_one(expression.root.exact, text)
@@ -108,7 +111,7 @@ def parse_number(text: str, max_digits: int) -> Expression:
 
 
 def evaluate(written: str | Expression, max_digits: int) -> mpz:
-    """The exact integer value, which may be zero or negative; raises ExpressionError."""
+    """Compute the exact integer value, which may be zero or negative; raises ExpressionError."""
     expression = parse(written, max_digits) if isinstance(written, str) else written
     value = _compute(expression.root, expression.text)
     # num_digits is right or one too many.
@@ -118,7 +121,7 @@ def evaluate(written: str | Expression, max_digits: int) -> mpz:
 
 
 def evaluate_number(written: str | Expression, max_digits: int) -> mpz:
-    """The value of a text that stands for a number to factor: an integer above 1; raises ExpressionError."""
+    """Compute the value of a number to factor, an integer above 1; raises ExpressionError."""
     expression = parse(written, max_digits) if isinstance(written, str) else written
     value = evaluate(expression, max_digits)
     _above_one(value, expression.text)
@@ -131,9 +134,9 @@ def _printable(text: str) -> str:
 
 def _above_one(value: mpz | int, text: str) -> None:
     if value <= 1:
-        said = shorten(text) if text in ("0", "1") else f"{shorten(text)} is {shorten(decimal(mpz(value)))}; it"
+        subject = shorten(text) if text in ("0", "1") else f"{shorten(text)} is {shorten(decimal(mpz(value)))}; it"
         reason = "number_is_one" if value == 1 else "not_positive"
-        raise ExpressionError(reason, f"{said} is no number to factor; send an integer greater than 1")
+        raise ExpressionError(reason, f"{subject} is no number to factor; send an integer greater than 1")
 
 
 def _too_large(text: str, max_digits: int) -> NoReturn:
@@ -141,34 +144,34 @@ def _too_large(text: str, max_digits: int) -> NoReturn:
     raise ExpressionError("number_too_large", detail)
 
 
-def _malformed(text: str, what: str) -> NoReturn:
-    detail = f"{shorten(text)!r} {what}; write a decimal number or an expression such as 2^1277-1"
+def _malformed(text: str, problem: str) -> NoReturn:
+    detail = f"{shorten(text)!r} {problem}; write a decimal number or an expression such as 2^1277-1"
     raise ExpressionError("malformed_number", detail)
 
 
-def _not_an_integer(text: str, why: str) -> NoReturn:
-    detail = f"{shorten(text)} is not an integer: {why}; every division should leave no remainder"
+def _not_an_integer(text: str, reason: str) -> NoReturn:
+    detail = f"{shorten(text)} is not an integer: {reason}; every division should leave no remainder"
     raise ExpressionError("not_an_integer", detail)
 
 
-def _literal(digits: str, text: str, max_digits: int) -> Node:
+def _literal(digits: str, text: str, max_digits: int) -> ExpressionNode:
     if len(digits) > max_digits:
         _too_large(text, max_digits)
     if digits[0] == "0" and len(digits) > 1:
         _malformed(text, "has a number that begins with a zero")
     if len(digits) <= EXACT_DIGITS:
-        return _known("digits", (), int(digits), digits)
+        return _exact_node("digits", (), int(digits), digits)
     leading, rest = int(digits[:15]), len(digits) - 15
-    return Node("digits", text=digits, low=math.log10(leading) + rest, high=math.log10(leading + 1) + rest)
+    return ExpressionNode("digits", text=digits, low=math.log10(leading) + rest, high=math.log10(leading + 1) + rest)
 
 
-def _known(operator: str, operands: tuple[Node, ...], value: int, digits: str = "") -> Node:
+def _exact_node(operator: str, operands: tuple[ExpressionNode, ...], value: int, digits: str = "") -> ExpressionNode:
     low = math.log10(abs(value)) if value else -math.inf
-    return Node(operator, operands, digits, low, max(low, 0.0), value)
+    return ExpressionNode(operator, operands, digits, low, max(low, 0.0), value)
 
 
 class _Parser:
-    """Recursive descent over `text`; `token` is the next one, None at the end."""
+    """Recursive descent over `text`; `token` is the next token, None at the end."""
 
     def __init__(self, text: str, max_digits: int) -> None:
         self.text = text
@@ -178,7 +181,7 @@ class _Parser:
         self.operations = 0
         self.token: str | None = None
 
-    def parse(self) -> Node:
+    def parse(self) -> ExpressionNode:
         if self.text != self.text.strip():
             _malformed(self.text, "has spaces around it")
         self._advance()
@@ -212,28 +215,28 @@ class _Parser:
 
     def _enter(self) -> None:
         self.depth += 1
-        if self.depth > DEEPEST:
-            _malformed(self.text, f"is nested more than {DEEPEST} levels deep")
+        if self.depth > MAX_DEPTH:
+            _malformed(self.text, f"is nested more than {MAX_DEPTH} levels deep")
 
-    def _sum(self) -> Node:
+    def _sum(self) -> ExpressionNode:
         node = self._product()
         while operator := self._take("+", "-"):
             right = self._product()
             node = self._node(operator, (node, right), *_sum_size(node, right))
         return node
 
-    def _product(self) -> Node:
+    def _product(self) -> ExpressionNode:
         node = self._power()
         while operator := self._take("*", "/"):
             right = self._power()
             if operator == "*":
                 low, high = node.low + right.low, node.high + right.high
-            else:  # a divisor that is no integer above 0 in size ends the evaluation
+            else:  # the evaluation refuses a divisor below 1 in size
                 low, high = node.low - right.high, node.high - max(right.low, 0.0)
             node = self._node(operator, (node, right), low, max(high, 0.0))
         return node
 
-    def _power(self) -> Node:
+    def _power(self) -> ExpressionNode:
         base = self._postfix()
         if not self._take("^", "**"):
             return base
@@ -244,11 +247,11 @@ class _Parser:
             _too_large(self.text, self.max_digits)
         if exponent.exact < 0:
             _not_an_integer(self.text, f"it has the exponent {shorten(str(exponent.exact))}")
-        # To the power 0 all is 1, but its base has to be an integer too.
+        # The power 0 gives 1, but its base has to be an integer all the same.
         low, high = (base.low * exponent.exact, base.high * exponent.exact) if exponent.exact else (0.0, 0.0)
         return self._node("^", (base, exponent), low, high)
 
-    def _postfix(self) -> Node:
+    def _postfix(self) -> ExpressionNode:
         node = self._atom()
         operator = self._take("!", "#")
         if operator is None:
@@ -262,7 +265,7 @@ class _Parser:
         if operator == "#":
             return self._node("#", (node,), *_primorial_size(node.exact))
         if self.token is None or not self.token.isdigit():
-            step = _known("digits", (), 1, "1")
+            step = _exact_node("digits", (), 1, "1")
         else:
             step = _literal(self.token, self.text, self.max_digits)
             if step.exact is None or not 0 < step.exact <= LARGEST_WORD:
@@ -270,7 +273,7 @@ class _Parser:
             self._advance()
         return self._node("!", (node, step), *_factorial_size(node.exact, step.exact or 1))
 
-    def _atom(self) -> Node:
+    def _atom(self) -> ExpressionNode:
         if self._take("("):
             self._enter()
             node = self._sum()
@@ -288,35 +291,38 @@ class _Parser:
             _malformed(self.text, "has spaces inside a number")
         return node
 
-    def _node(self, operator: str, operands: tuple[Node, ...], low: float, high: float) -> Node:
+    def _node(self, operator: str, operands: tuple[ExpressionNode, ...], low: float, high: float) -> ExpressionNode:
         self.operations += 1
-        if self.operations > MOST_OPERATIONS:
-            _malformed(self.text, f"has more than {MOST_OPERATIONS} operations")
+        if self.operations > MAX_OPERATIONS:
+            _malformed(self.text, f"has more than {MAX_OPERATIONS} operations")
         if high > 2 * self.max_digits + 20:
             _too_large(self.text, self.max_digits)
         values = [operand.exact for operand in operands if operand.exact is not None]
         if high < EXACT_DIGITS and len(values) == len(operands):
-            return _known(operator, operands, int(_operate(operator, [mpz(value) for value in values], self.text)))
-        return Node(operator, operands, low=low, high=high)
+            return _exact_node(operator, operands, int(_operate(operator, [mpz(value) for value in values], self.text)))
+        return ExpressionNode(operator, operands, low=low, high=high)
 
 
-def _sum_size(left: Node, right: Node) -> tuple[float, float]:
-    """(low, high) of both the sum and the difference: the signs are not known."""
+def _sum_size(left: ExpressionNode, right: ExpressionNode) -> tuple[float, float]:
+    """(low, high) of both the sum and the difference, as the signs of the operands are not known."""
     larger, smaller = (left, right) if left.high >= right.high else (right, left)
     high = larger.high + math.log1p(10 ** (smaller.high - larger.high)) / math.log(10) + 1e-9
-    # At most half as large as the other, the smaller takes at most half of it away.
+    # If the smaller operand is at most half the larger one, at least half of the larger one remains.
     low = larger.low - LOG10_2 if larger.low - smaller.high > LOG10_2 else -math.inf
     return low, high
 
 
 def _factorial_size(n: int, step: int) -> tuple[float, float]:
-    """(low, high) of n!step: `step` of these, from n!step down, make n!, and none exceeds a later one n times over."""
-    whole = math.lgamma(n + 1) / math.log(10)
-    return whole / step if n > step else 0.0, whole / step + math.log10(max(n, 1))
+    """(low, high) of n!step. n! is the product of n!step, (n-1)!step, ..., `step` of them.
+
+    None of these factors exceeds the next one by more than a factor of n.
+    """
+    log_factorial = math.lgamma(n + 1) / math.log(10)
+    return log_factorial / step if n > step else 0.0, log_factorial / step + math.log10(max(n, 1))
 
 
 def _primorial_size(n: int) -> tuple[float, float]:
-    """(low, high): 0.84 n < sum of log p over the primes p <= n < 1.01624 n, the former from 101 on.
+    """(low, high) of n#: 0.84 n < sum of log p over the primes p <= n < 1.01624 n; the lower bound holds from 101 on.
 
     Rosser and Schoenfeld, Approximate formulas for some functions of prime numbers (1962), theorems 9 and 10.
     """
@@ -334,7 +340,7 @@ def _operate(operator: str, values: list[mpz], text: str) -> mpz:
             value = left * right
         case "/":
             value = _divide(left, right, text)
-        case "^":  # GMP takes no exponent beyond a machine word; only 0, 1 and -1 can have one here
+        case "^":  # GMP takes exponents of a machine word; only the bases 0, 1 and -1 can have larger ones here
             value = left ** (right if right < 2 or abs(left) > 1 else 2 - right % 2)
         case "!":
             value = gmpy2.multi_fac(int(left), int(right))
@@ -352,8 +358,8 @@ def _divide(dividend: mpz, divisor: mpz, text: str) -> mpz:
     return quotient
 
 
-def _compute(node: Node, text: str) -> mpz:
-    # Chains of + and * lean to the left and can be long: follow them in a loop, nest only as the text does.
+def _compute(node: ExpressionNode, text: str) -> mpz:
+    # Chains of + and * lean to the left and can be long: a loop follows them, so recursion is only as deep as the text.
     chain = []
     while node.exact is None and node.operator != "digits":
         chain.append(node)

@@ -1,13 +1,14 @@
 """A number's factorization as a tree: the pure arithmetic of recording and refining factors, no database.
 
-A tree is the cofactor left and the nodes split off so far; a composite node has its own nodes beneath it. At all
-times the number is the product of its leaves, with multiplicity, and the cofactor. Two steps change a tree:
+A tree has the cofactor and the factors found so far as nodes; the factors of a composite node are its children. The
+number is always the product of the leaves, with multiplicity, and the cofactor. Two functions change a tree:
 
-- `refine(tree, f)` uses a divisor f of the number: every unfinished part L (the cofactor, each composite leaf) with
-  1 < gcd(f, L) < L is split by it, and what comes out is used on the other parts in turn;
-- `resolve(tree)` finishes what is new by itself: primality, perfect powers, composites of 45 digits or fewer.
+- `refine(tree, f)` uses a divisor f of the number: it splits every unfinished part L (the cofactor, each composite
+  leaf) with 1 < gcd(f, L) < L, and then uses the new parts on the other parts in the same way;
+- `resolve(tree)` works on the new parts: it tests primality, and splits perfect powers and composites of 45 digits or
+  fewer.
 
-What is left for later (large primality tests, large splits) stays in the tree as `is_prime=None` or a composite leaf.
+Large primality tests and large splits are left to jobs: such a part has `is_prime=None`, or is a composite leaf.
 """
 
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ SUBMITTED, KNOWN, SPLIT, COFACTOR = "submitted", "known", "split", "cofactor"
 
 @dataclass(eq=False)
 class FactorNode:
-    """A factor; `multiplicity` is how often it divides what it lies beneath, `is_prime` is None while nobody knows.
+    """A factor. `multiplicity` is how often it divides its parent; `is_prime` is None while that is unknown.
 
-    `row_id` is its row in `factors`, None until it has one. `tested` keeps a new node from being tested twice.
+    `row_id` is the id of its row in `factors`, None until it has one. `tested`: `resolve` has been at this node.
     """
 
     value: mpz
@@ -46,7 +47,7 @@ class FactorNode:
     children: list["FactorNode"] = field(default_factory=list)
 
     def leaves(self) -> Iterator["FactorNode"]:
-        """Itself, or what it has been split into."""
+        """Yield the node itself, or the leaves among its descendants."""
         if not self.children:
             yield self
         for node in self.children:
@@ -55,7 +56,7 @@ class FactorNode:
 
 @dataclass(eq=False)
 class Tree:
-    """A number's factorization so far. `cofactor` is 1 when everything has been split off."""
+    """A number's factorization so far. `cofactor` is 1 if every factor is a node."""
 
     number: mpz
     cofactor: mpz
@@ -64,17 +65,17 @@ class Tree:
     cofactor_tested: bool = True
 
     def leaves(self) -> Iterator[FactorNode]:
-        """Every node that has not been split."""
+        """Yield every node without children."""
         for node in self.children:
             yield from node.leaves()
 
     def all_nodes(self) -> Iterator[tuple[FactorNode, FactorNode | None]]:
-        """Every node with the one that it lies beneath, parents first."""
+        """Yield every node with its parent (None at the top), parents first."""
         todo: list[tuple[FactorNode, FactorNode | None]] = [(node, None) for node in self.children]
         while todo:
             node, parent = todo.pop(0)
             yield node, parent
-            todo.extend((below, node) for below in node.children)
+            todo.extend((child, node) for child in node.children)
 
     @property
     def finished(self) -> bool:
@@ -84,49 +85,49 @@ class Tree:
         )
 
     def product(self) -> mpz:
-        """The product of the leaves, with multiplicity, and the cofactor: always the number."""
+        """The product of the leaves, with multiplicity, and the cofactor; it equals `number`."""
 
-        def of(node: FactorNode) -> mpz:
-            inner = node.value if not node.children else gmpy2.mpz(1)
-            for below in node.children:
-                inner *= of(below)
+        def node_product(node: FactorNode) -> mpz:
+            inner = node.value if not node.children else mpz(1)
+            for child in node.children:
+                inner *= node_product(child)
             return inner**node.multiplicity
 
         total = self.cofactor
         for node in self.children:
-            total *= of(node)
+            total *= node_product(node)
         return total
 
 
 def new_tree(number: mpz) -> Tree:
-    """A number nothing is known of yet."""
+    """The tree of a number without known factors."""
     return Tree(number, number, None, cofactor_tested=False)
 
 
 def refine(tree: Tree, divisor: mpz, origin: str = SPLIT) -> list[mpz]:
     """Split every unfinished part that `divisor` splits; returns the values that are new in the tree.
 
-    `origin` marks the nodes that the divisor itself brings; what follows from them is a split.
+    Nodes that come from the divisor itself get `origin`; nodes that follow from those get SPLIT.
     """
     new: list[mpz] = []
     pending = [(divisor, origin)]
     while pending:
-        by, why = pending.pop(0)
-        found = _split_cofactor(tree, by, why)
+        divisor, origin = pending.pop(0)
+        found = _split_cofactor(tree, divisor, origin)
         for leaf in list(tree.leaves()):
-            found += _split_leaf(leaf, by, why)
+            found += _split_leaf(leaf, divisor, origin)
         new += found
-        # Every new value may share a factor with any part, itself included: p*q and p*r split one another.
+        # A new value may share a factor with any part, also with another new one: p*q and p*r split one another.
         pending += [(value, SPLIT) for value in found]
         if found:
-            pending += [(by, why)]
+            pending += [(divisor, origin)]
     return new
 
 
-def _split_cofactor(tree: Tree, by: mpz, origin: str) -> list[mpz]:
+def _split_cofactor(tree: Tree, divisor: mpz, origin: str) -> list[mpz]:
     if tree.cofactor == 1 or tree.cofactor_is_prime is True:
         return []
-    common = _shared(by, tree.cofactor)
+    common = _common_divisor(divisor, tree.cofactor)
     if common == 1:
         return []
     count, rest = multiplicity(tree.cofactor, common)
@@ -135,10 +136,10 @@ def _split_cofactor(tree: Tree, by: mpz, origin: str) -> list[mpz]:
     return [common] if rest == 1 else [common, rest]
 
 
-def _split_leaf(leaf: FactorNode, by: mpz, origin: str) -> list[mpz]:
+def _split_leaf(leaf: FactorNode, divisor: mpz, origin: str) -> list[mpz]:
     if leaf.is_prime is True:
         return []
-    common = _shared(by, leaf.value)
+    common = _common_divisor(divisor, leaf.value)
     if common == 1:
         return []
     count, rest = multiplicity(leaf.value, common)
@@ -150,17 +151,17 @@ def _split_leaf(leaf: FactorNode, by: mpz, origin: str) -> list[mpz]:
     return [common, rest]
 
 
-def _shared(by: mpz, part: mpz) -> mpz:
-    """The divisor of `part`, not all of it, that it has in common with `by`; 1 if there is none.
+def _common_divisor(divisor: mpz, part: mpz) -> mpz:
+    """A proper divisor of `part` that `divisor` shares with it; 1 if there is none.
 
-    Of a multiple of the part the rest counts: q * p^2 splits q * p.
+    If `divisor` is a multiple of the part, the quotient is used: q * p^2 splits q * p.
     """
-    _, rest = multiplicity(by, part)
+    _, rest = multiplicity(divisor, part)
     return gmpy2.gcd(rest, part)
 
 
 def _add_node(nodes: list[FactorNode], new: FactorNode) -> None:
-    """A value that stands there already only becomes more frequent."""
+    """Append the node, or add its multiplicity to an equal one."""
     for node in nodes:
         if node.value == new.value:
             node.multiplicity += new.multiplicity
@@ -169,10 +170,10 @@ def _add_node(nodes: list[FactorNode], new: FactorNode) -> None:
 
 
 def resolve(tree: Tree) -> list[mpz]:
-    """Test what has not been tested and finish what is small; returns the values that are new in the tree.
+    """Test the untested parts and split the small ones; returns the values that are new in the tree.
 
-    Costs at most a primality test of 2,000 digits and a split of 45 digits for each untested part, which is what may
-    be done under a lock. Larger parts keep `is_prime=None` (untested) or stay composite leaves.
+    Each untested part costs at most a primality test of 2,000 digits and a split of 45 digits, which is short enough
+    for a transaction that holds locks. Larger parts keep `is_prime=None`, or stay composite leaves.
     """
     new = _resolve_cofactor(tree)
     todo = [leaf for leaf in tree.leaves() if not leaf.tested]
@@ -207,7 +208,7 @@ def _resolve_cofactor(tree: Tree) -> list[mpz]:
 
 
 def _take_prime_cofactor(tree: Tree) -> list[mpz]:
-    """What is left is prime: it becomes a factor like the others. A prime number has no factor but itself."""
+    """Make a prime cofactor a node like the other factors, unless the number itself is prime."""
     if tree.cofactor == tree.number:
         return []
     last = tree.cofactor
@@ -217,7 +218,7 @@ def _take_prime_cofactor(tree: Tree) -> list[mpz]:
 
 
 def split_composite(value: mpz) -> list[tuple[mpz, int, bool | None]]:
-    """(value, multiplicity, is prime) of the parts of a composite that can be split at once; [] if it cannot be."""
+    """The parts of a composite as (value, multiplicity, is prime); [] if splitting it takes a job or curves."""
     if digit_count(value) <= SPLIT_AT_ONCE_DIGITS:
         return [(prime, count, True) for prime, count in sorted(factorize(value).items())]
     power = perfect_power(value)

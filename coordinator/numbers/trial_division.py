@@ -2,7 +2,7 @@
 
 Reducing the product P of all small primes modulo each number by itself costs 300 microseconds at 150 digits. A
 remainder tree (D. J. Bernstein, *How to find smooth parts of integers*, 2004) reduces P modulo the product of many
-numbers first, then on down to each: 25 microseconds.
+numbers first, and then down to each of them: 25 microseconds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from gmpy2 import mpz
 BOUND = 1_000_000
 # Beyond twice the size of P a larger tree gains nothing.
 MOST_BITS = 3_000_000
-# FLINT factors what is smaller at once; what is larger and smooth is taken apart with a tree of the primes.
+# FLINT factors smaller products; larger ones are divided along a tree of the primes.
 FLINT_BITS = 100
-PRIMES_AT_A_LEAF = 64
+PRIMES_PER_LEAF = 64
 
 
 def small_primes_of(numbers: Sequence[mpz]) -> list[list[mpz]]:
-    """For each of `numbers`, all > 1, its prime factors up to BOUND, each once, in order; never the number itself."""
+    """For each of `numbers`, all > 1: its prime factors up to BOUND, each once, in order, without the number itself."""
     found: list[list[mpz]] = []
     for group in _groups(numbers):
         for number, remainder in zip(group, _remainders(group), strict=True):
@@ -44,7 +44,7 @@ def _groups(numbers: Sequence[mpz]) -> Iterator[list[mpz]]:
 
 
 def _remainders(numbers: list[mpz]) -> list[mpz]:
-    """P modulo each of the numbers, 0 where it is a multiple."""
+    """P modulo each of the numbers."""
     levels = _products(numbers)
     remainders = [_primorial() % levels[-1][0]]
     for level in reversed(levels[:-1]):
@@ -53,7 +53,7 @@ def _remainders(numbers: list[mpz]) -> list[mpz]:
 
 
 def _products(values: list[mpz]) -> list[list[mpz]]:
-    """The values, the products of their pairs, of those pairs, and so on up to the product of all."""
+    """The levels of a product tree: the values, the products of pairs, and so on up to the product of all."""
     levels = [values]
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=False)
@@ -92,7 +92,7 @@ def _prime_tree() -> tuple[list[list[mpz]], list[list[mpz]]]:
         if sieve[n]:
             sieve[n * n :: n] = bytes(len(range(n * n, BOUND + 1, n)))
     primes = [mpz(n) for n, is_prime in enumerate(sieve) if is_prime]
-    leaves = [primes[first : first + PRIMES_AT_A_LEAF] for first in range(0, len(primes), PRIMES_AT_A_LEAF)]
+    leaves = [primes[first : first + PRIMES_PER_LEAF] for first in range(0, len(primes), PRIMES_PER_LEAF)]
     products = []
     for leaf in leaves:
         product = mpz(1)

@@ -6,9 +6,8 @@ from typing import IO, Any
 from flask import Response, request
 from pydantic import ValidationError
 
-from coordinator.loading.list_formats import InputRow, ListError, RowError, read_list
+from coordinator.loading.list_formats import InputRow, JsonFields, ListError, RowError, read_list
 from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, LoadSummary, load_numbers
-from coordinator.loading.validation import JsonFields
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
 from ingest.answers import engine, settings
@@ -116,7 +115,7 @@ def _merged(defaults: LoadDefaults, query: LoadDefaults) -> LoadDefaults:
 
 def _given_number(place: int, item: Any) -> InputRow:
     if isinstance(item, dict | list) or item is None:
-        return InputRow(place, "", fault=RowError("invalid", "should be a number in a text, such as 2^1277-1"))
+        return InputRow(place, "", error=RowError("invalid", "should be a number in a text, such as 2^1277-1"))
     return InputRow(place, item.strip() if isinstance(item, str) else item)
 
 
@@ -124,7 +123,7 @@ def _given_composite(place: int, item: Any) -> InputRow:
     if not isinstance(item, dict):
         return _given_number(place, item)
     if "number" not in item:
-        return InputRow(place, "", fault=RowError("invalid", "number is required"))
+        return InputRow(place, "", error=RowError("invalid", "number is required"))
     return InputRow(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
 
 

@@ -1,4 +1,4 @@
-"""How claims find their numbers: each work type by its index, in which nothing is that cannot be leased."""
+"""How claims find their numbers: each work type has an index, which contains only numbers that can be leased."""
 
 import pytest
 from pipeline import SETTINGS, result, rows, scalar, submit
@@ -11,7 +11,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import registry
 from coordinator.composites.eligibility import ECM
 from coordinator.leases import candidates, claims, reservations
-from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.leases.work_request import Claim, WorkRequest
 from models.engine import make_engine
 
 NUMBERS = 20_000
@@ -45,20 +45,20 @@ def many(make_database):
     engine.dispose()
 
 
-def statements_of_a_claim(engine, **wanted):
-    return executed(engine, lambda: claims.claim(engine, WorkRequest("alice", **wanted), SETTINGS))
+def statements_of_a_claim(engine, **fields):
+    return executed(engine, lambda: claims.claim(engine, WorkRequest("alice", **fields), SETTINGS))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("index", WORK_TYPES)
-def test_each_work_type_takes_the_first_from_its_own_index(many, index, shared):
+def test_each_work_type_takes_the_first_number_of_its_own_index(many, index, shared):
     sent = statements_of_a_claim(many, **WORK_TYPES[index], shared=shared)
-    (looks_for_one,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
-    with many.connect() as connection:  # as it would really be done: nothing is ruled out
-        lines = list(connection.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING off) {looks_for_one}").scalars())
+    (search,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
+    with many.connect() as connection:  # without plan settings that rule anything out
+        lines = list(connection.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING off) {search}").scalars())
     (scan,) = [line for line in lines if f"using {index} " in line]
     assert not any("Sort" in line or "Seq Scan" in line for line in lines), lines
-    assert "actual rows=1" in scan, "it goes on after it has one"
+    assert "actual rows=1" in scan, "the search goes on after its first match"
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
@@ -71,14 +71,14 @@ def test_no_statement_of_a_claim_reads_all_of_a_table(many, index, filters):
 
 
 @pytest.mark.parametrize("index", WORK_TYPES)
-def test_what_a_filter_passes_over_is_not_read(many, index):
+def test_rows_that_a_filter_passes_over_are_not_read(many, index):
     filters = {"min_digits": 100, "min_priority": 1, "min_target": 60.0}
     sent = statements_of_a_claim(many, **WORK_TYPES[index], **filters)
-    (looks_for_one,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
-    assert f"Index Only Scan using {index} " in plan(many, looks_for_one)
+    (search,) = [one for one in sent if "pg_try_advisory_xact_lock" in one]
+    assert f"Index Only Scan using {index} " in plan(many, search)
 
 
-def test_only_one_number_is_kept_from_other_claims(many):
+def test_a_claim_locks_only_one_number(many):
     statement = candidates.lock_first_free("ecm_eligible", "best", ())
     locks = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
     with many.connect() as connection, many.connect() as another:
@@ -88,7 +88,7 @@ def test_only_one_number_is_kept_from_other_claims(many):
     assert first != second
 
 
-def test_the_indexes_hold_what_can_be_leased_and_nothing_else(many):
+def test_the_indexes_contain_exactly_the_numbers_that_can_be_leased(many):
     with many.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE composites"))
     entries = {
@@ -101,26 +101,26 @@ def test_the_indexes_hold_what_can_be_leased_and_nothing_else(many):
         f" OR EXISTS ({leased} AND method = 'nfs')"
     )
     saturated = f"current_t_level >= target_t_level OR EXISTS ({leased} AND method = 'ecm' AND curves IS NULL)"
-    for wants, indexes, never in (
+    for column, indexes, never in (
         ("ecm_eligible", candidates.ORDERS, f"{closed} OR {saturated}"),
         ("pm1_eligible", ("pm1",), closed),
         ("pp1_eligible", ("pp1",), closed),
     ):
-        wanting = scalar(many, f"SELECT count(*) FROM composites WHERE {wants}")
-        assert 0 < wanting < 0.7 * NUMBERS
-        assert {entries[f"composites_{index}"] for index in indexes} == {wanting}
-        assert scalar(many, f"SELECT count(*) FROM composites c WHERE {wants} AND ({never})") == 0
+        eligible = scalar(many, f"SELECT count(*) FROM composites WHERE {column}")
+        assert 0 < eligible < 0.7 * NUMBERS
+        assert {entries[f"composites_{index}"] for index in indexes} == {eligible}
+        assert scalar(many, f"SELECT count(*) FROM composites c WHERE {column} AND ({never})") == 0
 
 
-def test_what_cannot_be_leased_any_more_leaves_every_index(engine):
-    """Finished, held, reserved, leased as a whole, at its target: each as it really becomes so."""
+def test_a_number_that_can_no_longer_be_leased_leaves_every_index(engine):
+    """Numbers become finished, held, reserved, leased as a whole, or reach their target in the usual ways."""
     ids = []
     with unit_of_work(engine, "load") as connection:
         for which in range(6):
             number = product(prime(45, which), prime(46, which + 50))
             ids.append(registry.register_new(connection, str(number), number, is_prime=False))
     numbers = [row.number for row in rows(engine, "SELECT number FROM composites ORDER BY id")]
-    finished, paused, _, whole, done, wanting = ids
+    finished, paused, _, whole, done, eligible = ids
     submit(engine, result(numbers[0], str(prime(45, 0)), curves=1))
     reservations.pause(engine, paused, "for a test")
     reservations.reserve(engine, numbers[2], "bob", "nfs", 24, details=None, max_digits=1000)
@@ -132,10 +132,10 @@ def test_what_cannot_be_leased_any_more_leaves_every_index(engine):
             for order in candidates.ORDERS
         ]
         by_p1 = [
-            set(connection.execute(candidates.candidate_ids(wants, "standard", ())).scalars())
-            for wants in ("pm1_eligible", "pp1_eligible")
+            set(connection.execute(candidates.candidate_ids(column, "standard", ())).scalars())
+            for column in ("pm1_eligible", "pp1_eligible")
         ]
-    assert by_curves == [[wanting]] * len(candidates.ORDERS)
+    assert by_curves == [[eligible]] * len(candidates.ORDERS)
     # P-1 and P+1 go on beside somebody's curves.
-    assert by_p1 == [{whole, done, wanting}] * 2
+    assert by_p1 == [{whole, done, eligible}] * 2
     assert finished not in by_p1[0]

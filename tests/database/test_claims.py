@@ -1,4 +1,4 @@
-"""What claims hand out, to whom, in which order, and what they say when there is nothing."""
+"""Claims: which work each client gets, in which order, and the answer when there is none."""
 
 import uuid
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ from coordinator.composites.eligibility import Eligibility
 from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import claims, reservations
-from coordinator.leases.claims import Claim, NoWork, WorkRequest
+from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 
 MINUTE = SETTINGS.model_copy(update={"lease_target_minutes": 1})
 
 
 def load(engine, *digits, **columns):
-    """Register products of two primes with so many digits each; their ids. `columns` are set on all of them."""
+    """Register products of two primes, one of each number of digits; returns their ids. `columns` are set on all."""
     ids = []
     for which, size in enumerate(digits):
         number = product(prime(size // 2, which), prime(size - size // 2 + 1, which + 50))  # just above 10**(size - 1)
@@ -31,12 +31,12 @@ def load(engine, *digits, **columns):
     return ids
 
 
-def claim(engine, client="alice", settings=MINUTE, **wanted):
-    return claims.claim(engine, WorkRequest(client, **wanted), settings)
+def claim(engine, client="alice", settings=MINUTE, **fields):
+    return claims.claim(engine, WorkRequest(client, **fields), settings)
 
 
-def shared(engine, client="alice", settings=MINUTE, **wanted):
-    return claim(engine, client, settings, shared=True, **wanted)
+def shared(engine, client="alice", settings=MINUTE, **fields):
+    return claim(engine, client, settings, shared=True, **fields)
 
 
 def lease(engine, made):
@@ -78,7 +78,7 @@ def test_each_order_has_its_own_first_number(engine):
         ({"project": "no such project"}, None),
     ],
 )
-def test_filters_leave_only_what_is_asked_for(engine, filters, expected):
+def test_filters_leave_only_matching_numbers(engine, filters, expected):
     small, _, dear, large = load(engine, 90, 100, 110, 150)
     run_sql(engine, "UPDATE composites SET priority = 3 WHERE id = :id", id=dear)
     run_sql(engine, "UPDATE composites SET current_t_level = 1, planned_t_level = 1 WHERE id = :id", id=small)
@@ -93,7 +93,7 @@ def test_filters_leave_only_what_is_asked_for(engine, filters, expected):
         assert made.composite.digit_length == expected
 
 
-def test_what_wants_no_work_is_never_leased(engine):
+def test_numbers_that_need_no_work_are_never_leased(engine):
     ids = load(engine, 90, 91, 92, 93)
     for client in ("alice", "bob"):
         submit(engine, result(state(engine, ids[0]).number, client=client, b1=3_000_000, curves=10_000))
@@ -102,7 +102,7 @@ def test_what_wants_no_work_is_never_leased(engine):
     run_sql(engine, "UPDATE composites SET hold = 'paused' WHERE id = :id", id=ids[3])
     for method in ("ecm", "pm1"):
         made = claim(engine, method=method)
-        # At its target a number wants no more curves, but P-1 all the same.
+        # At its target a number needs no more curves, but it still needs P-1.
         assert isinstance(made, NoWork) or (method, made.composite.id) == ("pm1", ids[0])
     with unit_of_work(engine, "refresh") as connection:
         lease_lifecycle.refresh_eligibility(connection, ids)
@@ -113,7 +113,7 @@ def test_what_wants_no_work_is_never_leased(engine):
 # What a lease is -----------------------------------------------------------------------------------------------------
 
 
-def test_a_client_of_today_gets_the_whole_number_for_days(engine):
+def test_an_unshared_lease_covers_the_whole_number_for_days(engine):
     (only,) = load(engine, 120)
     made = claim(engine)
     row = lease(engine, made)
@@ -139,13 +139,13 @@ def test_shared_leases_follow_one_another_up_to_the_target_and_no_further(engine
     assert [one.plan.b1 for one in made] == sorted(one.plan.b1 for one in made)
     assert effort.t_level(vector) >= 90 * 4 / 13
     assert_sound(engine)
-    # What one gives back is leased again.
+    # The curves of a lease that is given back are leased again.
     lease_lifecycle.abandon(engine, made[0].work_id, "client-0", "going home")
     assert isinstance(shared(engine, "late"), Claim)
     assert_sound(engine)
 
 
-def test_only_so_many_share_a_number(engine, monkeypatch):
+def test_the_number_of_clients_that_share_a_number_is_limited(engine, monkeypatch):
     monkeypatch.setattr(
         "coordinator.composites.eligibility.settings",
         lambda: SETTINGS.model_copy(update={"max_active_per_composite": 2}),
@@ -167,7 +167,7 @@ def test_a_fast_client_gets_a_longer_lease_of_the_same_time(engine):
     assert curves["slow"] == pytest.approx(curves["unknown"] / 4, rel=0.3)
 
 
-def test_a_client_may_insist_on_b1_and_on_stage_1_only(engine):
+def test_a_client_may_choose_b1_and_stage_1_only(engine):
     load(engine, 120)
     made = shared(engine, b1=123_456, stage1_only=True)
     assert (made.plan.b1, made.plan.b2) == (123_456, 0)
@@ -180,7 +180,7 @@ def test_a_named_number_is_leased_or_its_reason_is_given(engine):
     assert claim(engine, composite=text).composite.id == named
     assert "open lease" in claim(engine, "bob", composite=text).message
     run_sql(engine, "UPDATE composites SET hold = 'parked', hold_reason = 'x crashed' WHERE id = :id", id=held)
-    assert "parked: x crashed" in claim(engine, composite=state(engine, held).number).message
+    assert "is set aside: x crashed" in claim(engine, composite=state(engine, held).number).message
     submit(engine, result(state(engine, gone).number, str(prime(51, 3)), curves=1))
     assert "fully factored" in claim(engine, composite=state(engine, gone).number).message
     assert "is not a number of this server" in claim(engine, composite="2^67-1").message
@@ -188,7 +188,7 @@ def test_a_named_number_is_leased_or_its_reason_is_given(engine):
     assert "reached its target" in claim(engine, composite=state(engine, small).number).message
 
 
-def test_prior_work_is_told_apart(engine):
+def test_prior_work_has_a_t_level_of_its_own(engine):
     (only,) = load(engine, 120)
     run_sql(
         engine,
@@ -205,9 +205,9 @@ def test_prior_work_is_told_apart(engine):
 def test_p1_work_is_for_numbers_that_lack_it_at_one_step_above_their_target(engine):
     (only,) = load(engine, 120)
     both = claim(engine, method="p1")
-    assert (both.pm1_b1, both.pp1_b1) == (11_000_000, 11_000_000)  # t36.9: 3e6, and one step more
+    assert (both.pm1_b1, both.pp1_b1) == (11_000_000, 11_000_000)  # t36.9: 3e6, and one step above it
     assert isinstance(claim(engine, "bob", method="pm1"), NoWork)
-    assert isinstance(shared(engine, "bob"), Claim)  # curves are another matter
+    assert isinstance(shared(engine, "bob"), Claim)  # curves do not depend on P-1 and P+1
     number = state(engine, only).number
     submit(engine, result(number, method="pm1", b1=11_000_000, curves=1, work_id=str(both.work_id)))
     submit(engine, result(number, method="pp1", b1=3_000_000, curves=1, work_id=str(both.work_id)))
@@ -218,7 +218,7 @@ def test_p1_work_is_for_numbers_that_lack_it_at_one_step_above_their_target(engi
     assert_sound(engine)
 
 
-def test_a_stage_1_of_p1_is_not_the_whole_of_it(engine):
+def test_stage_1_of_p1_alone_does_not_complete_the_lease(engine):
     load(engine, 120)
     number = rows(engine, "SELECT number FROM composites")[0].number
     submit(engine, result(number, method="pm1", b1=11_000_000, b2=0, curves=1))
@@ -228,7 +228,7 @@ def test_a_stage_1_of_p1_is_not_the_whole_of_it(engine):
 # The life of a lease -------------------------------------------------------------------------------------------------
 
 
-def test_a_heartbeat_extends_only_what_advances_and_no_further_than_its_curves(engine):
+def test_a_heartbeat_extends_only_leases_that_advance_and_counts_no_more_than_their_curves(engine):
     load(engine, 120)
     made = shared(engine)
     run_sql(engine, "UPDATE work_assignments SET expires_at = now() + interval '1 minute'")
@@ -248,7 +248,7 @@ def test_a_heartbeat_extends_only_what_advances_and_no_further_than_its_curves(e
     assert (row.status, row.curves_completed, row.curves_submitted, row.message) == ("running", row.curves, 0, "on it")
 
 
-def test_results_complete_a_lease_whatever_its_heartbeats_said(engine):
+def test_results_complete_a_lease_whatever_its_heartbeats_reported(engine):
     load(engine, 120)
     made = shared(engine)
     number, curves = made.composite.number, made.plan.curves
@@ -261,18 +261,18 @@ def test_results_complete_a_lease_whatever_its_heartbeats_said(engine):
     assert_sound(engine)
 
 
-def test_a_number_that_is_finished_ends_its_leases_and_says_so(engine):
+def test_the_leases_of_a_finished_number_end_with_a_message(engine):
     load(engine, 120)
     made, other = shared(engine), shared(engine, "bob")
     submit(engine, result(made.composite.number, str(prime(60)), curves=1, work_id=str(made.work_id)))
-    told = lease_lifecycle.heartbeat(engine, other.work_id, "bob", 5)
-    assert (told.status, told.message) == ("completed", lease_lifecycle.NOTHING_LEFT)
-    assert (told.curves_completed, told.expires_at) == (0, lease(engine, other).expires_at)
+    answer = lease_lifecycle.heartbeat(engine, other.work_id, "bob", 5)
+    assert (answer.status, answer.message) == ("completed", lease_lifecycle.NOTHING_LEFT)
+    assert (answer.curves_completed, answer.expires_at) == (0, lease(engine, other).expires_at)
     assert lease_lifecycle.complete(engine, other.work_id, "bob").status == "completed"
     assert_sound(engine)
 
 
-def test_leases_that_the_target_does_without_are_ended(engine):
+def test_leases_that_the_target_no_longer_needs_are_ended(engine):
     load(engine, 120)
     made = [shared(engine, name) for name in "ab"]
     submit(engine, result(made[0].composite.number, b1=11_000_000, curves=10_000, client="c"))
@@ -282,7 +282,7 @@ def test_leases_that_the_target_does_without_are_ended(engine):
     assert_sound(engine)
 
 
-def test_a_lease_is_somebodys(engine):
+def test_a_lease_belongs_to_one_client(engine):
     load(engine, 120)
     made = shared(engine)
     for call in (
@@ -319,7 +319,7 @@ def test_a_number_that_several_clients_give_up_in_a_row_is_set_aside(engine):
     assert_sound(engine)
 
 
-def test_curves_or_a_completed_lease_in_between_speak_for_a_number(engine):
+def test_curves_or_a_completed_lease_in_between_prevent_the_hold(engine):
     (only,) = load(engine, 120)
     give_up(engine, "a", "b")
     made = shared(engine, "c")
@@ -426,7 +426,7 @@ def test_a_released_reservation_is_completed_and_a_cancelled_one_has_failed(engi
     assert_sound(engine)
 
 
-def test_the_work_columns_are_what_a_recompute_says(engine):
+def test_the_eligibility_columns_equal_recalculated_ones(engine):
     ids = load(engine, 90, 120, 150)
     shared(engine, max_digits=90)
     claim(engine, min_digits=150)
@@ -447,6 +447,6 @@ def test_p1_and_pm1_are_not_leased_twice(engine):
     rest = claim(engine, "b", method="p1")
     assert (first.pm1_b1, first.pp1_b1) == (11_000_000, None)
     assert (rest.pm1_b1, rest.pp1_b1, rest.method) == (None, 11_000_000, "pp1")
-    assert lease(engine, rest).method == "pp1"  # so that it can be taken up after a crash
+    assert lease(engine, rest).method == "pp1"  # the lease row lets the client resume after a crash
     assert isinstance(claim(engine, "c", method="p1"), NoWork)
     assert state(engine, only).open_leases == 2

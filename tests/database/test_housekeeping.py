@@ -1,4 +1,4 @@
-"""Leases, and what the clock does: expiry, ringing again, pruning, the table of clients."""
+"""Leases, and what housekeeping does: expiry, republishing, pruning, the table of clients."""
 
 import threading
 import uuid
@@ -22,7 +22,7 @@ def now():
 
 
 def eight_at_once(call):
-    """What eight calls at once return."""
+    """Call eight times at once; returns the eight results."""
     start, returned = threading.Barrier(8), []
 
     def one():
@@ -61,7 +61,8 @@ def test_a_lease_counts_a_result_once(engine):
     submit(engine, result(NUMBER, sigma="1:2", work_id=str(lease_id)))
     submit(engine, result(NUMBER, sigma="1:3", work_id=str(lease_id)))
     status, done, closed_at = state(engine, lease_id)
-    assert (status, done) == ("completed", 300) and closed_at is not None
+    assert (status, done) == ("completed", 300)
+    assert closed_at is not None
     assert_sound(engine)
 
 
@@ -71,7 +72,7 @@ def test_a_lease_of_the_whole_number_stays_open(engine):
     assert state(engine, lease_id) == ("assigned", 10**6, None)
 
 
-def test_a_lease_that_ran_out_still_counts(engine):
+def test_results_count_on_an_expired_lease(engine):
     lease_id = lease(engine, known(engine), curves=100, expires="now() - interval '1 second'")
     assert lease_expiry.expire_leases(engine, now()) == 1
     assert state(engine, lease_id).status == "timeout"
@@ -79,7 +80,7 @@ def test_a_lease_that_ran_out_still_counts(engine):
     assert state(engine, lease_id)[:2] == ("completed", 100)
 
 
-def test_a_lease_that_does_not_fit_is_left_alone_with_a_note(engine):
+def test_a_lease_that_does_not_match_is_left_alone_with_a_message(engine):
     own = known(engine)
     theirs = lease(engine, own, client="bob", curves=50)
     elsewhere = lease(engine, known(engine, OTHER), curves=50)
@@ -90,14 +91,15 @@ def test_a_lease_that_does_not_fit_is_left_alone_with_a_note(engine):
         ("not-a-uuid", "no lease"),
     ]:
         row = submit(engine, result(NUMBER, curves=60, work_id=str(work_id)))
-        assert row.state == "applied" and word in row.outcome["message"]
+        assert row.state == "applied"
+        assert word in row.outcome["message"]
     assert state(engine, theirs) == state(engine, elsewhere) == ("assigned", 0, None)
     assert scalar(engine, "SELECT count(*) FROM ecm_attempts WHERE work_id IS NOT NULL") == 0
     assert_sound(engine)
 
 
-def test_another_numbers_lease_is_not_waited_for(engine):
-    """Only the own family's leases are locked, so that two results cannot wait for one another's."""
+def test_a_result_does_not_wait_for_the_lease_of_another_number(engine):
+    """Only leases of the own factor family are locked, so that two results cannot deadlock."""
     known(engine)
     elsewhere = lease(engine, known(engine, OTHER))
     with unit_of_work(engine, "hold") as connection:
@@ -119,82 +121,83 @@ def test_a_finished_number_ends_its_leases(engine):
     assert_sound(engine)
 
 
-def test_expiry_takes_what_is_overdue_once_and_only_that(engine, monkeypatch):
+def test_expiry_ends_overdue_leases_once_and_no_others(engine, monkeypatch):
     monkeypatch.setattr(lease_lifecycle, "EXPIRY_BATCH", 7)
     own = known(engine)
     overdue = [lease(engine, own, expires=f"now() - interval '{n} seconds'") for n in range(1, 31)]
-    standing = lease(engine, own)
+    current = lease(engine, own)
     done = lease(engine, own, expires="now() - interval '1 second'")
     run_sql(engine, "UPDATE work_assignments SET status = 'completed', closed_at = now() WHERE id = :id", id=done)
     assert sum(eight_at_once(lambda: lease_expiry.expire_leases(engine, now()))) == 30
     assert {state(engine, one).status for one in overdue} == {"timeout"}
-    assert (state(engine, standing).status, state(engine, done).status) == ("assigned", "completed")
+    assert (state(engine, current).status, state(engine, done).status) == ("assigned", "completed")
     assert lease_expiry.expire_leases(engine, now()) == 0
 
 
-def waited(engine, table, seconds):
+def set_published(engine, table, seconds):
     run_sql(engine, f"UPDATE {table} SET published_at = now() - make_interval(secs => :seconds)", seconds=seconds)
 
 
-def test_submissions_are_rung_again_at_growing_intervals(engine):
+def test_submissions_are_published_again_at_growing_intervals(engine):
     receipt = receive(engine, result(NUMBER))
     settled = submit(engine, result(OTHER))
 
-    def ring():
+    def mark_stale():
         return republishing.mark_stale_submissions(engine, republish_after=15, limit=10)
 
-    assert ring() == []
-    for to_publish in range(9):
-        wait = 15 * 2 ** min(to_publish, 6)
-        waited(engine, "submissions", wait - 1)
-        assert ring() == []
-        waited(engine, "submissions", wait)
-        assert [tuple(row)[:3] for row in ring()] == [(receipt.submission_id, "alice", NUMBER)]
+    assert mark_stale() == []
+    for publish_count in range(9):
+        wait = 15 * 2 ** min(publish_count, 6)
+        set_published(engine, "submissions", wait - 1)
+        assert mark_stale() == []
+        set_published(engine, "submissions", wait)
+        assert [tuple(row)[:3] for row in mark_stale()] == [(receipt.submission_id, "alice", NUMBER)]
     assert scalar(engine, "SELECT publish_count FROM submissions WHERE id = :id", id=settled.id) == 0
 
 
-def test_ringing_is_bounded_oldest_first_and_each_is_taken_once(engine):
+def test_republishing_is_bounded_takes_the_oldest_first_and_each_once(engine):
     ids = [receive(engine, result(NUMBER, curves=n)).submission_id for n in range(40)]
-    waited(engine, "submissions", 100)
+    set_published(engine, "submissions", 100)
     first = republishing.mark_stale_submissions(engine, republish_after=15, limit=8)
     assert [row.id for row in first] == ids[:8]
     batches = eight_at_once(lambda: republishing.mark_stale_submissions(engine, republish_after=15, limit=4))
-    rung = [row.id for batch in batches for row in batch]
+    marked = [row.id for batch in batches for row in batch]
     assert all(len(batch) <= 4 for batch in batches)
-    assert sorted(rung) == sorted(set(rung)) and len(rung) == 32
+    assert sorted(marked) == sorted(set(marked))
+    assert len(marked) == 32
     assert republishing.mark_stale_submissions(engine, republish_after=15, limit=100) == []
 
 
-def test_a_submission_that_is_being_applied_is_not_rung_for(engine):
+def test_a_submission_that_is_being_applied_is_not_published(engine):
     receipt = receive(engine, result(NUMBER))
-    waited(engine, "submissions", 100)
+    set_published(engine, "submissions", 100)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"SELECT FROM submissions WHERE id = {receipt.submission_id} FOR UPDATE")
         assert republishing.mark_stale_submissions(engine, republish_after=15, limit=10) == []
 
 
-def test_jobs_are_rung_again_until_they_are_done(engine):
-    with unit_of_work(engine, "ask") as connection:
+def test_jobs_are_published_again_until_they_are_done(engine):
+    with unit_of_work(engine, "request jobs") as connection:
         to_publish = [jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in range(1, 21)]
         assert jobs.request_once(connection, jobs.SPLIT_FACTOR, 1) == []
     assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
-    waited(engine, "jobs", 15)
+    set_published(engine, "jobs", 15)
     batches = eight_at_once(lambda: republishing.mark_stale_jobs(engine, republish_after=15, limit=5))
-    rung = [(row.id, row.kind) for batch in batches for row in batch]
-    assert sorted(rung) == [(job.job_id, job.kind) for job in to_publish]
-    waited(engine, "jobs", 29)
+    marked = [(row.id, row.kind) for batch in batches for row in batch]
+    assert sorted(marked) == [(job.job_id, job.kind) for job in to_publish]
+    set_published(engine, "jobs", 29)
     assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
     with unit_of_work(engine, "finish") as connection:
         jobs.finish(connection, to_publish[0].job_id, 1)
-        # Asked for once more meanwhile: finishing the first run does not swallow it.
+        # A second request while the first one runs: finishing the first does not end the second.
         jobs.request(connection, jobs.SPLIT_FACTOR, 2)
         jobs.finish(connection, to_publish[1].job_id, 1)
-    waited(engine, "jobs", 1000)
+    set_published(engine, "jobs", 1000)
     waiting = {row.id for row in republishing.mark_stale_jobs(engine, republish_after=15, limit=100)}
     assert waiting == {job.job_id for job in to_publish[1:]}
 
 
-def test_clients_are_noted_once_with_their_first_and_last_sight(engine):
+def test_clients_are_stored_once_with_when_they_were_first_and_last_seen(engine):
     receive(engine, result(NUMBER, curves=1))
     run_sql(engine, "UPDATE submissions SET created_at = now() - interval '2 days'")
     eight_at_once(lambda: retention.update_clients(engine))
@@ -205,11 +208,11 @@ def test_clients_are_noted_once_with_their_first_and_last_sight(engine):
     assert seen == [("alice", True), ("bob", False)]
 
 
-def test_pruning_drops_what_may_go_and_nothing_else(engine):
+def test_pruning_deletes_old_data_and_nothing_else(engine):
     submit(engine, result(NUMBER, raw_output="old"))
     submit(engine, result(NUMBER, "999", raw_output="rejected"))
     receive(engine, result(NUMBER, client="waiting", raw_output="waiting"))
-    with unit_of_work(engine, "ask") as connection:
+    with unit_of_work(engine, "request jobs") as connection:
         old, waiting = (jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in (1, 2))
         jobs.finish(connection, old.job_id, 1)
     run_sql(engine, "UPDATE submissions SET settled_at = settled_at - interval '10 days'")
@@ -222,7 +225,7 @@ def test_pruning_drops_what_may_go_and_nothing_else(engine):
     assert prune(raw_output_days=None, jobs_days=None) == {"raw_output": 0, "jobs": 0}
     assert prune(raw_output_days=11, jobs_days=11) == {"raw_output": 0, "jobs": 0}
     both = eight_at_once(lambda: prune(raw_output_days=9, jobs_days=9))
-    assert [sum(gone[what] for gone in both) for what in ("raw_output", "jobs")] == [1, 1]
+    assert [sum(deleted[kind] for deleted in both) for kind in ("raw_output", "jobs")] == [1, 1]
     kept = rows(engine, "SELECT raw_output FROM submissions WHERE raw_output IS NOT NULL ORDER BY 1")
     assert kept == [("rejected",), ("waiting",), ("young",)]
     assert rows(engine, "SELECT id FROM jobs") == [(waiting.job_id,)]
@@ -231,12 +234,12 @@ def test_pruning_drops_what_may_go_and_nothing_else(engine):
     assert SETTINGS.retain_raw_output_days is None
 
 
-def test_pruning_goes_on_until_nothing_is_left_a_batch_at_a_time(engine, monkeypatch):
+def test_pruning_deletes_batch_after_batch_until_nothing_is_left(engine, monkeypatch):
     monkeypatch.setattr(retention, "PRUNE_BATCH", 3)
     for curves in range(7):
         submit(engine, result(NUMBER, curves=curves, raw_output="old"))
         submit(engine, result(NUMBER, "999", curves=curves, raw_output="rejected"))
-    with unit_of_work(engine, "ask") as connection:
+    with unit_of_work(engine, "request jobs") as connection:
         for target in range(7):
             jobs.finish(connection, jobs.request(connection, jobs.SPLIT_FACTOR, target)[0].job_id, 1)
     # Five at the same moment: more than a batch.
@@ -249,7 +252,7 @@ def test_pruning_goes_on_until_nothing_is_left_a_batch_at_a_time(engine, monkeyp
     assert rows(engine, "SELECT id FROM jobs") == []
 
 
-def test_pruning_looks_only_at_what_has_raw_output(engine):
+def test_pruning_reads_only_rows_with_raw_output(engine):
     run_sql(engine, "CREATE INDEX ON submissions (settled_at) WHERE raw_output IS NOT NULL")
     (prune,) = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=9, jobs_days=None))
     assert "Index Cond: ((settled_at < " in plan(engine, prune)

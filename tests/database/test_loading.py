@@ -1,4 +1,4 @@
-"""Loading numbers: all or nothing, each looked at, known ones found by any value and brought up to date."""
+"""Loading numbers: all or nothing, each one validated, known ones found by any value they had and updated."""
 
 import io
 import threading
@@ -28,11 +28,10 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import families, registry
 from coordinator.composites.families import Divisor
 from coordinator.leases import claims
-from coordinator.leases.claims import Claim, WorkRequest
+from coordinator.leases.work_request import Claim, WorkRequest
 from coordinator.loading import load as loading
-from coordinator.loading.list_formats import InputRow, ListError, read_list
+from coordinator.loading.list_formats import InputRow, JsonFields, ListError, read_list
 from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, load_numbers
-from coordinator.loading.validation import JsonFields
 from coordinator.numbers.factor_tree import KNOWN, SPLIT
 
 P20, P40, Q40, P80, Q80 = prime(20), prime(40), prime(40, 1), prime(80), prime(80, 1)
@@ -93,12 +92,12 @@ def test_numbers_are_registered_as_results_register_them(engine):
     assert_sound(engine)
 
 
-def test_what_is_loaded_can_be_claimed(engine):
+def test_loaded_numbers_can_be_claimed(engine):
     number = product(P80, Q80)
     load(engine, f"{number}\n{prime(90)}\n360\n{prime(20) * prime(20, 1)}\n")
     settings = Settings()
-    wanted = WorkRequest("alice", shared=True)
-    claim = claims.claim(engine, wanted, settings)
+    request = WorkRequest("alice", shared=True)
+    claim = claims.claim(engine, request, settings)
     assert isinstance(claim, Claim)
     assert claim.composite.current_composite == str(number)
     assert rows(engine, "SELECT number FROM composites WHERE ecm_eligible") == [(str(number),)]
@@ -114,7 +113,7 @@ def test_primes_and_small_numbers_are_finished_at_once(engine):
     assert_sound(engine)
 
 
-def test_small_factors_leave_the_rows_that_using_them_leaves(engine):
+def test_small_factors_give_the_same_rows_as_submitted_ones(engine):
     number = product(mpz(2) ** 3, mpz(7), mpz(999_983), P80, Q80)
     load(engine, str(number))
     loaded = everything(engine)
@@ -131,7 +130,7 @@ def test_small_factors_leave_the_rows_that_using_them_leaves(engine):
     assert_sound(engine)
 
 
-def test_a_cofactor_given_and_factors_given_are_used(engine):
+def test_given_factors_and_a_given_cofactor_are_used(engine):
     number = product(P20, P40, P80, Q80)
     table = f"current_composite,factors,number\n{product(P80, Q80)},{P20},{number}\n"
     assert numbers_of(load(engine, table)) == (1, 1, 0, 0, 0)
@@ -153,7 +152,7 @@ def test_large_composite_parts_get_work_of_their_own_and_inherit_prior_work(engi
     assert_sound(engine)
 
 
-def test_parts_that_take_long_become_jobs(engine):
+def test_slow_primality_tests_and_splits_become_jobs(engine):
     number = product(prime(25), prime(26), P80, Q80)
     report = load_json(engine, {"number": str(number), "factors": [str(prime(25) * prime(26))]}, {"number": "2^7001+1"})
     assert {job.kind for job in report.to_publish} == {"split_factor", "test_cofactor"}
@@ -164,7 +163,7 @@ def test_parts_that_take_long_become_jobs(engine):
     assert_sound(engine)
 
 
-def test_one_bad_line_and_nothing_is_stored(engine):
+def test_one_bad_line_prevents_the_whole_load(engine):
     with pytest.raises(InvalidNumbersError) as refused:
         load(engine, "15\n2^^3\n21\n7x\n2^67-1\n")
     report = refused.value.report
@@ -174,7 +173,7 @@ def test_one_bad_line_and_nothing_is_stored(engine):
     assert scalar(engine, "SELECT count(*) FROM admin_events") == 0
 
 
-def test_the_first_hundred_bad_lines_are_named_and_all_counted(engine):
+def test_the_first_hundred_bad_lines_are_reported_and_all_counted(engine):
     with pytest.raises(InvalidNumbersError) as refused:
         load(engine, "x\n" * 2500, processes=2)
     assert refused.value.report.invalid == 2500
@@ -214,7 +213,7 @@ def test_numbers_are_found_by_value_spelling_and_old_cofactors(engine):
     assert_sound(engine)
 
 
-def test_a_number_that_stands_twice_is_loaded_once_and_its_last_words_count(engine):
+def test_a_number_that_occurs_twice_is_loaded_once_with_its_last_fields(engine):
     table = "number,priority,prior_work\n2^251-1,1,t20\n2**251-1,,\n2^251-1,3,t25\n"
     assert numbers_of(load(engine, table)) == (3, 1, 2, 1, 0)
     row = composite(engine, "2^251-1")
@@ -223,7 +222,7 @@ def test_a_number_that_stands_twice_is_loaded_once_and_its_last_words_count(engi
     assert_sound(engine)
 
 
-def test_a_number_and_what_is_left_of_it_in_one_list_are_one(engine):
+def test_a_number_and_its_cofactor_in_one_list_are_one_composite(engine):
     number = product(P80, Q80)
     for first, second in ((number, number * 6), (number * 6, number)):
         assert numbers_of(load(engine, f"{first}\n{second}\n"))[:3] in ((2, 1, 1), (2, 0, 2))
@@ -231,7 +230,7 @@ def test_a_number_and_what_is_left_of_it_in_one_list_are_one(engine):
     assert_sound(engine)
 
 
-def test_numbers_that_share_what_is_left_tell_each_other(engine):
+def test_numbers_with_the_same_cofactor_share_factors(engine):
     number = product(P80, Q80)
     report = load(engine, f"{number * 6}\n{number * 10}\n")
     assert {job.kind for job in report.to_publish} == {"share_factors"}
@@ -239,7 +238,7 @@ def test_numbers_that_share_what_is_left_tell_each_other(engine):
     assert_sound(engine)
 
 
-def test_metadata_of_known_numbers_is_updated_and_what_is_not_given_stays(engine):
+def test_given_fields_of_known_numbers_are_updated_and_others_stay(engine):
     load(engine, "number,priority,snfs_difficulty,has_snfs_form\n2^1277-1,5,90,true\n")
     before = composite(engine, "2^1277-1")
     assert before.target_t_level == effort.target_t_level(385, 90)
@@ -250,14 +249,14 @@ def test_metadata_of_known_numbers_is_updated_and_what_is_not_given_stays(engine
     assert (after.target_t_level, after.explicit_target_t_level) == (55, 55)
     assert after.target_set_at > before.target_set_at
     assert after.p1_target_b1 > before.p1_target_b1
-    # Of new numbers only, unless it is said of known ones as well.
+    # `priority` is for new numbers only; `known_priority` is for registered ones.
     assert numbers_of(load(engine, "2^1277-1\n", priority=9)) == (1, 0, 1, 0, 0)
     assert numbers_of(load(engine, "2^1277-1\n15\n", priority=9, known_priority=9)) == (2, 1, 1, 1, 0)
     assert rows(engine, "SELECT priority FROM composites") == [(9,), (9,)]
     assert_sound(engine)
 
 
-def test_a_target_that_is_reached_ends_leases(engine):
+def test_a_lower_target_that_is_reached_ends_leases(engine):
     load(engine, "number,prior_work\n2^1277-1,t40\n")
     lease(engine, composite(engine, "2^1277-1").id, curves=10)
     load(engine, "number,target_t_level\n2^1277-1,35\n")
@@ -266,7 +265,7 @@ def test_a_target_that_is_reached_ends_leases(engine):
     assert_sound(engine)
 
 
-def test_prior_work_is_added_once_and_replaced_when_it_is_said_anew(engine):
+def test_prior_work_is_added_once_and_replaced_by_a_later_list(engine):
     number = str(product(P80, Q80))
     load(engine, f"number,prior_work\n{number},5208@11e6;100/200@1e6\n")
     assert rows(engine, "SELECT b1, b2, prior_curves FROM composite_effort ORDER BY 1, 2") == [
@@ -285,7 +284,7 @@ def test_prior_work_is_added_once_and_replaced_when_it_is_said_anew(engine):
     assert_sound(engine)
 
 
-def test_a_known_number_gets_factors_that_the_list_knows(engine):
+def test_a_known_number_gets_the_factors_of_the_list(engine):
     number = product(mpz(7), P20, P80, Q80)
     submit(engine, result(str(number)))
     held = lease(engine, composite(engine, str(number)).id, curves=10)
@@ -300,7 +299,7 @@ def test_a_known_number_gets_factors_that_the_list_knows(engine):
     assert_sound(engine)
 
 
-def test_projects_are_made_and_joined(engine):
+def test_missing_projects_are_created_and_get_the_numbers(engine):
     report = load(engine, "number,project\n15,A\n21,\n33,B\n", project="rest")
     assert numbers_of(report) == (3, 3, 0, 0, 0)
     members = "SELECT p.name, c.number FROM projects p JOIN project_composites m ON m.project_id = p.id"
@@ -308,7 +307,7 @@ def test_projects_are_made_and_joined(engine):
     assert rows(engine, members) == [("A", "15"), ("B", "33"), ("rest", "21")]
 
 
-def test_what_is_loaded_is_recorded(engine):
+def test_a_load_is_in_the_audit_log(engine):
     load(engine, "15\n", name="first.txt", actor=Actor("tester", "r1"))
     (event,) = rows(engine, "SELECT * FROM admin_events")
     assert (event.actor, event.action, event.target, event.request_id) == ("tester", "load", "list first.txt", "r1")
@@ -323,7 +322,7 @@ def test_one_list_is_stored_at_a_time(engine):
     assert load(engine, "15\n").new == 1
 
 
-def test_a_number_that_a_result_registers_meanwhile_is_loaded_once(engine):
+def test_a_number_that_a_result_registers_in_between_is_loaded_once(engine):
     number = product(P80, Q80)
     entered, done = threading.Event(), []
 
@@ -336,7 +335,7 @@ def test_a_number_that_a_result_registers_meanwhile_is_loaded_once(engine):
         thread = threading.Thread(target=import_it)
         thread.start()
         entered.wait()
-        # The load sees no such number, and then waits for this unit of work at its row.
+        # The load does not see the number yet, and then waits for this unit of work when it inserts the row.
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         while not scalar(engine, waits):
             assert thread.is_alive()
@@ -346,13 +345,13 @@ def test_a_number_that_a_result_registers_meanwhile_is_loaded_once(engine):
     assert_sound(engine)
 
 
-def test_processes_and_chunks_change_nothing(engine, monkeypatch):
+def test_the_number_of_processes_and_chunks_does_not_change_the_result(engine, monkeypatch):
     monkeypatch.setattr("coordinator.loading.staging.CHUNK", 700)
     text = "".join(f"{n}\n" for n in range(10**60 + 1, 10**60 + 2501))
     seen = []
     report = load(engine, text, processes=2, progress=lambda stage, count: seen.append((stage, count)))
     assert (report.total, report.new + report.existing) == (2500, 2500)
     for stage in (loading.CHECKED, loading.STORED):
-        assert sum(count for said, count in seen if said == stage) == 2500
+        assert sum(count for reported, count in seen if reported == stage) == 2500
     assert numbers_of(load(engine, text, processes=2))[1:4] == (0, 2500, 0)
     assert_sound(engine)

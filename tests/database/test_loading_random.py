@@ -1,4 +1,4 @@
-"""Random lists in every format, with and without bad lines: all or nothing, and a second time nothing."""
+"""Random lists in every format, with and without bad lines: a load is all or nothing, and a second one no change."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def values(items):
 @pytest.mark.parametrize("form", ["text", "csv", "json"])
 @given(data=st.data())
 @QUICK
-def test_all_of_a_list_or_nothing_and_a_second_time_nothing(engine, form, data):
+def test_a_load_stores_all_or_nothing_and_a_second_one_changes_nothing(engine, form, data):
     empty(engine)
     before = data.draw(st.lists(good, max_size=3))
     if before:

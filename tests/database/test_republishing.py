@@ -1,4 +1,4 @@
-"""Ringing again: what the bell did not ring for stays due, and an empty broker hides nothing behind a long wait."""
+"""Republishing: rows that the broker did not accept stay due, and after a loss of messages all rows are due at once."""
 
 import json
 from types import SimpleNamespace
@@ -22,31 +22,31 @@ WAITING = 8
 
 
 @pytest.fixture
-def ringing(engine, monkeypatch):
-    """Eight submissions and eight jobs that wait for a ring, a broker, and what is rung for while `works` says so."""
+def publisher(engine, monkeypatch):
+    """Eight submissions and eight jobs that wait; a broker; the messages that it accepts while `accepts()` is true."""
     for curves in range(WAITING):
         receive(engine, result(NUMBER, curves=curves))
-    with unit_of_work(engine, "ask") as connection:
+    with unit_of_work(engine, "request jobs") as connection:
         for target in range(WAITING):
             jobs.request(connection, jobs.SPLIT_FACTOR, target)
     broker = fakeredis.FakeRedis(decode_responses=True)
-    bell = SimpleNamespace(rung=[], works=lambda: True, broker=broker)
+    publisher = SimpleNamespace(published=[], accepts=lambda: True, broker=broker)
 
-    def ring(task, queue, arguments):
-        if bell.works():
-            bell.rung.append((queue, arguments.get("submission_id") or arguments["job_id"]))
+    def publish(task, queue, arguments):
+        if publisher.accepts():
+            publisher.published.append((queue, arguments.get("submission_id") or arguments["job_id"]))
             return True
         return False
 
-    monkeypatch.setattr(publishing, "_publish", ring)
+    monkeypatch.setattr(publishing, "_publish", publish)
     monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
     monkeypatch.setattr(housekeeping, "engine", lambda: engine)
-    # The task that looks is unacknowledged itself.
+    # The message of the housekeeping task itself is unacknowledged while it runs.
     broker.hset("ecm:unacked", "itself", json.dumps([{"body": ""}, "ecm", "housekeeping"]))
-    return bell
+    return publisher
 
 
-def wait(engine, seconds, count):
+def set_published(engine, seconds, count):
     for table in ("submissions", "jobs"):
         run_sql(
             engine,
@@ -63,46 +63,46 @@ def publish_counts(engine):
     ]
 
 
-def test_what_the_bell_did_not_ring_for_is_due_the_next_time(engine, ringing):
-    wait(engine, 16 * 2**3, count=3)
-    ringing.broker.lpush("ecm:results", "a message")
-    ringing.broker.lpush("ecm:analysis", "a message")
-    ringing.works = lambda: len(ringing.rung) < 3
+def test_rows_that_the_broker_did_not_accept_are_due_the_next_time(engine, publisher):
+    set_published(engine, 16 * 2**3, count=3)
+    publisher.broker.lpush("ecm:results", "a message")
+    publisher.broker.lpush("ecm:analysis", "a message")
+    publisher.accepts = lambda: len(publisher.published) < 3
     assert housekeeping.republish_stale() == 3
     assert sorted(publish_counts(engine)) == [3] * 13 + [4] * 3
-    ringing.works = lambda: True
+    publisher.accepts = lambda: True
     assert housekeeping.republish_stale() == 13
     assert publish_counts(engine) == [4] * 2 * WAITING
-    assert len(set(ringing.rung)) == len(ringing.rung) == 2 * WAITING
+    assert len(set(publisher.published)) == len(publisher.published) == 2 * WAITING
     assert housekeeping.republish_stale() == 0
 
 
-def test_after_the_broker_lost_everything_all_is_rung_for_at_once(engine, ringing, monkeypatch):
+def test_after_the_broker_lost_its_messages_all_rows_are_published_at_once(engine, publisher, monkeypatch):
     small = settings().model_copy(update={"republish_batch": 3})
     monkeypatch.setattr(housekeeping, "settings", lambda: small)
-    wait(engine, small.republish_after - 1, count=40)
+    set_published(engine, small.republish_after - 1, count=40)
     assert housekeeping.republish_stale() == 0
-    wait(engine, small.republish_after + 1, count=40)
+    set_published(engine, small.republish_after + 1, count=40)
     assert housekeeping.republish_stale() == 2 * WAITING
-    assert len(set(ringing.rung)) == 2 * WAITING
+    assert len(set(publisher.published)) == 2 * WAITING
 
 
 @pytest.mark.parametrize(("queue", "other"), [("results", "analysis"), ("analysis", "results")])
-def test_while_a_queue_has_messages_its_rows_wait_their_time(engine, ringing, queue, other):
-    wait(engine, settings().republish_after + 1, count=40)
-    ringing.broker.hset("ecm:unacked", "held", json.dumps([{"body": ""}, "ecm", queue]))
+def test_while_a_queue_has_messages_its_rows_keep_their_back_off(engine, publisher, queue, other):
+    set_published(engine, settings().republish_after + 1, count=40)
+    publisher.broker.hset("ecm:unacked", "held", json.dumps([{"body": ""}, "ecm", queue]))
     assert housekeeping.republish_stale() == WAITING
-    assert {name for name, _ in ringing.rung} == {other}
-    ringing.broker.hdel("ecm:unacked", "held")
-    ringing.broker.lpush(f"ecm:{queue}", "a message")
+    assert {name for name, _ in publisher.published} == {other}
+    publisher.broker.hdel("ecm:unacked", "held")
+    publisher.broker.lpush(f"ecm:{queue}", "a message")
     assert housekeeping.republish_stale() == 0
-    ringing.broker.delete(f"ecm:{queue}")
+    publisher.broker.delete(f"ecm:{queue}")
     assert housekeeping.republish_stale() == WAITING
 
 
-def test_a_bell_that_falls_silent_ends_the_ringing(engine, ringing):
-    wait(engine, settings().republish_after + 1, count=40)
-    ringing.works = lambda: False
+def test_republishing_stops_when_the_broker_accepts_nothing(engine, publisher):
+    set_published(engine, settings().republish_after + 1, count=40)
+    publisher.accepts = lambda: False
     assert housekeeping.republish_stale() == 0
     assert publish_counts(engine) == [40] * 2 * WAITING
 
@@ -114,10 +114,10 @@ def valkey(tmp_path):
     server.stop()
 
 
-def test_what_a_worker_holds_is_seen_where_celery_keeps_it(engine, ringing, valkey, monkeypatch):
+def test_messages_that_a_worker_holds_are_found_where_celery_keeps_them(engine, publisher, valkey, monkeypatch):
     broker = redis.Redis.from_url(valkey.url, decode_responses=True)
     monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
-    wait(engine, settings().republish_after + 1, count=40)
+    set_published(engine, settings().republish_after + 1, count=40)
     (results,) = (queue for queue in app.conf.task_queues if queue.name == "results")
     with Connection(valkey.url, transport_options=app.conf.broker_transport_options) as connection:
         app.send_task("tasks.results.apply_result", args=(1,), queue="results", connection=connection)
@@ -125,7 +125,7 @@ def test_what_a_worker_holds_is_seen_where_celery_keeps_it(engine, ringing, valk
         held = results(connection.default_channel).get()
         assert broker.llen("ecm:results") == 0
         assert housekeeping.republish_stale() == WAITING
-        assert {queue for queue, _ in ringing.rung} == {"analysis"}
+        assert {queue for queue, _ in publisher.published} == {"analysis"}
         held.ack()
         assert housekeeping.republish_stale() == WAITING
     broker.close()

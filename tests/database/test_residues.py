@@ -19,7 +19,7 @@ from coordinator.base.errors import ConflictError, DomainError, InvalidClaimErro
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import ledger
 from coordinator.leases import claims
-from coordinator.leases.claims import NoWork
+from coordinator.leases.work_request import NoWork
 from coordinator.residues import residue_claims, residue_expiry, residue_storage, uploads
 from coordinator.residues.residue_claims import ResidueRequest
 from coordinator.residues.residue_storage import Storage

@@ -1,6 +1,6 @@
 """Random streams of results: whatever clients send, in whatever order and however concurrently, every invariant holds.
 
-Numbers are made from known primes, so what is true of each result is known beforehand.
+Numbers are made from known primes, so it is known beforehand which claims of a result are true.
 """
 
 import random
@@ -21,16 +21,16 @@ from coordinator.base.unit_of_work import is_transient
 from coordinator.results import applying, batches, inbox
 from models.tables import Composite
 
-# Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So what
-# a number's parts are in the end does not depend on the order in which its factors came.
+# Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So the
+# final parts of a number do not depend on the order in which its factors arrive.
 SMALL = [prime(9), prime(9, 1), prime(10), prime(11)]
 LARGE = [prime(77), prime(78), prime(79)]
-MIDDLE = [prime(11, 1), prime(12), prime(41)]  # with which FLINT is done in no time
+MIDDLE = [prime(11, 1), prime(12), prime(41)]  # FLINT splits their products in no time
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number, and how it can be written."""
+    """A number, and several texts for it."""
 
     primes: tuple[int, ...]
     texts: tuple[str, ...] = field(default=())
@@ -67,7 +67,7 @@ runs = st.fixed_dictionaries(
 
 @st.composite
 def bodies(draw):
-    """(The body, its number, whether each claim divides it)."""
+    """(body, whether each of its claimed factors divides the number)."""
     number = draw(st.sampled_from(NUMBERS))
     kind = draw(st.sampled_from(["none", "prime", "composite", "own", "expression", "bad", "several", "cofactor"]))
     one = draw(st.sampled_from(number.primes))
@@ -84,7 +84,7 @@ def bodies(draw):
     }[kind]
     text = number.spelled(draw(st.integers(0, 3)))
     if kind == "cofactor":
-        text = str(number.value // one)  # known or not, an old one or a current one: it has to be taken
+        text = str(number.value // one)  # known or not, old or current: the server has to accept it
         if text == "1" or number.value // one in number.primes:
             text = number.spelled(0)
     run = draw(runs)
@@ -107,7 +107,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
 @settings(
     max_examples=20,
     deadline=None,
@@ -151,7 +151,7 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
 
 
 def lease_some(engine):
-    """A lease of five curves, or of as many as its number still needs; None if none wants any."""
+    """Insert a lease of five curves, or of as many as its number still needs; None if no number needs any."""
     first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.ecm_eligible)
     with engine.connect() as connection:
         row = connection.execute(first.order_by(Composite.id).limit(1)).one_or_none()
@@ -180,7 +180,7 @@ def check_end(engine, sent, states):
 
 
 def unique(sent):
-    """The bodies in the order of their submissions: each once, as the inbox took them."""
+    """The bodies in the order of their submissions, each once, as the inbox stored them."""
     seen = []
     for one in sent:
         if one not in seen:
@@ -194,7 +194,7 @@ def eval_claim(text):
 
 # Eight threads ------------------------------------------------------------------------------------------------------
 
-# Numbers without a part in common: a cofactor of theirs has one home, whatever the order.
+# Numbers without a common part, so that a cofactor belongs to the same number in any order.
 ALONE = [
     Number((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
     Number((SMALL[2], SMALL[2], SMALL[3], prime(80), prime(81))),
@@ -231,7 +231,7 @@ def mixed_stream(seed, length=60):
         )
         stream.append(body)
         if dice.random() < 0.3:
-            stream.append(body)  # the very same once more
+            stream.append(body)  # an exact duplicate
     return stream
 
 
@@ -240,7 +240,7 @@ def seeds():
 
 
 def end_state(engine):
-    """What does not depend on the order: parts, curve sums, attempts, states."""
+    """The results that do not depend on the order: parts, curve sums, attempts, states."""
     return {
         "leaves": {one.value: leaves_and_cofactor(engine, one) for one in ALONE},
         "sums": Counter(
@@ -270,7 +270,7 @@ def leaves_and_cofactor(engine, number):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in rounds"])
+@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
 def test_eight_threads_end_where_one_does(engine, apply, seed):
     stream = mixed_stream(seed)
     for body in seeds() + stream:

@@ -1,4 +1,4 @@
-"""Work after what happens beside claims: primality tests, migrations, results that do not fit, reservations."""
+"""Claims after other events: primality tests, migrations, results that do not match their lease, reservations."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from coordinator.composites.registry import sha256
 from coordinator.effort import planning
 from coordinator.housekeeping import eligibility_refresh, lease_expiry
 from coordinator.leases import claims, reservations, speeds
-from coordinator.leases.claims import Claim, NoWork, WorkRequest
+from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 from coordinator.numbers.expressions import evaluate_number
 from coordinator.reading import invariants
 from models.migrate import alembic_config, upgrade
@@ -30,11 +30,11 @@ from models.migrate import alembic_config, upgrade
 NUMBER = str(product(prime(55), prime(66)))
 
 
-def claim(engine, client="alice", **wanted):
-    return claims.claim(engine, WorkRequest(client, **wanted), SETTINGS)
+def claim(engine, client="alice", **fields):
+    return claims.claim(engine, WorkRequest(client, **fields), SETTINGS)
 
 
-def test_a_large_number_becomes_work_when_it_is_known_to_be_composite(engine):
+def test_a_large_number_can_be_leased_when_it_is_known_to_be_composite(engine):
     large = str(product(prime(1003), prime(1011)))
     row = submit(engine, result(large, curves=1))
     assert isinstance(claim(engine), NoWork)
@@ -58,7 +58,7 @@ INSERT INTO ecm_attempts (composite_id, submission_id, client_id, method, b1, b2
 SELECT 1, id, 'a', 'pm1', 250000000000, -1, 1 FROM sent"""
 
 
-def test_a_database_from_before_leases_offers_what_is_open_and_nothing_else(engine, database_url):
+def test_a_database_from_before_leases_hands_out_open_numbers_and_no_others(engine, database_url):
     with engine.begin() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
@@ -72,10 +72,10 @@ def test_a_database_from_before_leases_offers_what_is_open_and_nothing_else(engi
         connection.execute(text(OLD_ATTEMPT))
     engine.dispose()
     assert upgrade(database_url)
-    # Before anything else has happened there is the right work already ...
+    # Right after the migration, clients already get the right work ...
     assert {claim(engine, name).composite.number for name in "ab"} == {"2^499-1", "2^431-1"}
     assert isinstance(claim(engine, "c"), NoWork)
-    # ... and then all of it is exact.
+    # ... and after a recalculation every column is exact.
     eligibility_refresh.refresh_all(engine)
     found = invariants.violations(engine, max_digits=1000)
     assert [one for one in found if one.invariant in ("work", "bounded leases")] == []
@@ -94,7 +94,7 @@ def test_a_database_from_before_leases_offers_what_is_open_and_nothing_else(engi
         ({"b1": 10**9, "method": "pm1"}, False),
     ],
 )
-def test_curves_count_on_a_lease_when_they_are_as_good_as_what_was_leased(engine, sent, counts):
+def test_curves_count_on_a_lease_if_they_are_as_good_as_the_leased_ones(engine, sent, counts):
     submit(engine, result(NUMBER, curves=0))
     own = lease(engine, composite(engine, NUMBER).id, curves=10)
     submit(engine, result(NUMBER, curves=10, work_id=str(own), **sent))
@@ -103,7 +103,7 @@ def test_curves_count_on_a_lease_when_they_are_as_good_as_what_was_leased(engine
     assert_sound(engine)
 
 
-def test_curves_without_a_lease_speak_for_a_number_that_is_given_up(engine):
+def test_curves_without_a_lease_prevent_a_hold(engine):
     submit(engine, result(NUMBER, curves=0))
     for client in "abc":
         made = claim(engine, client)
@@ -125,7 +125,7 @@ def test_a_number_that_an_operator_paused_stays_paused(engine):
     assert (row.hold, row.hold_reason) == ("paused", "polynomial search")
 
 
-def test_only_timed_ecm_runs_say_how_fast_a_client_is_the_last_of_them(engine):
+def test_a_clients_speed_is_that_of_its_last_timed_ecm_runs(engine):
     usual = planning.seconds_per_curve(50_000, -1, 120)
     for n in range(12):
         submit(engine, result(NUMBER, curves=100, raw_output=str(n), results={"execution_time": 100 * usual}))
@@ -156,7 +156,7 @@ def test_a_client_does_not_end_an_operators_reservation(engine):
     assert isinstance(claim(engine), Claim)
 
 
-def test_a_part_has_had_what_p1_its_number_had(engine):
+def test_a_part_inherits_the_p1_bounds_of_its_number(engine):
     number = product(prime(41), prime(42), prime(50), prime(80))
     submit(engine, result(str(number), method="pm1", b1=10**10, curves=1))
     submit(engine, result(str(number), str(product(prime(41), prime(42))), curves=1))

@@ -1,4 +1,4 @@
-"""`ecm-coordinator work`, for operators: what it shows and does, and that it refuses in a sentence."""
+"""`ecm-coordinator work`, for operators: what it shows and does, and that its errors are sentences."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 from config.settings import settings
 from coordinator.leases import claims, reservations
-from coordinator.leases.claims import WorkRequest
+from coordinator.leases.work_request import WorkRequest
 from ingest.cli import main
 from ingest.commands.work import work
 from models.wire.work import Assignment
@@ -26,7 +26,7 @@ M = product(prime(31), prime(41), prime(51))
 
 @pytest.fixture
 def call(database_url, monkeypatch):
-    """Calls the command on this test's database; what it prints to standard output and error is kept apart."""
+    """Calls the command on this test's database; the result has standard output and standard error apart."""
     monkeypatch.setattr("ingest.commands.database.configure_logging", lambda *_: None)
     monkeypatch.setenv("DATABASE_URL", database_url)
     settings.cache_clear()
@@ -37,7 +37,7 @@ def call(database_url, monkeypatch):
 
 @pytest.fixture
 def numbers(engine):
-    """The ids of two numbers that want work."""
+    """The ids of two numbers that can be leased."""
     for value in (N, M):
         submit(engine, body(str(value), curves=1))
     return composite(engine, str(N)).id, composite(engine, str(M)).id
@@ -82,7 +82,7 @@ def test_leases_as_json_are_what_the_api_shows(call, engine, numbers):
     assert json.loads(call("ls", "--json", "--client", "nobody").stdout) == []
 
 
-def test_more_leases_than_are_shown_are_said(call, engine, numbers):
+def test_a_cut_list_of_leases_is_reported(call, engine, numbers):
     claim(engine, N)
     claim(engine, M)
     cut = call("ls", "--json", "--limit", "1")
@@ -97,7 +97,7 @@ def test_nothing_to_show(call):
     assert json.loads(call("ls", "--held", "--json").stdout) == []
 
 
-def test_numbers_kept_from_work_and_why(call, engine, numbers):
+def test_held_numbers_are_listed_with_the_reason(call, engine, numbers):
     reservations.pause(engine, numbers[0], "its factors are known elsewhere")
     assert call("pause", str(numbers[1])).exit_code == 0
     shown = json.loads(call("ls", "--held", "--json").stdout)
@@ -127,17 +127,18 @@ def test_a_cancelled_lease_is_closed_once(call, engine, numbers):
 
 
 @pytest.mark.parametrize(
-    ("work_id", "said"), [(str(uuid.UUID(int=7)), "there is no work 0000"), ("7; DROP TABLE", "'7; DROP TABLE' is no")]
+    ("work_id", "message"),
+    [(str(uuid.UUID(int=7)), "there is no work 0000"), ("7; DROP TABLE", "'7; DROP TABLE' is no")],
 )
-def test_what_is_no_lease_cannot_be_cancelled(call, engine, numbers, work_id, said):
+def test_unknown_leases_cannot_be_cancelled(call, engine, numbers, work_id, message):
     made = claim(engine, N)
     result = call("cancel", work_id)
     assert result.exit_code == 1
-    assert said in result.stderr
+    assert message in result.stderr
     assert scalar(engine, "SELECT status FROM work_assignments WHERE id = :id", id=made.work_id) == "assigned"
 
 
-def test_cleanup_times_out_what_is_overdue_and_nothing_else(call, engine, numbers):
+def test_cleanup_ends_overdue_leases_and_no_others(call, engine, numbers):
     lease(engine, numbers[0], expires="now() - interval '1 second'")
     kept = lease(engine, numbers[1])
     assert call("cleanup").stdout == "1 overdue leases timed out.\n"
@@ -168,7 +169,7 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         ("15", "15 is neither a number of this server nor the id of one"),
         ("9" * 40, "neither a number of this server"),
@@ -178,10 +179,10 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
     ],
 )
 @pytest.mark.usefixtures("numbers")
-def test_what_is_no_number_here(call, engine, verb, number, said):
+def test_unknown_numbers_are_refused(call, engine, verb, number, message):
     result = call(verb, "--", number)
     assert result.exit_code == 1, result.output
-    assert said in result.stderr
+    assert message in result.stderr
     assert rows(engine, "SELECT hold FROM composites WHERE hold IS NOT NULL") == []
 
 
@@ -196,7 +197,7 @@ def test_a_reason_is_one_line_of_text(call, engine, numbers, reason):
 # The database it works on --------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_cannot_be_used_is_said_in_a_sentence(call, database_url, tmp_path, monkeypatch):
+def test_a_missing_database_gives_one_sentence(call, database_url, tmp_path, monkeypatch):
     def refusal(url, *arguments):
         monkeypatch.setenv("DATABASE_URL", url)
         settings.cache_clear()
@@ -214,8 +215,8 @@ def test_a_database_that_cannot_be_used_is_said_in_a_sentence(call, database_url
     assert not missing.exists()
 
 
-def test_json_is_all_that_goes_to_standard_output(database_url, engine, numbers):
-    """In a process of its own: logging is as operators have it."""
+def test_standard_output_has_nothing_but_json(database_url, engine, numbers):
+    """In a process of its own, with the logging of an operator's shell."""
     made = claim(engine, N)
     script = "from ingest.cli import main; main()"
     environment = {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -232,7 +233,7 @@ def test_json_is_all_that_goes_to_standard_output(database_url, engine, numbers)
 # Help ----------------------------------------------------------------------------------------------------------------
 
 
-def test_help_says_what_each_does():
+def test_help_describes_every_command():
     listed = CliRunner().invoke(main, ["--help"]).stdout
     assert "Leases and numbers kept from work" in listed
     group = CliRunner().invoke(main, ["work", "--help"]).stdout

@@ -69,7 +69,7 @@ def test_a_number_that_three_clients_give_up_is_parked_until_it_is_resumed(stack
         )
     said = ask(stack, "four", composite=value)
     assert said["work_id"] is None
-    for word in ("is parked", "one: one fell over", "two: two fell over", "three: three fell over"):
+    for word in ("is set aside", "one: one fell over", "two: two fell over", "three: three fell over"):
         assert word in said["message"]
     assert ask(stack, "four", "/p1-work", composite=value)["work_id"] is None
     (row,) = stack.rows("SELECT id, hold, hold_reason FROM composites WHERE number = :value", value=value)

@@ -108,14 +108,14 @@ def test_factorize(number, factors):
 
 @settings(deadline=None)
 @given(st.integers(1, 10**24))
-def test_factorize_gives_primes_that_multiply_back(n):
+def test_factorize_returns_primes_with_the_right_product(n):
     found = factorize(mpz(n))
     assert math.prod(prime**count for prime, count in found.items()) == n
     assert all(gmpy2.is_prime(prime) for prime in found)
 
 
 @pytest.mark.parametrize("number", [0, -6, 10**SPLIT_AS_JOB_DIGITS])
-def test_factorize_refuses_what_it_could_not_finish(number):
+def test_factorize_refuses_numbers_that_take_too_long(number):
     with pytest.raises(ValueError, match="at most 75"):
         factorize(mpz(number))
 
@@ -129,7 +129,7 @@ class _Liar:
 
 
 @pytest.mark.parametrize("answer", [[(3, 1)], [(15, 1)], [(3, 1), (5, 2)], []])
-def test_factorize_believes_nothing_unverified(monkeypatch, answer):
+def test_factorize_verifies_flints_answer(monkeypatch, answer):
     monkeypatch.setattr(arithmetic, "fmpz", lambda n: _Liar(answer))
     with pytest.raises(ArithmeticError, match="15"):
         factorize(mpz(15))

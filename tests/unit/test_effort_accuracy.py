@@ -1,4 +1,4 @@
-"""Effort against what GMP-ECM prints and what the t-level tool says."""
+"""Effort compared with the output of GMP-ECM and of the t-level tool."""
 
 import csv
 import random
@@ -29,7 +29,7 @@ def _setting(row: dict[str, str]) -> tuple[int, int, int]:
     return int(row["b1"]), b2, int(row["param"])
 
 
-def test_both_tables_are_there():
+def test_both_tables_exist():
     assert len(ROWS) == 150 + 160
 
 

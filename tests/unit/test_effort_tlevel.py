@@ -59,7 +59,7 @@ def _run(*arguments: str, exit_code: int = 0) -> str:
     return result.output
 
 
-def test_the_calculator_in_words():
+def test_the_calculators_text_output():
     lines = _run("5208@11e6", "--target", "50").splitlines()
     assert lines[0] == "t45.000"
     assert any(line.split()[:2] == ["45", "36.784"] for line in lines)
@@ -72,7 +72,7 @@ def test_the_next_multiple_of_five_is_the_usual_target():
     assert "Still to run for t10" in _run("0@11e6")
 
 
-def test_the_calculator_in_json():
+def test_the_calculators_json_output():
     document = json.loads(_run("5208/8192@11e6", "--target", "50", "--json"))
     assert document["t_level"] == pytest.approx(45.08, abs=0.02)
     assert document["missed"]["60"] == pytest.approx(0.998, abs=0.001)
@@ -111,7 +111,7 @@ def test_the_curve_as_png(tmp_path):
         (["5@11e6", "--plot", "/no/such/folder/effort.svg"], "cannot write", 1),
     ],
 )
-def test_mistakes_get_one_sentence(arguments, words, exit_code):
+def test_a_mistake_gives_one_sentence(arguments, words, exit_code):
     output = _run(*arguments, exit_code=exit_code)
     assert words in output
     assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""The heartbeat's thread outlives whatever goes wrong in it."""
+"""The thread of a worker's heartbeat survives every exception."""
 
 from types import SimpleNamespace
 
@@ -10,10 +10,10 @@ from tasks import heartbeats
 
 
 @pytest.mark.parametrize("fault", [ValueError("a bug"), RuntimeError("changed size"), redis.ConnectionError("away")])
-def test_a_look_that_fails_is_not_the_last(monkeypatch, fault):
+def test_the_thread_goes_on_after_a_check_that_fails(monkeypatch, fault):
     broker = fakeredis.FakeRedis(decode_responses=True)
     monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
-    seen, pauses = [], []
+    beats, pauses = [], []
 
     def queues():
         if len(pauses) < 3:
@@ -22,7 +22,7 @@ def test_a_look_that_fails_is_not_the_last(monkeypatch, fault):
 
     def pause(seconds):
         pauses.append(seconds)
-        seen.append(len(heartbeats.read(broker)))
+        beats.append(len(heartbeats.read(broker)))
 
     worker = SimpleNamespace(
         hostname="worker@one",
@@ -32,4 +32,4 @@ def test_a_look_that_fails_is_not_the_last(monkeypatch, fault):
     heartbeat.stopping = SimpleNamespace(is_set=lambda: len(pauses) == 5, wait=pause)
     heartbeat._run(worker)
     assert pauses == [heartbeats.BEAT_SECONDS] * 5
-    assert seen == [0, 0, 0, 1, 1]
+    assert beats == [0, 0, 0, 1, 1]

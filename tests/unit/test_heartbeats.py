@@ -1,4 +1,4 @@
-"""Heartbeats, and the worker's watch over itself."""
+"""Heartbeats, and the check of a worker that it still consumes."""
 
 import threading
 from types import SimpleNamespace
@@ -18,14 +18,14 @@ def broker():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told."""
+    """A clock that only the test moves."""
     now = [1000.0]
     monkeypatch.setattr(heartbeats, "time", lambda: now[0])
     monkeypatch.setattr(heartbeats, "monotonic", lambda: now[0])
     return now
 
 
-def test_who_beats_is_seen_grows_stale_and_is_forgotten(broker, clock):
+def test_a_heartbeat_is_read_grows_stale_and_is_deleted(broker, clock):
     heartbeats.beat(broker, "worker", "worker@one", pid=1, queues=["results"])
     clock[0] += 31
     heartbeats.beat(broker, "beat", "two", pid=2)
@@ -38,41 +38,41 @@ def test_who_beats_is_seen_grows_stale_and_is_forgotten(broker, clock):
     assert [beat["role"] for beat in heartbeats.read(broker)] == ["beat"]
 
 
-def looks(*seen, every=BEAT_SECONDS):
-    """What a watch says at each look, `every` seconds apart, of (waiting, busy, received)."""
+def verdicts_on(*observations, every=BEAT_SECONDS):
+    """What a watch returns for each observation (waiting, busy, received); they are `every` seconds apart."""
     watch = StarvationWatch()
     return [
-        watch.starved(waiting=waiting, busy=busy, received=received, now=every * number)
-        for number, (waiting, busy, received) in enumerate(seen)
+        watch.is_starved(waiting=waiting, busy=busy, received=received, now=every * number)
+        for number, (waiting, busy, received) in enumerate(observations)
     ]
 
 
-HUNGRY = (5, 0, 100)
+STARVING = (5, 0, 100)
 
 
-def test_a_worker_that_gets_nothing_while_messages_wait_has_starved_after_its_patience():
-    verdicts = looks(*[HUNGRY] * 10)
-    # The first look only learns what has been received so far.
+def test_a_worker_that_receives_nothing_while_messages_wait_has_starved_after_the_timeout():
+    verdicts = verdicts_on(*[STARVING] * 10)
+    # The first observation only learns how many messages the worker has received so far.
     assert verdicts.index(True) == 1 + STARVED_SECONDS // BEAT_SECONDS
     assert all(verdicts[6:])
 
 
 @pytest.mark.parametrize(
-    "fed", [(0, 0, 100), (5, 1, 100), (5, 0, 101)], ids=["nothing waits", "it is busy", "it received something"]
+    "healthy", [(0, 0, 100), (5, 1, 100), (5, 0, 101)], ids=["nothing waits", "it is busy", "it received something"]
 )
-def test_a_worker_that_was_seen_well_once_begins_anew(fed):
-    assert not any(looks(*[HUNGRY] * 5, fed, *[(5, 0, fed[2])] * 5))
-    assert looks(*[HUNGRY] * 5, fed, *[(5, 0, fed[2])] * 6)[-1]
+def test_one_healthy_observation_restarts_the_timeout(healthy):
+    assert not any(verdicts_on(*[STARVING] * 5, healthy, *[(5, 0, healthy[2])] * 5))
+    assert verdicts_on(*[STARVING] * 5, healthy, *[(5, 0, healthy[2])] * 6)[-1]
 
 
 def test_idle_and_busy_workers_never_starve():
-    assert not any(looks(*[(0, 0, 100)] * 20))
-    assert not any(looks(*[(500, 8, 100)] * 20))
-    assert not any(looks(*[(500, 0, count) for count in range(20)]))
+    assert not any(verdicts_on(*[(0, 0, 100)] * 20))
+    assert not any(verdicts_on(*[(500, 8, 100)] * 20))
+    assert not any(verdicts_on(*[(500, 0, count) for count in range(20)]))
 
 
-class Ended(Exception):
-    """Stands for the end of the process."""
+class EndedError(Exception):
+    """Replaces the end of the process."""
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def heartbeat(broker, clock, monkeypatch):
             heartbeat.stopping.set()
 
     def end(status):
-        raise Ended(status)
+        raise EndedError(status)
 
     stopping = threading.Event()
     monkeypatch.setattr(heartbeats, "connect", lambda url: broker)
@@ -109,31 +109,31 @@ def heartbeat(broker, clock, monkeypatch):
 
 def test_a_worker_that_stopped_consuming_ends_itself(heartbeat, broker):
     broker.lpush("ecm:results", "a message that nobody takes")
-    with pytest.raises(Ended, match="70"):
+    with pytest.raises(EndedError, match="70"):
         heartbeat.run()
     assert len(heartbeat.pauses) == 1 + STARVED_SECONDS // BEAT_SECONDS
     (beat,) = heartbeats.read(broker)
     assert (beat["role"], beat["queues"], beat["received"]) == ("worker", ["results", "housekeeping"], 0)
 
 
-def test_messages_of_other_queues_are_not_its_own(heartbeat, broker):
+def test_messages_of_other_queues_do_not_count(heartbeat, broker):
     broker.lpush("ecm:analysis", "for somebody else")
     heartbeat.run()
     assert len(heartbeat.pauses) == 20
-    # It ended in good order, and took its heartbeat with it.
+    # It ended normally, and deleted its heartbeat.
     assert heartbeats.read(broker) == []
 
 
 def test_time_without_a_broker_does_not_count(heartbeat, broker, monkeypatch):
     broker.lpush("ecm:results", "waiting")
-    llen, looks = broker.llen, []
+    llen, calls = broker.llen, []
 
-    def at_times(queue):
-        looks.append(queue)
-        if len(looks) % 8 == 0:
+    def fail_sometimes(queue):
+        calls.append(queue)
+        if len(calls) % 8 == 0:
             raise redis.ConnectionError("away")
         return llen(queue)
 
-    monkeypatch.setattr(broker, "llen", at_times)
+    monkeypatch.setattr(broker, "llen", fail_sometimes)
     heartbeat.run()
     assert len(heartbeat.pauses) == 20

@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 from config.local.ports import free_port
 from tasks import metrics
 
-# A worker's child: it settles results, holds a connection, and waits until it is told to end.
+# A worker's child: it settles results, holds a connection, and waits for the end of its input.
 CHILD = """
 import sys
 from tasks import metrics
@@ -74,13 +74,13 @@ APPLIED = 'ecm_results_settled_total{state="applied"}'
 TASKS = 'ecm_task_seconds_{}{{{}state="SUCCESS",task="tasks.results.apply_result"}}'
 
 
-def test_what_a_process_counted_outlives_it_and_its_gauges_do_not(children):
+def test_counters_outlive_their_process_and_gauges_do_not(children):
     children.start("applied", "applied", "rejected")
     children.start("applied")
     alive = children.sums()
     assert (alive[APPLIED], alive["ecm_database_connections"]) == (3, 2)
     children.end_all()
-    for _ in range(2):  # the files of the dead are merged at the first look, and read as one at the second
+    for _ in range(2):  # the first sum merges the files of ended processes, and the second reads the merged file
         ended = children.sums()
         assert "ecm_database_connections" not in ended
         assert {name: value for name, value in ended.items() if name in alive} == {
@@ -91,7 +91,7 @@ def test_what_a_process_counted_outlives_it_and_its_gauges_do_not(children):
         assert children.files("gauge") == []
 
 
-def test_the_next_ones_are_added_to_what_others_left(children):
+def test_new_processes_add_to_the_counts_of_ended_ones(children):
     for count in (1, 2, 3):
         children.start("applied", "failed")
         sums = children.sums()
@@ -103,7 +103,7 @@ def test_the_next_ones_are_added_to_what_others_left(children):
         children.end_all()
 
 
-def test_a_merge_that_was_cut_short_is_done_anew(children, monkeypatch):
+def test_an_interrupted_merge_is_repeated(children, monkeypatch):
     children.start("applied")
     children.end_all()
     with monkeypatch.context() as patch:
@@ -116,7 +116,7 @@ def test_a_merge_that_was_cut_short_is_done_anew(children, monkeypatch):
 
 
 @pytest.mark.parametrize("process", ["alive", "dead"])
-def test_a_file_that_a_process_has_only_just_made_hurts_no_other(children, process):
+def test_an_empty_new_file_does_no_harm(children, process):
     children.start("applied")
     if process == "dead":
         children.end_all()
@@ -131,7 +131,7 @@ def value(name: str, **labels: str) -> float:
 
 
 @pytest.mark.parametrize("state", ["applied", "duplicate", "rejected", "failed"])
-def test_results_are_counted_by_what_became_of_them(state):
+def test_results_are_counted_by_state(state):
     before = value("ecm_results_settled_total", state=state)
     metrics.observe_task("tasks.results.apply_result", "SUCCESS", state, 0.1)
     metrics.observe_task("tasks.results.apply_result", "RETRY", state, 0.1)
@@ -139,7 +139,7 @@ def test_results_are_counted_by_what_became_of_them(state):
     assert value("ecm_results_settled_total", state=state) == before + 1
 
 
-def test_what_upkeep_did_is_counted_and_what_it_left_for_the_next_time_is_not():
+def test_housekeeping_counts_what_it_did_and_not_what_a_fault_prevented():
     names = {
         "tasks.housekeeping.expire_leases": "ecm_leases_expired_total",
         "tasks.housekeeping.republish_stale": "ecm_republished_total",
@@ -153,7 +153,7 @@ def test_what_upkeep_did_is_counted_and_what_it_left_for_the_next_time_is_not():
         assert value("ecm_task_seconds_count", task=task, state="FAILURE") >= 1
 
 
-def test_connections_in_use_are_those_that_are_checked_out():
+def test_connections_in_use_are_the_checked_out_ones():
     engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=3, max_overflow=0)
     limit, before = value("ecm_database_connections_limit"), value("ecm_database_connections")
 
@@ -169,7 +169,7 @@ def test_connections_in_use_are_those_that_are_checked_out():
         assert in_use() == 2 - 1
     assert in_use() == 0
     with engine.connect() as alone:
-        alone.detach()  # it is the pool's no more, which may open another one
+        alone.detach()  # it has left the pool, which may open another one
         assert in_use() == 0
     assert in_use() == 0
     engine.dispose()
@@ -194,12 +194,12 @@ def test_a_worker_without_a_web_process_answers_prometheus_itself(children, monk
     server.start(SimpleNamespace())
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert re.search(r'^ecm_results_settled_total\{state="applied"\} 2\.0$', answer.read().decode(), re.MULTILINE)
-    # A second worker of the same machine finds the port taken, says so, and works.
+    # A second worker of the same machine finds the port taken, logs that, and works.
     metrics.MetricsServer(SimpleNamespace()).start(SimpleNamespace())
 
 
 @pytest.mark.parametrize(("port", "directory"), [("", "x"), ("none", "/tmp"), ("9101", ""), ("99999999", "/tmp")])
-def test_a_worker_that_cannot_answer_works_all_the_same(monkeypatch, port, directory):
+def test_a_worker_that_cannot_listen_works_without_metrics(monkeypatch, port, directory):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", directory)
     monkeypatch.setenv("WORKER_METRICS_PORT", port)
     server = metrics.MetricsServer(SimpleNamespace())

@@ -32,14 +32,14 @@ def log_floats(low: float, high: float) -> st.SearchStrategy[float]:
 runs = st.tuples(st.sampled_from(B1_LADDER), st.sampled_from([-1, 0]), st.just(1), st.integers(0, 100_000))
 efforts = st.lists(runs, max_size=4).map(effort.effort_of)
 any_digits = st.one_of(st.integers(41, 250), st.integers(41, 50_000))
-wishes = st.tuples(log_floats(1e-3, 1e5), log_floats(1e-3, 1e7), log_floats(0.01, 100)).map(
-    lambda wish: PlanRequest(*wish)
+plan_requests = st.tuples(log_floats(1e-3, 1e5), log_floats(1e-3, 1e7), log_floats(0.01, 100)).map(
+    lambda fields: PlanRequest(*fields)
 )
 bounds = st.tuples(log_floats(100, 1e12).map(int), st.sampled_from([-1, 0, 10**9]))
 
 
 def at_level(level: float) -> np.ndarray:
-    """The effort of a number that has had so much."""
+    """The effort of a number at this t-level."""
     return effort.effort_of([effort.curves_of_t_level(level)])
 
 
@@ -47,11 +47,11 @@ def after(vector: np.ndarray, plan: Plan) -> np.ndarray:
     return effort.add_curves(vector, plan.curves, plan.b1, plan.b2, plan.parametrization)
 
 
-# What effort.md says, said again in plain floats: not the way the planner computes it.
+# The formulas of effort.md in plain floats, which is not how the planner computes them.
 
 
 def found_by(vector: np.ndarray, digits: int, b1: int, curves: float, b2: int = -1) -> float:
-    """Factors that so many curves are expected to find."""
+    """The number of factors that these curves are expected to find."""
     total = 0.0
     for d, done, p in zip(range(10, 101), vector, effort.success_probability(b1, b2, 1), strict=True):
         if d <= digits // 2:
@@ -60,7 +60,7 @@ def found_by(vector: np.ndarray, digits: int, b1: int, curves: float, b2: int = 
 
 
 def found_per_second(vector: np.ndarray, digits: int, target: float, b1: int, *, seconds: float, b2: int = -1) -> float:
-    """Factors for the price over the least that a lease is."""
+    """The expected factors per second over the shortest lease."""
     price = seconds_per_curve(b1, b2, digits)
     try:
         needed = effort.curves_to_reach(vector, target, b1, b2, 1)
@@ -74,7 +74,7 @@ def found_per_second(vector: np.ndarray, digits: int, target: float, b1: int, *,
     ("digits", "microseconds"),
     [(100, 0.8), (160, 1.2), (250, 2.1), (385, 3.8), (600, 10), (1200, 34), (2400, 103)],
 )
-def test_the_table_of_prices_is_kept(digits: int, microseconds: float):
+def test_prices_agree_with_the_table(digits: int, microseconds: float):
     assert seconds_per_curve(1_000_000, 0, digits) == pytest.approx(microseconds, rel=1e-12)
     assert seconds_per_curve(11_000, -1, digits) == pytest.approx(0.011 * microseconds * 2.2, rel=1e-12)
 
@@ -121,13 +121,13 @@ def test_nothing_is_expected_of_a_number_too_short_for_a_factor_in_range():
     assert value_per_second(effort.no_effort(), 19) == 0
 
 
-def test_what_is_shared_cannot_be_written_to():
+def test_shared_arrays_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         expected_factors(150)[0] = 1
 
 
 @pytest.mark.parametrize("digits", [95, 120, 150])
-def test_b1_walks_up_on_its_own(digits: int):
+def test_b1_rises_with_the_effort(digits: int):
     vector, walked = effort.no_effort(), []
     target = effort.target_t_level(digits)
     while plan := plan_curves(vector, digits, target, GREEDY):
@@ -167,7 +167,7 @@ def test_no_other_b1_is_better_over_the_same_seconds(digits: int, share: float, 
 
 
 def test_a_plan_ends_where_the_next_curve_of_another_b1_is_better():
-    """Against trying one curve more at a time."""
+    """Compared with a search that adds one curve at a time."""
     for share in (0.0, 0.4, 0.6, 0.8):
         vector = at_level(share * 35)
         plan = plan_curves(vector, 114, 35, PlanRequest(0.001, 1e6))
@@ -186,10 +186,10 @@ def test_a_plan_ends_where_the_next_curve_of_another_b1_is_better():
 
 
 @settings(deadline=None, max_examples=300)
-@given(efforts, any_digits, st.floats(10, 85), wishes)
-def test_a_plan_is_wanted_and_wished_for(vector, digits, target, wish):
+@given(efforts, any_digits, st.floats(10, 85), plan_requests)
+def test_a_plan_fits_the_request_and_the_target(vector, digits, target, request_):
     before = vector.copy()
-    plan = plan_curves(vector, digits, target, wish)
+    plan = plan_curves(vector, digits, target, request_)
     assert np.array_equal(vector, before)
     assert (plan is None) == (effort.t_level(vector) >= target)
     if plan is None:
@@ -198,7 +198,7 @@ def test_a_plan_is_wanted_and_wished_for(vector, digits, target, wish):
     assert (plan.b2, plan.parametrization) == (-1, 1)
     assert plan.seconds == pytest.approx(plan.curves * seconds_per_curve(plan.b1, -1, digits))
     assert 1 <= plan.curves <= MAX_CURVES
-    assert plan.curves == 1 or plan.seconds <= wish.most * wish.speed * (1 + 1e-9)
+    assert plan.curves == 1 or plan.seconds <= request_.most * request_.speed * (1 + 1e-9)
     try:
         needed = effort.curves_to_reach(vector, target, plan.b1, -1, 1)
     except ValueError:
@@ -207,19 +207,19 @@ def test_a_plan_is_wanted_and_wished_for(vector, digits, target, wish):
 
 
 @settings(deadline=None, max_examples=100)
-@given(efforts, any_digits, st.floats(10, 85), wishes, bounds)
-def test_a_requested_b1_is_honoured(vector, digits, target, wish, asked):
+@given(efforts, any_digits, st.floats(10, 85), plan_requests, bounds)
+def test_a_requested_b1_is_used(vector, digits, target, request_, asked):
     b1, b2 = asked
-    plan = plan_curves(vector, digits, target, wish._replace(b1=b1, b2=b2))
+    plan = plan_curves(vector, digits, target, request_._replace(b1=b1, b2=b2))
     if plan is None:
         assert effort.t_level(vector) >= target
         return
     assert (plan.b1, plan.b2) == (b1, b2)
-    assert plan.curves == 1 or plan.seconds <= wish.most * wish.speed * (1 + 1e-9)
+    assert plan.curves == 1 or plan.seconds <= request_.most * request_.speed * (1 + 1e-9)
     effort.add_curves(vector, plan.curves, plan.b1, plan.b2, plan.parametrization)
 
 
-def test_a_requested_b1_that_cannot_reach_the_target_gets_the_time_wished_for():
+def test_a_requested_b1_that_cannot_reach_the_target_gets_the_requested_time():
     with pytest.raises(ValueError, match="take a larger B1"):
         effort.curves_to_reach(effort.no_effort(), 80, 1_000, -1, 1)
     plan = plan_curves(effort.no_effort(), 260, 80, PlanRequest(60, 3600, b1=1_000))
@@ -282,7 +282,7 @@ def test_value_falls_as_work_is_done(vector, digits, run):
     assert math.isfinite(before)
 
 
-def test_value_tells_numbers_apart():
+def test_value_depends_on_size_and_effort():
     fresh, worked = effort.no_effort(), at_level(28)
     assert value_per_second(fresh, 95) > 1_000 * value_per_second(worked, 95)
     assert value_per_second(fresh, 95) > value_per_second(fresh, 400), "the same chance for a higher price"
@@ -338,8 +338,8 @@ def test_very_short_and_very_long_numbers(digits: int):
     assert value_per_second(done, digits) < value_per_second(vector, digits)
 
 
-def test_a_number_of_which_nothing_is_expected_gets_what_its_target_asks_for():
-    """A target set by hand, beyond half the digits, when all there can be would have been found long ago."""
+def test_a_number_without_expected_factors_gets_the_cheapest_way_to_its_target():
+    """With a target set by hand, beyond half the digits: curves would have found every possible factor before."""
     vector = effort.effort_of([(11_000_000, -1, 1, 10**9)])
     assert value_per_second(vector, 60) == 0
     plan = plan_curves(vector, 60, 75, LEASE)
@@ -351,11 +351,15 @@ def test_a_number_of_which_nothing_is_expected_gets_what_its_target_asks_for():
     assert prices[plan.b1] == min(prices.values())
 
 
-def test_a_plan_takes_no_time():
+def test_a_plan_takes_less_than_a_millisecond():
     cases = [(at_level(level), digits) for digits in (95, 150, 200) for level in (5.0, 15.0, 25.0)]
     for vector, digits in cases:
         plan_curves(vector, digits, effort.target_t_level(digits), LEASE)
-    started = time.thread_time()
-    for vector, digits in cases * 20:
-        plan_curves(vector, digits, effort.target_t_level(digits), LEASE)
-    assert (time.thread_time() - started) / (20 * len(cases)) < 1e-3
+    # Processor time, the best of several: the machine may be busy with something else.
+    best = math.inf
+    for _ in range(10):
+        started = time.thread_time()
+        for vector, digits in cases * 2:
+            plan_curves(vector, digits, effort.target_t_level(digits), LEASE)
+        best = min(best, (time.thread_time() - started) / (2 * len(cases)))
+    assert best < 1e-3

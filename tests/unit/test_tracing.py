@@ -1,4 +1,4 @@
-"""A task's log says for which request it is: from the message's headers, over retries, and never another task's."""
+"""A task logs the id of its request: from the message's headers, also after retries, and never that of another task."""
 
 import logging
 from types import SimpleNamespace
@@ -14,8 +14,8 @@ from tasks.results import apply_result
 
 
 @pytest.fixture(autouse=True)
-def _nobodys_context(monkeypatch):
-    monkeypatch.setattr(tracing, "_began", {})
+def _empty_context(monkeypatch):
+    monkeypatch.setattr(tracing, "_started", {})
     clear_contextvars()
     yield
     clear_contextvars()
@@ -30,11 +30,11 @@ def sent(monkeypatch):
 
 
 def begin(task_id: str, headers: dict[str, str]) -> None:
-    """As a worker's child does: the message's headers, custom ones too, become the task's request."""
+    """Begin a task as a worker's child does: the message's headers, also our own, become the task's request."""
     tracing._begin(task_id=task_id, task=SimpleNamespace(request=Context({"id": task_id, "task": "some", **headers})))
 
 
-def test_upkeep_rings_with_the_id_of_the_request_that_brought_it(sent):
+def test_housekeeping_publishes_with_the_id_of_the_request_that_sent_the_result(sent):
     for request_id in ("trace-1", None):
         housekeeping._republish_submission(
             SimpleNamespace(id=1, client_id="alice", composite="15", request_id=request_id)
@@ -43,7 +43,7 @@ def test_upkeep_rings_with_the_id_of_the_request_that_brought_it(sent):
     assert "request" not in get_contextvars()
 
 
-def test_a_request_rings_with_its_id_and_what_has_none_without_one(sent):
+def test_a_message_has_the_id_of_its_request_if_there_is_one(sent):
     publishing.publish_submission(1, "alice", "15")
     bind_contextvars(request="trace-1")
     publishing.publish_submission(2, "alice", "21")
@@ -51,7 +51,7 @@ def test_a_request_rings_with_its_id_and_what_has_none_without_one(sent):
     assert "trace-1" not in sent[1]["kwargsrepr"]
 
 
-def test_a_task_and_what_it_rings_for_have_its_requests_id(sent):
+def test_a_task_and_the_jobs_that_it_publishes_have_its_requests_id(sent):
     begin("task-1", {tracing.HEADER: "trace-1"})
     assert get_contextvars() == {"task": "task-1", "request": "trace-1"}
     publishing.publish_jobs([publishing.JobRef(7, "split")])
@@ -61,7 +61,7 @@ def test_a_task_and_what_it_rings_for_have_its_requests_id(sent):
 
 
 @pytest.mark.parametrize("task", [apply_result, run_job])
-def test_a_retry_has_it_too(task):
+def test_a_retry_keeps_the_id(task):
     task.request_stack.push(Context({"id": "task-1", "task": task.name, tracing.HEADER: "trace-1", "retries": 1}))
     try:
         again = task.signature_from_request(retries=2)
@@ -72,10 +72,10 @@ def test_a_retry_has_it_too(task):
 
 def test_the_end_of_a_task_is_one_line(monkeypatch):
     captured = structlog.testing.LogCapture()
-    # A logger of its own: what other tests have made of the common one does not matter.
-    told = structlog.make_filtering_bound_logger(logging.INFO)
+    # A logger of its own, because other tests may have configured the common one.
+    wrapper = structlog.make_filtering_bound_logger(logging.INFO)
     processors = [structlog.contextvars.merge_contextvars, captured]
-    monkeypatch.setattr(tracing, "log", structlog.wrap_logger(None, processors=processors, wrapper_class=told))
+    monkeypatch.setattr(tracing, "log", structlog.wrap_logger(None, processors=processors, wrapper_class=wrapper))
     begin("task-1", {tracing.HEADER: "trace-1"})
     tracing._end(task_id="task-1", task=apply_result, state="SUCCESS", retval="applied")
     (line,) = captured.entries
@@ -84,4 +84,4 @@ def test_the_end_of_a_task_is_one_line(monkeypatch):
         **{"event": "Task ended", "log_level": "info", "name": "tasks.results.apply_result", "state": "SUCCESS"},
         **{"task": "task-1", "request": "trace-1"},
     }
-    assert tracing._began == {}
+    assert tracing._started == {}

@@ -1,4 +1,4 @@
-"""Small factors by a remainder tree, and what screening makes of a number, against slower ways to the same."""
+"""Small factors by a remainder tree, and the validation of numbers, compared with slower ways to the same results."""
 
 import re
 
@@ -18,7 +18,7 @@ LAST_SMALL, FIRST_LARGE = mpz(999_983), mpz(1_000_003)
 PRIMES = [mpz(2), mpz(3), mpz(5), mpz(7), mpz(65_537), LAST_SMALL, FIRST_LARGE, LARGE, gmpy2.next_prime(LARGE)]
 
 
-def test_the_bound_is_where_it_says():
+def test_primes_up_to_the_bound_are_found_and_larger_ones_are_not():
     assert BOUND == 10**6
     assert small_primes_of([LAST_SMALL * LARGE, FIRST_LARGE * LARGE, LARGE]) == [[LAST_SMALL], [], []]
     assert small_primes_of([]) == []
@@ -40,7 +40,7 @@ def test_every_small_prime_is_found(products):
     assert small_primes_of(numbers) == [sorted({p for p in primes if p < BOUND}) for primes in products]
 
 
-def test_a_number_of_thousands_of_small_primes_is_taken_apart():
+def test_a_number_with_thousands_of_small_primes_is_factored():
     smooth = gmpy2.primorial(60_000)
     (found,) = small_primes_of([smooth * LARGE])
     assert len(found) == 6057
@@ -55,7 +55,7 @@ def test_a_number_of_thousands_of_small_primes_is_taken_apart():
 @settings(deadline=None)
 # What is left of it is the square of q * p; the divisor q * p^2 is no part of that, and a multiple of its root.
 @example([mpz(2), FIRST_LARGE, FIRST_LARGE, LARGE, LARGE], [0b11010], False)
-def test_the_tree_is_the_one_that_dividing_step_by_step_gives(primes, chosen, squared):
+def test_the_tree_equals_that_of_dividing_step_by_step(primes, chosen, squared):
     number = mpz(1)
     for prime in primes:
         number *= prime
@@ -86,7 +86,7 @@ def test_the_tree_is_the_one_that_dividing_step_by_step_gives(primes, chosen, sq
     assert {value for value, _ in leaves(tree)} == {value for value, _ in leaves(slow)}
 
 
-def test_a_square_that_flint_names_twice_is_counted_twice():
+def test_a_prime_that_flint_returns_twice_has_multiplicity_two():
     number = 65_537 * LAST_SMALL * FIRST_LARGE**2
     tree = divide_known(number, [], [])
     assert tree.finished
@@ -94,7 +94,7 @@ def test_a_square_that_flint_names_twice_is_counted_twice():
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "said"),
+    ("fields", "reason", "message"),
     [
         ({"priority": "high"}, "invalid", "priority should be a valid integer"),
         ({"priority": "99999999999"}, "invalid", "priority should be less than"),
@@ -111,14 +111,14 @@ def test_a_square_that_flint_names_twice_is_counted_twice():
         ({"project": "a\x00b"}, "invalid", "project should be printable"),
     ],
 )
-def test_what_is_said_of_a_number_is_checked(fields, reason, said):
+def test_the_fields_of_a_number_are_checked(fields, reason, message):
     (bad,) = validate_batch([InputRow(3, "15", fields)], 1000).bad
     assert (bad.line, bad.number, bad.reason) == (3, "15", reason)
-    assert re.search(said, bad.message)
+    assert re.search(message, bad.message)
 
 
 @pytest.mark.parametrize("claim", ["is_prime", "is_fully_factored"])
-def test_a_number_that_is_said_to_be_finished_is(claim):
+def test_a_claim_that_a_number_is_finished_is_checked(claim):
     half_done = str(LARGE * gmpy2.next_prime(LARGE))
     (bad,) = validate_batch([InputRow(1, half_done, {claim: "true"})], 1000).bad
     assert bad.reason == "not_finished"
@@ -127,7 +127,7 @@ def test_a_number_that_is_said_to_be_finished_is(claim):
     assert not validate_batch([InputRow(1, str(LARGE), {claim: "true"})], 1000).bad
 
 
-def test_a_line_that_is_no_text_is_named():
+def test_lines_that_are_not_texts_are_reported():
     batch = [
         InputRow(1, True),
         InputRow(2, 1.5),

@@ -1,0 +1,162 @@
+"""Finding a composite for a claim and locking it, while other claims do the same.
+
+A claim has a composite to itself when it holds the composite's advisory lock; results do not take that lock. The row
+lock comes after it. Every wait for a lock ends after LOCK_TIMEOUT_MS, except the wait in `lock_client`.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Executable, Row, text
+from sqlalchemy.exc import DBAPIError
+
+from coordinator.base.advisory_locks import CLIENT_LOCK, COMPOSITE_LOCK
+from coordinator.base.unit_of_work import savepoint
+from coordinator.composites.eligibility import ECM
+from coordinator.leases import candidates
+from coordinator.leases.work_request import WorkRequest
+
+LOCK_TIMEOUT_MS = 250
+# How many composites a claim passes over because something longer than a result's unit of work has locked them.
+MAX_PASSED = 10
+LOCK_NOT_AVAILABLE = "55P03"
+
+# The fields of a request that are filters of candidates.FILTERS by themselves.
+FILTER_FIELDS = ("min_digits", "max_digits", "min_priority", "min_target", "max_target", "max_current")
+NO_PROJECT = -1
+
+LockedRows = list[Row[Any]]
+
+
+class ClaimFilters(NamedTuple):
+    """Names from candidates.FILTERS, and the bind values of those that have one."""
+
+    names: tuple[str, ...]
+    values: dict[str, Any]
+
+
+def lock_client(connection: Connection, client_id: str) -> int:
+    """Let this client's claims go one after another; return how many open leases it has, and set the lock timeout."""
+    connection.execute(_LOCK_CLIENT, {"lock": CLIENT_LOCK, "client": client_id})
+    values = {"timeout": f"{LOCK_TIMEOUT_MS}ms", "client": client_id}
+    open_leases: int = connection.execute(_COUNT_OPEN_LEASES, values).one().open_leases
+    return open_leases
+
+
+# Before the lock timeout is set: claims of one client wait for one another for as long as it takes.
+_LOCK_CLIENT = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:client))")
+# A statement of its own: it has to see what other claims committed while this one waited for the lock.
+_COUNT_OPEN_LEASES = text(
+    "SELECT count(*) AS open_leases, set_config('lock_timeout', :timeout, true) FROM work_assignments"
+    " WHERE client_id = :client AND closed_at IS NULL"
+)
+
+
+def build_filters(connection: Connection, request: WorkRequest) -> ClaimFilters:
+    """The filters of a request, without its eligibility column."""
+    values = {name: value for name in FILTER_FIELDS if (value := getattr(request, name)) is not None}
+    if request.project is not None:
+        # By the project's id: the query planner knows how many composites each id has.
+        project_id = connection.execute(candidates.PROJECT_ID, {"project": request.project}).scalar_one_or_none()
+        values["project_id"] = NO_PROJECT if project_id is None else project_id
+    alone = ("alone",) if request.method == ECM and not request.shared else ()
+    return ClaimFilters((*values, *alone), values)
+
+
+def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> list[int]:
+    """Ids of the first composites that match the request, also of those that other claims hold."""
+    order = _order(request)
+    for eligible in request.eligibility_columns:
+        found = connection.execute(candidates.candidate_ids(eligible, order, filters.names), filters.values)
+        if ids := list(found.scalars()):
+            return ids
+    return []
+
+
+def lock_first(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows | None:
+    """Lock the first matching composite that no other claim holds; None if other claims hold all of them.
+
+    Returns its row, or no row if it no longer matches. The claim waits for a result that is being applied to the first
+    one, which takes milliseconds. If something longer has locked it, the claim tries the next MAX_PASSED ones without
+    waiting; when those are locked too, it waits for the first one once more.
+    """
+    first: int | None = None
+    for passed, composite_id in enumerate(_free_candidates(connection, request, filters)):
+        locked = lock_composite(connection, composite_id, filters, wait=first is None)
+        if locked is not None:
+            return locked
+        if first is None:
+            first = composite_id
+        if passed == MAX_PASSED:
+            break
+    return None if first is None else lock_composite(connection, first, filters, wait=True)
+
+
+def lock_contended(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows | None:
+    """Wait for one of the matching composites that other claims hold, and lock it; None if that takes too long.
+
+    Which one is random, because other claims wait at the same time. Returns its row, or no row if it no longer matches.
+    """
+    ids = candidate_ids(connection, request, filters)
+    if not ids:
+        return None
+    composite_id = random.choice(ids)
+    if not wait_for_claims(connection, composite_id):
+        return None
+    return lock_composite(connection, composite_id, filters, wait=True)
+
+
+def wait_for_claims(connection: Connection, composite_id: int) -> bool:
+    """Take the advisory lock of a composite; returns False if other claims hold it for LOCK_TIMEOUT_MS."""
+    keys = {"lock": COMPOSITE_LOCK, "id": composite_id}
+    return _execute_with_lock_timeout(connection, _LOCK_COMPOSITE, keys) is not None
+
+
+_LOCK_COMPOSITE = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
+
+
+def lock_composite(
+    connection: Connection, composite_id: int, filters: ClaimFilters, *, wait: bool
+) -> LockedRows | None:
+    """Lock a composite's row; None if somebody else has locked it.
+
+    Returns the row, or no row if the composite no longer passes the filters (only a call that waits tells that apart
+    from a locked one).
+    """
+    values = {**filters.values, "id": composite_id}
+    at_once = connection.execute(candidates.lock_candidate(filters.names, wait=False), values).all()
+    if at_once or not wait:
+        return list(at_once) or None
+    return _execute_with_lock_timeout(connection, candidates.lock_candidate(filters.names, wait=True), values)
+
+
+def _order(request: WorkRequest) -> str:
+    return request.order if request.method == ECM else "standard"
+
+
+def _free_candidates(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> Iterator[int]:
+    """Yield the ids of matching composites that no other claim holds, in order; takes the advisory lock of each."""
+    order = _order(request)
+    for eligible in request.eligibility_columns:
+        statement = candidates.lock_first_free(eligible, order, filters.names)
+        free = connection.execute(statement, filters.values).scalar_one_or_none()
+        passed: list[int] = []
+        while free is not None:
+            yield free
+            passed.append(free)
+            others = candidates.lock_first_free(eligible, order, (*filters.names, "passed"))
+            free = connection.execute(others, {**filters.values, "passed": passed}).scalar_one_or_none()
+
+
+def _execute_with_lock_timeout(
+    connection: Connection, statement: Executable, parameters: dict[str, Any]
+) -> LockedRows | None:
+    """Execute a statement that waits for a lock; returns its rows, or None if LOCK_TIMEOUT_MS passed first."""
+    try:
+        with savepoint(connection):
+            return list(connection.execute(statement, parameters))
+    except DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) != LOCK_NOT_AVAILABLE:
+            raise
+        return None
