@@ -74,7 +74,7 @@ def seconds_per_curve(b1: float, b2: int, digits: int) -> float:
     stage2 = stage1 * STAGE2_AT_11000 * (b1 / 11_000) ** STAGE2_EXPONENT
     if b2 != DEFAULT_B2:
         stage2 *= math.sqrt(b2 / effort.default_b2(int(b1)))
-    return stage1 + stage2
+    return float(stage1 + stage2)
 
 
 @lru_cache(maxsize=4096)

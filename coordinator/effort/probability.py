@@ -224,7 +224,7 @@ def _weighted_shares(orders: Orders, interval: Interval) -> Array:
     steps = interval.last - interval.first
     columns = int(steps.max(initial=0)) + 1
     start = interval.sizes * ROW + (ROW - 1 - interval.last)
-    shares = sliding_window_view(orders.share, columns)[start]
+    shares: Array = sliding_window_view(orders.share, columns)[start]
     shares[:, 0] /= 2
     shares[np.arange(steps.size), np.maximum(steps, 0)] /= 2
     shorter = np.flatnonzero(steps < columns - 1)

@@ -62,7 +62,7 @@ def number_row(row: ParsedRow, tree: Tree, plain: bool) -> tuple[Any, ...]:
     fields = row.fields
     snfs = fields and fields.snfs_difficulty
     explicit = fields and fields.target_t_level
-    settings = _row_settings(digits, is_prime, tree.finished, snfs=snfs, explicit=explicit, runs=tuple(row.runs))
+    derived = _derived_columns(digits, is_prime, tree.finished, snfs=snfs, explicit=explicit, runs=tuple(row.runs))
     return (
         row.line,
         row.written,
@@ -78,15 +78,15 @@ def number_row(row: ParsedRow, tree: Tree, plain: bool) -> tuple[Any, ...]:
         fields and fields.has_snfs_form,
         snfs,
         explicit,
-        settings.target,
+        derived.target,
         fields and fields.project,
-        settings.t_level,
-        settings.vector,
-        *settings.columns,
+        derived.t_level,
+        derived.vector,
+        *derived.columns,
     )
 
 
-class _RowSettings(NamedTuple):
+class _DerivedColumns(NamedTuple):
     """The columns that numbers of the same size and prior work share; `vector` is None without effort."""
 
     target: float
@@ -96,7 +96,7 @@ class _RowSettings(NamedTuple):
 
 
 @lru_cache(10_000)
-def _row_settings(
+def _derived_columns(
     digits: int,
     is_prime: bool | None,
     finished: bool,
@@ -104,13 +104,13 @@ def _row_settings(
     snfs: int | None,
     explicit: float | None,
     runs: tuple[tuple[int, int, int, int], ...],
-) -> _RowSettings:
+) -> _DerivedColumns:
     vector: np.ndarray = effort.effort_of(runs)
     target = effort.target_t_level(digits, snfs) if explicit is None else explicit
     inputs = eligibility.EligibilityInputs(vector, digits, is_prime, finished, target)
     columns = tuple(eligibility.compute_eligibility(inputs, []).values())
     stored = np.asarray(vector, dtype="<f8").tobytes() if runs else None
-    return _RowSettings(target, effort.t_level(vector), stored, columns)
+    return _DerivedColumns(target, effort.t_level(vector), stored, columns)
 
 
 def tree_rows(line: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
