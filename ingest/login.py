@@ -16,8 +16,8 @@ from flask.sessions import SecureCookieSessionInterface
 from flask_wtf.csrf import generate_csrf, validate_csrf
 from wtforms.validators import ValidationError
 
-from ingest import limits
-from ingest.admin.access import is_key
+from ingest import rate_limits
+from ingest.admin.admin_key import is_key
 from ingest.problems import Problem
 
 SESSION = timedelta(hours=12)
@@ -59,7 +59,7 @@ def is_operator() -> bool:
 
 def log_in(key: str) -> None:
     """Begin a session if `key` is the admin key; raises a 403 problem if not, 429 after too many tries."""
-    limits.limit_login()
+    rate_limits.limit_login()
     if not is_key(key):
         raise Problem(403, "forbidden", "That is not this server's admin key; it is in the file admin.key of its home.")
     session.clear()

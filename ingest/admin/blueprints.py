@@ -8,7 +8,7 @@ from flask_openapi import APIBlueprint, Tag
 
 from coordinator.base.audit import ADMIN, Actor
 from ingest import openapi
-from ingest.admin.access import require_key
+from ingest.admin.admin_key import require_key
 
 UNKNOWN_COMPOSITE: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from config.settings import settings
-from ingest.commands.answers import JSON_OPTION
 from ingest.commands.database import HOME_OPTION, database
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import JSON_OPTION
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 
 @click.command()
@@ -22,7 +22,7 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
     """Check every invariant on the live database; nothing is locked or changed.
 
     Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs. Exits with
-    1 and a list if one is broken: `recompute-effort` mends effort, the rest needs a person.
+    1 and a list if one is broken: `recalculate-effort` mends effort, the rest needs a person.
     """
     from coordinator.reading import invariants
 

@@ -8,10 +8,10 @@ from pipeline import assert_sound, composite, result, rows, run_sql, scalar, sub
 from primes import prime, product
 
 from config.settings import settings
-from ingest.commands import composites_admin
+from ingest.commands import composites_commands
 from ingest.commands.doctor import doctor
-from ingest.commands.projects import projects
-from ingest.commands.submissions import submissions
+from ingest.commands.projects_commands import projects
+from ingest.commands.submissions_commands import submissions
 
 P9, P20, P40, P80 = prime(9), prime(20), prime(40), prime(80)
 NUMBER = str(product(P9, P20, P40, P80))
@@ -83,42 +83,42 @@ def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
 def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
     number = submit(engine, result(NUMBER, str(P9), project="main")).composite_id
     other = submit(engine, result("2^1061-1")).composite_id
-    code, said, _ = call(composites_admin.ls, "--json")
+    code, said, _ = call(composites_commands.ls, "--json")
     assert (code, [row["id"] for row in json.loads(said)]) == (0, [number, other])
-    assert [row["id"] for row in json.loads(call(composites_admin.ls, "--json", "--project", "main")[1])] == [number]
-    assert [row["id"] for row in json.loads(call(composites_admin.ls, "2^1061-1", "--json")[1])] == [other]
-    code, said, error = call(composites_admin.ls, "--limit", 1)
+    assert [row["id"] for row in json.loads(call(composites_commands.ls, "--json", "--project", "main")[1])] == [number]
+    assert [row["id"] for row in json.loads(call(composites_commands.ls, "2^1061-1", "--json")[1])] == [other]
+    code, said, error = call(composites_commands.ls, "--limit", 1)
     assert (code, str(number) in said, f"--after {number}" in error) == (0, True, True)
-    assert "no such number" in call(composites_admin.ls, "3^99-1")[1]
-    shown = json.loads(call(composites_admin.show, NUMBER, "--json")[1])
+    assert "no such number" in call(composites_commands.ls, "3^99-1")[1]
+    shown = json.loads(call(composites_commands.show, NUMBER, "--json")[1])
     assert (shown["id"], shown["projects"], shown["factors"][0]["factor"]) == (number, ["main"], str(P9))
-    said = call(composites_admin.show, number)[1]
+    said = call(composites_commands.show, number)[1]
     for word in (str(P9), "alice", "main", "50,000", "100"):
         assert word in said
-    assert call(composites_admin.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
+    assert call(composites_commands.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
     assert composite(engine, NUMBER).priority == 9
-    for command in (composites_admin.show, composites_admin.rm):
+    for command in (composites_commands.show, composites_commands.rm):
         code, _, error = call(command, "77777")
         assert (code, "neither a number of this server nor the id of one" in error) == (1, True)
 
 
 def test_bounds_past_64_bits_are_shown(call, engine):
     submit(engine, result(NUMBER, b2=10**21))
-    (row,) = json.loads(call(composites_admin.show, NUMBER, "--json")[1])["effort"]
+    (row,) = json.loads(call(composites_commands.show, NUMBER, "--json")[1])["effort"]
     assert row["b2"] == 10**21
-    assert call(composites_admin.show, NUMBER)[0] == 0
+    assert call(composites_commands.show, NUMBER)[0] == 0
     assert json.loads(call(submissions, "show", 1)[1])["payload"]["parameters"]["b2"] == 10**21
 
 
 def test_numbers_are_completed_and_deleted(call, engine):
     number = submit(engine, result(NUMBER)).composite_id
-    code, _, error = call(composites_admin.complete, number, P9)
+    code, _, error = call(composites_commands.complete, number, P9)
     assert (code, "is composite" in error) == (1, True)
     assert rows(engine, "SELECT id FROM factors") == []
-    code, said, _ = call(composites_admin.complete, number, P9, P20, P40, "--source", "a book")
+    code, said, _ = call(composites_commands.complete, number, P9, P20, P40, "--source", "a book")
     assert (code, said) == (0, f"composite {number} is finished; 3 of these factors were new\n")
-    assert call(composites_admin.rm, number)[0] == 1  # nobody answers
-    code, said, _ = call(composites_admin.rm, number, "--yes")
+    assert call(composites_commands.rm, number)[0] == 1  # nobody answers
+    code, said, _ = call(composites_commands.rm, number, "--yes")
     assert (code, said.startswith(f"composite {number} is deleted: ")) == (0, True)
     assert rows(engine, "SELECT id FROM composites") == []
     (actor,) = {row.actor for row in rows(engine, "SELECT actor FROM admin_events")}

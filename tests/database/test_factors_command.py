@@ -9,7 +9,7 @@ from pipeline import result, submit
 from primes import prime, product
 
 from config.settings import settings
-from ingest.commands.factors import factors
+from ingest.commands.factors_commands import factors
 
 NUMBER = str(product(prime(15), prime(25), prime(70), prime(71)))
 

@@ -17,7 +17,7 @@ from config.settings import settings
 from coordinator.leases import claims, reservations
 from coordinator.leases.claims import WorkRequest
 from ingest.cli import main
-from ingest.commands.work import work
+from ingest.commands.leases_commands import work
 from models.wire_work import Assignment
 
 N = product(prime(30), prime(40), prime(50))

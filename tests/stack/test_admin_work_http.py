@@ -10,7 +10,7 @@ from stacks import until
 from traffic import prime
 
 from config.settings import settings
-from ingest.commands.work import work
+from ingest.commands.leases_commands import work
 from models.wire_work import Assignment
 
 pytestmark = pytest.mark.stack

@@ -14,10 +14,10 @@ from sqlalchemy import Row
 from coordinator.base.unit_of_work import is_transient
 from coordinator.numbers.expressions import ExpressionError
 from coordinator.results import inbox
-from ingest import keys, limits, metrics, openapi
-from ingest.answers import engine, settings
-from ingest.bodies import parse_json, read_body, without_nul
+from ingest import client_authentication, openapi, rate_limits, web_metrics
 from ingest.problems import Problem, database_away, invalid, unreadable_number
+from ingest.request_bodies import parse_json, read_body, without_nul
+from ingest.view_context import engine, settings
 from models.wire import PRINTABLE, BatchAnswer, ResultAnswer, SubmissionState, SubmitResult
 from tasks import publishing
 
@@ -51,12 +51,12 @@ Answer = TypeVar("Answer")
 def submit_result() -> Response:
     """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
     result = read_body(SubmitResult)
-    keys.act_as(result.client_id)
-    limits.limit_client(result.client_id)
+    client_authentication.require_own_name(result.client_id)
+    rate_limits.limit_client(result.client_id)
     inbox.check_numbers(result, settings().max_digits)
     # Whatever can be wrong with a header is found before anything is stored.
     key, seconds = _idempotency_key(), _wait_seconds(settings().default_wait)
-    receipt = _patiently(
+    receipt = _store_with_retries(
         lambda: inbox.receive(
             engine(),
             result,
@@ -67,11 +67,11 @@ def submit_result() -> Response:
         ),
         settings().database_timeout,
     )
-    metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
+    web_metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
     if settled is None:
-        rung = _ring(receipt, result)
-        if rung:
+        published = _publish(receipt, result)
+        if published:
             settled = current_app.config["POLLER"].wait(receipt.submission_id, seconds)
     if settled is None or settled.state == "failed":
         return _accepted(receipt)
@@ -97,13 +97,13 @@ def submit_results() -> Response:
     for index, item in enumerate(items):
         try:
             result = SubmitResult.model_validate(parse_json(item) if isinstance(item, bytes) else without_nul(item))
-            keys.act_as(result.client_id)
+            client_authentication.require_own_name(result.client_id)
             inbox.check_numbers(result, settings().max_digits)
         except (ValidationError, ExpressionError, Problem) as error:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
-    receipts = _patiently(
+    receipts = _store_with_retries(
         lambda: inbox.receive_many(
             engine(),
             [(result, None) for _, result in valid],
@@ -117,9 +117,9 @@ def submit_results() -> Response:
         if isinstance(receipt, inbox.IdempotencyKeyReusedError):
             verdicts.append({"index": index, **_refusal(_key_reused())})
             continue
-        metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
+        web_metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
         if receipt.settled is None:
-            _ring(receipt, result)
+            _publish(receipt, result)
         verdicts.append({"index": index, **_verdict(receipt)})
     verdicts.sort(key=lambda verdict: verdict["index"])
     refused = sum(verdict["status"] == "refused" for verdict in verdicts)
@@ -209,7 +209,7 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _ring(receipt: inbox.Receipt, result: SubmitResult) -> bool:
+def _publish(receipt: inbox.Receipt, result: SubmitResult) -> bool:
     """Ring for a stored result; whether that worked. It never raises: what is stored is not answered with an error."""
     try:
         return publishing.publish_submission(receipt.submission_id, result.client_id, result.composite)
@@ -235,9 +235,9 @@ def _wait_seconds(default: float) -> float:
     return default
 
 
-def _patiently(store: Callable[[], Answer], patience: float) -> Answer:
-    """`store()`, tried again while the database is away, for at most `patience` seconds."""
-    deadline = time.monotonic() + patience
+def _store_with_retries(store: Callable[[], Answer], seconds: float) -> Answer:
+    """`store()`, tried again while the database is away, for at most `seconds` seconds."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return store()

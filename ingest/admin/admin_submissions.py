@@ -6,7 +6,7 @@ from sqlalchemy import Row
 from coordinator.administration import dead_letters
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
-from ingest.answers import engine, settings
+from ingest.view_context import engine, settings
 from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
 from tasks.publishing import publish_jobs, publish_submission
 
@@ -23,10 +23,10 @@ def submissions(query: SubmissionsQuery) -> Response:
     states = (query.state,) if query.state else dead_letters.DEAD_STATES
     rows = dead_letters.list_dead_letters(engine(), states, limit=query.limit, after=after)
     more = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == query.limit else None
-    return answer({"submissions": [letter(row) for row in rows], "next": more})
+    return answer({"submissions": [submission_answer(row) for row in rows], "next": more})
 
 
-def letter(row: Row) -> dict[str, object]:
+def submission_answer(row: Row) -> dict[str, object]:
     """A submission as lists show it."""
     return {
         "submission_id": row.id,

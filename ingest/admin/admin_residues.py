@@ -9,8 +9,8 @@ from coordinator.residues import residue_expiry
 from coordinator.residues.residue_storage import storage
 from ingest import openapi
 from ingest.admin.blueprints import make, request_actor
-from ingest.answers import engine, json_of, settings
-from ingest.residues import UNKNOWN, residue_state
+from ingest.residues_routes import UNKNOWN, residue_state
+from ingest.view_context import engine, json_of, settings
 from models.wire_admin import WhyQuery
 from models.wire_residues import OrphansCleaned, ResiduePath, ResiduesCleaned, ResidueState
 from tasks.publishing import publish_jobs

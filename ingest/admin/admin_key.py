@@ -4,8 +4,8 @@ import hmac
 
 from flask import request
 
-from ingest.answers import settings
 from ingest.problems import Problem
+from ingest.view_context import settings
 
 HEADER = "X-Admin-Key"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from ingest.commands.answers import JSON_OPTION, YES_OPTION, sentences
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import JSON_OPTION, YES_OPTION, domain_errors_end_command
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 MANY = 10_000
 LONGEST_NAME = 200
@@ -50,7 +50,7 @@ def add(name: str, home: Path | None) -> None:
 
     if not 0 < len(name.strip()) <= LONGEST_NAME:
         raise click.ClickException(f"a project's name has 1 to {LONGEST_NAME} characters; this has {len(name.strip())}")
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         row = registry.create_project(engine, operator(), name.strip())
     click.echo(f"project {row.id} is {row.name}")
 
@@ -65,6 +65,6 @@ def rm(name: str, yes: bool, home: Path | None) -> None:
 
     if not yes:
         click.confirm(f"Delete the project {name.strip()}? Its numbers stay.", abort=True)
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         gone = registry.delete_project(engine, operator(), name=name.strip())
     click.echo(f"project {gone['name']} is deleted; its {gone['composites']:,} numbers stay")

@@ -1,4 +1,4 @@
-"""`ecm-coordinator recompute-effort`."""
+"""`ecm-coordinator recalculate-effort`."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ import click
 from ingest.commands.database import HOME_OPTION, database
 
 
-@click.command("recompute-effort")
+@click.command("recalculate-effort")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after the composite with this id.")
 @HOME_OPTION
-def recompute_effort(as_json: bool, after: int, home: Path | None) -> None:
+def recalculate_effort(as_json: bool, after: int, home: Path | None) -> None:
     """Recompute every composite's curve sums and t-level from its attempts, and correct what differs.
 
     Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs; results

@@ -6,7 +6,7 @@ from flask import Response
 
 from coordinator.reading import clients, projects
 from ingest import openapi
-from ingest.answers import engine, json_of
+from ingest.view_context import engine, json_of
 from models.wire_admin import ProjectNamePath, ProjectPath
 from models.wire_reading import ClientsPage, ClientsQuery, PageQuery, ProjectListed, ProjectsPage
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingest.commands.answers import identify, sentences
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import domain_errors_end_command, identify
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
@@ -104,7 +104,7 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
     """
     from coordinator.leases import reservations
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         row = reservations.pause(engine, identify(engine, number), reason, operator())
     click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
 
@@ -119,7 +119,7 @@ def resume(number: str, home: Path | None) -> None:
     """
     from coordinator.leases import reservations
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         row = reservations.resume(engine, identify(engine, number), operator())
     click.echo(
         f"composite {row.id} is neither paused nor parked" + ("" if row.ecm_eligible else "; it wants no ECM now")
@@ -130,7 +130,7 @@ def resume(number: str, home: Path | None) -> None:
 
 
 def _assignments(rows: list["Row[Any]"]) -> list[dict[str, Any]]:
-    from ingest.work import assignment
+    from ingest.leases_routes import assignment
 
     return [assignment(row) for row in rows]
 

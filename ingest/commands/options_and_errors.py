@@ -16,7 +16,7 @@ YES_OPTION = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
+def domain_errors_end_command() -> Iterator[None]:
     """What is refused ends the command with exit code 1 and the reason."""
     from coordinator.base.errors import DomainError
     from coordinator.numbers.expressions import ExpressionError
@@ -30,7 +30,7 @@ def sentences() -> Iterator[None]:
 
 
 def identify(engine: "Engine", number: str) -> int:
-    """The id of the number with this value or id; to be called within `sentences`."""
+    """The id of the number with this value or id; to be called within `domain_errors_end_command`."""
     from coordinator.leases import reservations
 
     return reservations.identify(engine, number.strip(), settings().max_digits)

@@ -1,6 +1,6 @@
-"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything; ingest/admin/pages.py does.
+"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything; ingest/admin/admin_pages.py does.
 
-What clients control is only ever text in them: Jinja escapes it, and the policy of ingest/security.py runs no script
+What clients control is only ever text in them: Jinja escapes it, and the policy of ingest/security_headers.py runs no script
 that a page brings along.
 """
 
@@ -18,11 +18,11 @@ from coordinator.composites import statistics
 from coordinator.leases import speeds
 from coordinator.numbers.expressions import shorten
 from coordinator.reading import admin_queries, batch_lookup, clients, detail, factors, health_queries, projects, search
-from ingest.answers import engine, settings
+from ingest.composites_routes import check_expression_length
+from ingest.health_routes import installation
 from ingest.openapi import API
-from ingest.operations import installation
 from ingest.problems import Problem, invalid
-from ingest.stats import check_written
+from ingest.view_context import engine, settings
 from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
 
 HOURS_SHOWN = 48
@@ -92,7 +92,7 @@ def page_with(**changes: Any) -> str:
     """The address of this page with these parameters changed (None: left out)."""
     given = {**request.args.to_dict(), **changes}
     # What is asked for stays in the query: url_for has parameters of its own, which say where an address leads.
-    path = url_for(request.endpoint or "pages.start", **(request.view_args or {}))
+    path = url_for(request.endpoint or "pages.overview", **(request.view_args or {}))
     return f"{path}?{urlencode({key: value for key, value in given.items() if value})}"
 
 
@@ -103,7 +103,7 @@ pages.add_app_template_global(page_with, "page_with")
 
 
 @pages.get("/")
-def start() -> ResponseReturnValue:
+def overview() -> ResponseReturnValue:
     """What there is, and what goes on."""
     now = datetime.now(UTC)
     hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
@@ -111,7 +111,7 @@ def start() -> ResponseReturnValue:
         engine(), factors.FactorFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
     )
     return render_template(
-        "start.html",
+        "overview.html",
         status=admin_queries.composites_status(engine()),
         charts=[bars(hours, "results"), bars(hours, "curves")],
         factors=found.rows,
@@ -128,7 +128,7 @@ def numbers() -> ResponseReturnValue:
     """Numbers: filtered, sorted, searched, page by page."""
     query = _query(CompositesQuery)
     if query.text is not None:
-        check_written(query.text, "text")
+        check_expression_length(query.text, "text")
     found = search.list_composites(
         engine(),
         search.CompositeFilters(**query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))),
@@ -169,7 +169,7 @@ def all_factors() -> ResponseReturnValue:
     """Factors, the newest or the largest first."""
     query = _query(FactorsQuery)
     if query.composite is not None:
-        check_written(query.composite, "composite")
+        check_expression_length(query.composite, "composite")
     filters = factors.FactorFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )

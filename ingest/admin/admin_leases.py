@@ -10,25 +10,25 @@ from coordinator.housekeeping import lease_expiry
 from coordinator.leases import reservations
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
-from ingest.answers import engine, settings
-from ingest.bodies import read_body
-from ingest.work import WorkPath, assignment, lease_state, with_lease
+from ingest.leases_routes import WorkPath, assignment, lease_state, with_lease
+from ingest.request_bodies import read_body
+from ingest.view_context import engine, settings
 from models.wire_admin import CompositePath
 from models.wire_work import CleanedUp, HoldState, LeaseState, OpenWork, ReasonQuery, Reservation, Reserved
 
-admin_work = make("admin_work", openapi.ADMIN_WORK)
+admin_leases = make("admin_leases", openapi.ADMIN_WORK)
 
 UNKNOWN_WORK: dict[Any, Any] = {404: openapi.problem("`unknown_work`")}
 
 
-@admin_work.get("/work/assignments", operation_id="admin_assignments", responses={200: OpenWork})
+@admin_leases.get("/work/assignments", operation_id="admin_assignments", responses={200: OpenWork})
 def assignments() -> Response:
     """Open leases, those that run out first first (at most 1,000)."""
     rows = reservations.list_open_leases(engine())
     return answer({"assignments": [assignment(row) for row in rows]})
 
 
-@admin_work.delete(
+@admin_leases.delete(
     "/work/assignments/<work_id>", operation_id="admin_cancel_work", responses={200: LeaseState, **UNKNOWN_WORK}
 )
 def cancel(path: WorkPath, query: ReasonQuery) -> Response:
@@ -40,14 +40,14 @@ def cancel(path: WorkPath, query: ReasonQuery) -> Response:
     )
 
 
-@admin_work.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
+@admin_leases.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: CleanedUp})
 def cleanup() -> Response:
     """Time out overdue leases now, as beat does every few seconds."""
     expired = lease_expiry.expire_leases(engine(), datetime.now(UTC))
     return answer({"expired": expired, "message": f"{expired} overdue leases timed out"})
 
 
-@admin_work.post(
+@admin_leases.post(
     "/work/reserve",
     operation_id="admin_reserve",
     request_body=openapi.takes(Reservation),
@@ -80,14 +80,14 @@ def reserve() -> Response:
     )
 
 
-@admin_work.post("/work/release/<work_id>", operation_id="admin_release", responses={200: LeaseState, **UNKNOWN_WORK})
+@admin_leases.post("/work/release/<work_id>", operation_id="admin_release", responses={200: LeaseState, **UNKNOWN_WORK})
 def release(path: WorkPath, query: ReasonQuery) -> Response:
     """Release a reservation; idempotent."""
     row = with_lease(lambda id_: reservations.release(engine(), id_, query.reason, request_actor()), path.work_id)
     return answer(lease_state(row))
 
 
-@admin_work.post(
+@admin_leases.post(
     "/composites/<int:composite_id>/pause",
     operation_id="admin_pause",
     responses={200: HoldState, **UNKNOWN_COMPOSITE},
@@ -98,7 +98,7 @@ def pause(path: CompositePath, query: ReasonQuery) -> Response:
     return _hold(row, "It gets no work until it is resumed")
 
 
-@admin_work.post(
+@admin_leases.post(
     "/composites/<int:composite_id>/resume",
     operation_id="admin_resume",
     responses={200: HoldState, **UNKNOWN_COMPOSITE},

@@ -9,10 +9,10 @@ from coordinator.administration import deletions, edits, project_edits
 from coordinator.administration.edits import Provenance
 from coordinator.reading import admin_queries
 from ingest import openapi
+from ingest.admin.admin_composites import factors_answer
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
-from ingest.admin.composites import factored
-from ingest.answers import engine, settings
-from ingest.bodies import read_body
+from ingest.request_bodies import read_body
+from ingest.view_context import engine, settings
 from models.wire_admin import (
     AttemptDeleted,
     AttemptPath,
@@ -49,7 +49,7 @@ def add_factors() -> Response:
         engine(), request_actor(), wish.composite.strip(), wish.factors, said, max_digits=most
     )
     publish_jobs(done.to_publish)
-    return answer(factored(done, f"{len(done.new)} new factors, {len(done.known)} known before"))
+    return answer(factors_answer(done, f"{len(done.new)} new factors, {len(done.known)} known before"))
 
 
 @admin_records.delete(

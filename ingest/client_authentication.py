@@ -10,8 +10,8 @@ from flask import current_app, g, request
 
 from coordinator.administration import client_keys
 from coordinator.base.unit_of_work import is_transient
-from ingest.answers import engine, settings
 from ingest.problems import Problem
+from ingest.view_context import engine, settings
 
 SCHEME = "bearer"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ecm-coordinator"'}
@@ -20,11 +20,11 @@ CACHED_SECONDS = 5.0
 MOST_CACHED = 10_000
 
 # Every route of these blueprints, and these routes, are a client's doing; the rest is reading.
-BLUEPRINTS = ("work", "residues")
+BLUEPRINTS = ("leases", "residues")
 ENDPOINTS = ("results.submit_result", "results.submit_results")
 
 
-class Owners:
+class KeyOwners:
     """Who owns which key, looked up by hash and remembered for some seconds."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Owners:
         return owner
 
 
-def check_key() -> None:
+def authenticate_client() -> None:
     """Before a request that is a client's doing: its key, and every name in its address and headers, or a problem."""
     if request.blueprint not in BLUEPRINTS and request.endpoint not in ENDPOINTS:
         return
@@ -67,25 +67,25 @@ def check_key() -> None:
         detail = "The key in Authorization is no client's, or was revoked; it should read: Bearer KEY."
         raise Problem(401, "unauthorized", detail, headers=CHALLENGE)
     g.client_by_key = name
-    for named in names():
-        act_as(named)
+    for named in named_clients():
+        require_own_name(named)
 
 
-def names() -> list[str]:
+def named_clients() -> list[str]:
     """Whom a request's address and headers say that it comes from."""
-    said = [*request.args.getlist("client_id"), *request.headers.getlist("X-Client-ID")]
-    said += [value for name, value in (request.view_args or {}).items() if name == "client_id"]
-    return [name.strip() for name in said]
+    given = [*request.args.getlist("client_id"), *request.headers.getlist("X-Client-ID")]
+    given += [value for name, value in (request.view_args or {}).items() if name == "client_id"]
+    return [name.strip() for name in given]
 
 
-def by_key() -> str | None:
+def client_of_key() -> str | None:
     """The client whose key came with this request."""
     return g.get("client_by_key")
 
 
-def act_as(client_id: str) -> None:
+def require_own_name(client_id: str) -> None:
     """Raise a problem if this request has another client's key."""
-    own = by_key()
+    own = client_of_key()
     if own is not None and client_id != own:
         detail = f"This key is {own}'s, and the request is made as {client_id[:100]}; use your own name."
         raise Problem(403, "wrong_client", detail)

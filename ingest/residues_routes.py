@@ -12,9 +12,9 @@ from coordinator.residues import uploads
 from coordinator.residues.residue_storage import Storage, StorageError, storage
 from coordinator.residues.save_files import SaveFileError, read_save_file
 from ingest import openapi
-from ingest.answers import engine, json_of, settings
-from ingest.bodies import read_body, uploaded_file
 from ingest.problems import RETRY, Problem, checked_name
+from ingest.request_bodies import read_body, uploaded_file
+from ingest.view_context import engine, json_of, settings
 from models.wire_residues import (
     ResidueCompleted,
     ResiduePath,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from config.settings import settings
-from ingest.commands.answers import JSON_OPTION, YES_OPTION, identify, sentences
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.loading_command import import_file
+from ingest.commands.options_and_errors import JSON_OPTION, YES_OPTION, domain_errors_end_command, identify
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from sqlalchemy import Row
@@ -20,7 +21,18 @@ EFFORT_COLUMNS = ("b1", "b2", "parametrization", "curves", "prior_curves")
 WORK_COLUMNS = ("id", "client_id", "method", "curves", "status", "expires_at")
 
 
-@click.command()
+@click.group()
+def composites() -> None:
+    """Numbers: load them, look at them, change what is wanted of them.
+
+    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    """
+
+
+composites.add_command(import_file)
+
+
+@composites.command()
 @click.argument("word", required=False, callback=one_line)
 @click.option("--project", callback=one_line, help="Only numbers of this project.")
 @click.option("--unfinished", is_flag=True, help="Only numbers that are not fully factored.")
@@ -77,7 +89,7 @@ def _state(row: "Row[Any]") -> str:
     return "composite" if row.is_prime is False else "untested"
 
 
-@click.command()
+@composites.command()
 @NUMBER
 @JSON_OPTION
 @HOME_OPTION
@@ -88,7 +100,7 @@ def show(number: str, as_json: bool, home: Path | None) -> None:
     """
     from coordinator.reading import admin_queries
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         found = admin_queries.read_admin_detail(engine, identify(engine, number))
     if found is None:
         raise click.ClickException(f"{number[:60]} has just been deleted")
@@ -126,7 +138,7 @@ def _text(value: Any) -> str:
     return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@click.command()
+@composites.command()
 @NUMBER
 @click.argument("factors", nargs=-1)
 @click.option("--source", callback=one_line, help="Who knows these factors.")
@@ -139,7 +151,7 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
     """
     from coordinator.administration import edits
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         done = edits.complete_composite(
             engine,
             operator(),
@@ -152,7 +164,7 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
     click.echo(f"composite {done.row.id} is finished; {len(done.new)} of these factors were new")
 
 
-@click.command()
+@composites.command()
 @NUMBER
 @click.argument("value", type=PRIORITY)
 @HOME_OPTION
@@ -163,13 +175,13 @@ def priority(number: str, value: int, home: Path | None) -> None:
     """
     from coordinator.administration import edits
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         composite_id = identify(engine, number)
         before = edits.set_priority(engine, operator(), composite_id, value)
     click.echo(f"composite {composite_id} has priority {value}; it was {before}")
 
 
-@click.command()
+@composites.command()
 @NUMBER
 @YES_OPTION
 @HOME_OPTION
@@ -182,7 +194,7 @@ def rm(number: str, yes: bool, home: Path | None) -> None:
     from coordinator.numbers.expressions import shorten
     from coordinator.reading import admin_queries
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         composite_id = identify(engine, number)
         found = None if yes else admin_queries.read_admin_detail(engine, composite_id)
         if found is not None:

@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.reading import health_queries, metrics_queries
-from ingest import openapi, security
-from ingest.answers import engine
+from ingest import openapi, security_headers
 from ingest.problems import RETRY, Problem, database_away
+from ingest.view_context import engine
 from models.migrate import newest_revision
 from tasks import heartbeats
 from tasks.metrics import AllProcesses, watch_pool
@@ -27,7 +27,7 @@ operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
 
 operations.record(lambda made: watch_pool(made.app.config["ENGINE"]))
 # Of every answer of the application, not of this blueprint's alone.
-operations.after_app_request(security.add_headers)
+operations.after_app_request(security_headers.add_headers)
 
 # Longer than upkeep needs to ring for what was left behind.
 LAG_LIMIT = 120.0
@@ -48,7 +48,7 @@ def ready() -> Response:
     try:
         revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
-        _log_silence("database", error)
+        _log_no_answer("database", error)
         raise database_away() from error
     if revision != newest_revision():
         detail = f"The schema is at {revision}, this version needs {newest_revision()}: run `ecm-coordinator migrate`."
@@ -77,7 +77,7 @@ def installation() -> dict[str, dict[str, Any]]:
 def prometheus() -> Response:
     """What all processes have counted, and gauges read from the database and the broker now."""
     now = CollectorRegistry()
-    now.register(_Gauges())
+    now.register(_CurrentMetrics())
     return Response(_counted() + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)
 
 
@@ -100,7 +100,7 @@ def _database() -> dict[str, Any]:
         inbox = health_queries.inbox_state(engine())
         revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
-        _log_silence("database", error)
+        _log_no_answer("database", error)
         return {"ok": False, "detail": "the database does not answer"}
     current = revision == newest_revision()
     return {"ok": current and inbox["oldest_waiting_seconds"] < LAG_LIMIT, "schema": revision, "inbox": inbox}
@@ -113,7 +113,7 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
         queues = {queue: client.llen(f"ecm:{queue}") for queue in QUEUES}
     except redis.RedisError as error:
         away = {"ok": False, "detail": "unknown: the broker does not answer"}
-        _log_silence("broker", error)
+        _log_no_answer("broker", error)
         return {"broker": {"ok": False, "detail": "the broker does not answer"}, "workers": away, "beat": away}
     workers = [beat for beat in beats if beat["role"] == "worker"]
     schedulers = [beat for beat in beats if beat["role"] == "beat"]
@@ -126,28 +126,28 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
     }
 
 
-class _Gauges(Collector):
+class _CurrentMetrics(Collector):
     """What the database and the broker say at this moment; of one that is away, only that it is."""
 
     def collect(self) -> Iterator[Metric]:
         """Read everything, once for each scrape."""
         try:
-            read = list(_of_database())
+            read = list(_database_metrics())
         except SQLAlchemyError as error:
-            _log_silence("database", error)
+            _log_no_answer("database", error)
             read = []
         yield GaugeMetricFamily("ecm_database_up", "Whether the database answers", bool(read))
         yield from read
         try:
-            read = list(_of_broker())
+            read = list(_broker_metrics())
         except redis.RedisError as error:
-            _log_silence("broker", error)
+            _log_no_answer("broker", error)
             read = []
         yield GaugeMetricFamily("ecm_broker_up", "Whether the broker answers", bool(read))
         yield from read
 
 
-def _of_database() -> Iterator[Metric]:
+def _database_metrics() -> Iterator[Metric]:
     inbox = health_queries.inbox_state(engine())
     open_leases, overdue = metrics_queries.count_open_leases(engine())
     yield GaugeMetricFamily("ecm_submissions_waiting", "Submissions not settled yet", inbox["waiting"])
@@ -162,7 +162,7 @@ def _of_database() -> Iterator[Metric]:
     yield GaugeMetricFamily("ecm_leases_overdue", "Open leases whose time has run out", overdue)
 
 
-def _of_broker() -> Iterator[Metric]:
+def _broker_metrics() -> Iterator[Metric]:
     client: redis.Redis = current_app.config["BROKER"]
     queues = GaugeMetricFamily("ecm_queue_messages", "Messages that no worker has taken yet", labels=["queue"])
     for queue in QUEUES:
@@ -179,7 +179,7 @@ def _of_broker() -> Iterator[Metric]:
     yield takers
 
 
-def _log_silence(part: str, error: Exception) -> None:
+def _log_no_answer(part: str, error: Exception) -> None:
     """Where a server is expected is for the log alone: anyone may ask these views."""
     log.warning("A server does not answer", part=part, error=str(error)[:200])
 

@@ -6,9 +6,9 @@ from flask import Response
 
 from coordinator.reading import factors as registry
 from ingest import openapi
-from ingest.answers import engine, json_of, settings
+from ingest.composites_routes import check_expression_length
 from ingest.factor_files import CONTENT_TYPES, lines
-from ingest.stats import check_written
+from ingest.view_context import engine, json_of, settings
 from models.wire_admin import FactorPath
 from models.wire_reading import ExportQuery, FactorListed, FactorsPage, FactorsQuery
 
@@ -22,7 +22,7 @@ factors = openapi.blueprint("factors", openapi.READING)
 def listed(query: FactorsQuery) -> Response:
     """A page of the factors that pass these filters, the newest or the largest first."""
     if query.composite is not None:
-        check_written(query.composite, "composite")
+        check_expression_length(query.composite, "composite")
     filters = registry.FactorFilters(
         query.composite, query.project, query.client_id, query.min_digits, query.max_digits, query.only_prime
     )

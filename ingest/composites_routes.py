@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 from coordinator.numbers.expressions import parse_number, shorten
 from coordinator.reading import batch_lookup, detail, search
 from ingest import openapi
-from ingest.answers import engine, json_of, settings
-from ingest.bodies import read_body
 from ingest.problems import Problem
+from ingest.request_bodies import read_body
+from ingest.view_context import engine, json_of, settings
 from models.wire import CompositeStats
 from models.wire_admin import CompositePath
 from models.wire_reading import (
@@ -31,14 +31,14 @@ INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cu
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
 
-stats = openapi.blueprint("stats", openapi.READING)
+composites = openapi.blueprint("composites", openapi.READING)
 
 
 class WrittenPath(BaseModel):
     composite: str = Field(description="decimal or an expression; may contain /")
 
 
-def check_written(written: str, field: str) -> None:
+def check_expression_length(written: str, field: str) -> None:
     """Raise a problem for what would take too long to be looked up here."""
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
         message = f"An expression of {len(written)} characters takes too long to compute here; "
@@ -46,12 +46,12 @@ def check_written(written: str, field: str) -> None:
         raise Problem(422, "number_too_large", message, errors=[{"field": field, "message": message}])
 
 
-@stats.get(
+@composites.get(
     "/stats/<path:composite>", operation_id="composite_stats", responses={200: CompositeStats, **UNKNOWN, **INVALID}
 )
 def composite_stats(path: WrittenPath) -> Response:
     """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
-    check_written(path.composite, "composite")
+    check_expression_length(path.composite, "composite")
     parse_number(path.composite, settings().max_digits)
     found = detail.composite_stats(engine(), path.composite, settings().max_digits)
     if found is None:
@@ -59,11 +59,11 @@ def composite_stats(path: WrittenPath) -> Response:
     return json_of(CompositeStats, found)
 
 
-@stats.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT, **INVALID})
-def composites(query: CompositesQuery) -> Response:
+@composites.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT, **INVALID})
+def composites_page(query: CompositesQuery) -> Response:
     """A page of the numbers that pass these filters, in one of several orders."""
     if query.text is not None:
-        check_written(query.text, "text")
+        check_expression_length(query.text, "text")
     given = query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))
     found = search.list_composites(
         engine(),
@@ -79,7 +79,7 @@ def composites(query: CompositesQuery) -> Response:
     return json_of(CompositesPage, {"composites": rows, "next": found.next, "message": message})
 
 
-@stats.get(
+@composites.get(
     "/composites/<int:composite_id>", operation_id="composite", responses={200: CompositeWhole, **UNKNOWN, **INVALID}
 )
 def composite(path: CompositePath) -> Response:
@@ -87,7 +87,7 @@ def composite(path: CompositePath) -> Response:
     return json_of(CompositeWhole, detail.read_composite(engine(), path.composite_id))
 
 
-@stats.get(
+@composites.get(
     "/composites/<int:composite_id>/effort",
     operation_id="composite_effort",
     responses={200: CompositeEffortAnswer, **UNKNOWN, **INVALID},
@@ -97,7 +97,7 @@ def composite_effort(path: CompositePath) -> Response:
     return json_of(CompositeEffortAnswer, detail.composite_effort(engine(), path.composite_id))
 
 
-@stats.post(
+@composites.post(
     "/composites/batch-status",
     operation_id="batch_status",
     request_body=openapi.takes(Numbers),
@@ -119,7 +119,7 @@ def batch_status() -> Response:
     return json_of(BatchStatus, {"results": results, "found": known, "not_found": len(found) - known})
 
 
-@stats.post(
+@composites.post(
     "/composites/top-progress",
     operation_id="top_progress",
     request_body=openapi.takes(TopProgress),

@@ -11,9 +11,9 @@ from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, L
 from coordinator.loading.validation import JsonFields
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
-from ingest.answers import engine, settings
-from ingest.bodies import parse_json, printable_name, refuse_encoding, uploaded_file
 from ingest.problems import Problem, invalid
+from ingest.request_bodies import parse_json, printable_name, refuse_encoding, uploaded_file
+from ingest.view_context import engine, settings
 from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import publishing
 
@@ -23,7 +23,7 @@ CELLS, BESIDES = 8, 100_000
 PROCESSES = 1
 BUSY_RETRY = {"Retry-After": "30"}
 
-admin_upload = make("admin_upload", openapi.ADMIN_COMPOSITES)
+admin_loading = make("admin_loading", openapi.ADMIN_COMPOSITES)
 
 REFUSALS: dict[Any, Any] = {
     413: openapi.problem("`body_too_large`; longer lists are loaded by `ecm-coordinator composites import`"),
@@ -41,7 +41,7 @@ FILE = {
 }
 
 
-@admin_upload.post(
+@admin_loading.post(
     "/composites/upload",
     operation_id="admin_upload",
     request_body={"required": True, "content": {"multipart/form-data": {"schema": FILE}}},
@@ -54,7 +54,7 @@ def upload(query: LoadQuery) -> Response:
     return answer(load_file(file.stream, printable_name(file.filename or ""), defaults, query))
 
 
-@admin_upload.post(
+@admin_loading.post(
     "/composites/bulk",
     operation_id="admin_bulk",
     request_body=openapi.takes(BulkNumbers),
@@ -67,7 +67,7 @@ def bulk(query: LoadQuery) -> Response:
     return answer(_load(given, _merged(defaults, query), query, "bulk"))
 
 
-@admin_upload.post(
+@admin_loading.post(
     "/composites/bulk-structured",
     operation_id="admin_bulk_structured",
     request_body=openapi.takes(BulkComposites),
@@ -161,16 +161,16 @@ def _load(
     except LoadInProgressError as error:
         raise Problem(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
     except InvalidNumbersError as error:
-        said = _said(error.report, ignored_columns)
-        said["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in said["errors"]]
-        raise Problem(422, "invalid_numbers", f"{error}.", **said) from error
+        body = _load_report(error.report, ignored_columns)
+        body["errors"] = [{"field": f"line {bad['line']}", **bad} for bad in body["errors"]]
+        raise Problem(422, "invalid_numbers", f"{error}.", **body) from error
     publishing.publish_jobs(report.to_publish)
-    return _said(report, ignored_columns)
+    return _load_report(report, ignored_columns)
 
 
-def _said(report: LoadSummary, ignored_columns: list[str] | None) -> dict[str, Any]:
-    said = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
-    return said.model_dump()
+def _load_report(report: LoadSummary, ignored_columns: list[str] | None) -> dict[str, Any]:
+    body = LoadReport(**report.answer(), ignored_columns=ignored_columns or [], message=report.summary())
+    return body.model_dump()
 
 
 def _unreadable(error: ListError) -> Problem:

@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from config.settings import settings
-from ingest.commands.answers import JSON_OPTION, sentences
 from ingest.commands.database import HOME_OPTION, database, operator
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import JSON_OPTION, domain_errors_end_command
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 STATES = ("received", "applied", "duplicate", "rejected", "failed")
 SUBMISSION_ID = click.argument("submission_id", type=click.IntRange(0, 2**63 - 1))
@@ -30,26 +30,26 @@ def submissions() -> None:
 def ls(state: str | None, limit: int, as_json: bool, home: Path | None) -> None:
     """Show submissions by state: refused ones that hold true factors first, then the newest first."""
     from coordinator.administration import dead_letters
-    from ingest.admin.submissions import letter
+    from ingest.admin.admin_submissions import submission_answer
 
     with database(home) as engine:
         rows = dead_letters.list_dead_letters(engine, (state,) if state else dead_letters.DEAD_STATES, limit=limit + 1)
-    shown = [letter(row) for row in rows[:limit]]
+    shown = [submission_answer(row) for row in rows[:limit]]
     if as_json:
         print_json(shown)
     elif not shown:
         click.echo("There is no such submission.")
     else:
-        _print_letters(shown)
+        _print_submissions(shown)
     if len(rows) > limit:
         click.echo(f"There are more than these {limit}; --limit shows them.", err=True)
 
 
-def _print_letters(letters: list[dict[str, Any]]) -> None:
+def _print_submissions(shown: list[dict[str, Any]]) -> None:
     from coordinator.numbers.expressions import shorten
 
     table = table_of("id", "client", "composite", "state", "reason", "true factors", "received", "detail")
-    for one in letters:
+    for one in shown:
         factors = ", ".join(map(shorten, one["true_factors"]))
         received = one["created_at"].strftime("%Y-%m-%d %H:%M UTC")
         what = (one["state"], one["reason"] or "", factors, received, one["detail"] or "")
@@ -64,7 +64,7 @@ def show(submission_id: int, home: Path | None) -> None:
     """Show all of a submission, its payload and raw output too, as JSON. Exits with 1 if there is none."""
     from coordinator.administration import dead_letters
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         row = dead_letters.read_submission(engine, submission_id)
     print_json({**row._asdict()})
 
@@ -80,7 +80,7 @@ def retry(submission_id: int, accept_factors: bool, home: Path | None) -> None:
     """
     from coordinator.administration import dead_letters
 
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         if accept_factors:
             most = settings().max_digits
             done = dead_letters.accept_factors(engine, operator(), submission_id, most)

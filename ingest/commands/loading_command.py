@@ -10,26 +10,13 @@ from typing import Any, BinaryIO
 import click
 
 from config.settings import settings
-from ingest.commands import composites_admin
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
 
 # What is not a number or belongs to one: a line of a table has several cells of that length.
 CELLS, BESIDES = 8, 100_000
 
 
-@click.group()
-def composites() -> None:
-    """Numbers: load them, look at them, change what is wanted of them.
-
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
-    """
-
-
-for _name in ("ls", "show", "complete", "priority", "rm"):
-    composites.add_command(getattr(composites_admin, _name))
-
-
-@composites.command("import")
+@click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--project", callback=one_line, help="The project of numbers that name none; made if need be.")
 @click.option(
@@ -42,7 +29,7 @@ for _name in ("ls", "show", "complete", "priority", "rm"):
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--processes", type=click.IntRange(0, 256), help="Processes that check numbers; default: one per core.")
 @HOME_OPTION
-def import_(
+def import_file(
     *,
     file: str,
     project: str | None,

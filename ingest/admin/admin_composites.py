@@ -8,10 +8,10 @@ from coordinator.administration.edits import Provenance
 from coordinator.reading import admin_queries
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
-from ingest.answers import engine, settings
-from ingest.bodies import read_body
+from ingest.composites_routes import LONGEST_EXPRESSION
 from ingest.problems import Problem
-from ingest.stats import LONGEST_EXPRESSION
+from ingest.request_bodies import read_body
+from ingest.view_context import engine, settings
 from models.wire_admin import (
     Completion,
     CompositeDetail,
@@ -107,10 +107,10 @@ def complete(path: CompositePath) -> Response:
         max_digits=settings().max_digits,
     )
     publish_jobs(done.to_publish)
-    return answer(factored(done, "The number is finished"))
+    return answer(factors_answer(done, "The number is finished"))
 
 
-def factored(done: edits.AddedFactors, message: str) -> dict[str, object]:
+def factors_answer(done: edits.AddedFactors, message: str) -> dict[str, object]:
     """What came of factors known from elsewhere."""
     return {
         "composite_id": done.row.id,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from config.settings import settings
-from ingest.commands.answers import JSON_OPTION, sentences
 from ingest.commands.database import HOME_OPTION, database, one_line
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import JSON_OPTION, domain_errors_end_command
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
 
 if TYPE_CHECKING:  # the command's --help needs no models
     from sqlalchemy import Row
@@ -59,7 +59,7 @@ def ls(
     order = registry.LARGEST if largest else registry.NEWEST
     rows: list[Row] = []
     cursor = None
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         while len(rows) < limit:
             page = registry.list_factors(
                 engine,
@@ -118,6 +118,6 @@ def export(
     from ingest.factor_files import lines
 
     from_then = since and since.replace(tzinfo=UTC)
-    with database(home) as engine, sentences():
+    with database(home) as engine, domain_errors_end_command():
         for text in lines(registry.export_factors(engine, project=project, client_id=client, since=from_then), form):
             file.write(text)

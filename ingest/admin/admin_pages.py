@@ -16,14 +16,14 @@ from coordinator.base import audit
 from coordinator.base.errors import DomainError, composite_not_found
 from coordinator.leases import reservations
 from ingest import login
-from ingest.admin.access import require_administration
+from ingest.admin.admin_composites import recalculation_answer
+from ingest.admin.admin_key import require_administration
+from ingest.admin.admin_loading import load_file
 from ingest.admin.blueprints import request_actor
-from ingest.admin.composites import recalculation_answer
-from ingest.admin.composites_upload import load_file
-from ingest.answers import engine, settings
-from ingest.bodies import printable_name
+from ingest.leases_routes import with_lease
 from ingest.problems import Problem, invalid, of_refusal
-from ingest.work import with_lease
+from ingest.request_bodies import printable_name
+from ingest.view_context import engine, settings
 from models.wire_admin import NewPriority, RecalculateQuery
 from models.wire_composites import LoadQuery, UploadForm
 from models.wire_work import ReasonQuery, Reservation
@@ -68,7 +68,7 @@ def keep_nothing(response: Response) -> Response:
 @admin_pages.route("/login", methods=["GET", "POST"])
 def log_in() -> ResponseReturnValue:
     """The form that asks for the admin key."""
-    after = login.way_back(request.args.get("next")) or url_for("admin_pages.start")
+    after = login.way_back(request.args.get("next")) or url_for("admin_pages.overview")
     if request.method in LOOKING:
         return redirect(after, 303) if login.is_operator() else render_template("admin/login.html")
     try:
@@ -82,7 +82,7 @@ def log_in() -> ResponseReturnValue:
 def log_out() -> ResponseReturnValue:
     """End the session."""
     login.log_out()
-    return redirect(url_for("pages.start"), 303)
+    return redirect(url_for("pages.overview"), 303)
 
 
 # What is done ---------------------------------------------------------------------------------------------------------
@@ -120,11 +120,11 @@ def _number(composite_id: int) -> str:
 
 
 @admin_pages.get("")
-def start() -> ResponseReturnValue:
+def overview() -> ResponseReturnValue:
     """Where administration begins: what was done last, and effort computed anew."""
     latest = recalculation.recalculation_status(engine())
     return render_template(
-        "admin/start.html",
+        "admin/overview.html",
         recalculation=recalculation_answer(latest) if latest is not None else None,
         events=audit.latest(engine(), FEW),
     )
@@ -138,7 +138,7 @@ def find() -> ResponseReturnValue:
         return redirect(_number(reservations.identify(engine(), word, settings().max_digits)), 303)
     except DomainError as error:
         flash(of_refusal(error).detail, "refused")
-        return redirect(url_for("admin_pages.start"), 303)
+        return redirect(url_for("admin_pages.overview"), 303)
 
 
 @admin_pages.post("/recalculate")
@@ -151,7 +151,7 @@ def recalculate_all() -> ResponseReturnValue:
         publish_jobs(to_publish)
         return f"Effort of {row.total:,} numbers is being computed anew."
 
-    return _done(url_for("admin_pages.start"), do)
+    return _done(url_for("admin_pages.overview"), do)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def pause(composite_id: int) -> ResponseReturnValue:
 @admin_pages.post("/numbers/<int:composite_id>/resume")
 def resume(composite_id: int) -> ResponseReturnValue:
     """Let a paused or parked number be worked on again."""
-    back = url_for("admin_pages.work") if request.form.get("from") == "work" else _number(composite_id)
+    back = url_for("admin_pages.leases") if request.form.get("from") == "work" else _number(composite_id)
 
     def do() -> str:
         reservations.resume(engine(), composite_id, request_actor())
@@ -257,10 +257,10 @@ def recalculate(composite_id: int) -> ResponseReturnValue:
 
 
 @admin_pages.get("/work")
-def work() -> ResponseReturnValue:
+def leases() -> ResponseReturnValue:
     """Reservations, numbers kept from work, and leases."""
     return render_template(
-        "admin/work.html",
+        "admin/leases.html",
         reserved=reservations.list_open_leases(engine(), reserving=True, limit=SOME),
         held=reservations.held_composites(engine(), SOME),
         leases=reservations.list_open_leases(engine(), reserving=False, limit=SOME),
@@ -277,14 +277,14 @@ def end_work(work_id: str) -> ResponseReturnValue:
         row = with_lease(lambda id_: reservations.cancel(engine(), id_, reason, request_actor()), work_id)
         return f"The {row.method} work of {row.client_id} is {row.status}."
 
-    return _done(url_for("admin_pages.work"), do)
+    return _done(url_for("admin_pages.leases"), do)
 
 
 # Dead letters ---------------------------------------------------------------------------------------------------------
 
 
 @admin_pages.get("/letters")
-def letters() -> ResponseReturnValue:
+def failed_results() -> ResponseReturnValue:
     """What was refused or failed, to be sent again."""
     after = None
     kind, _, place = request.args.get("cursor", "").partition("-")
@@ -292,7 +292,7 @@ def letters() -> ResponseReturnValue:
         after = (kind == "1", int(place))
     rows = dead_letters.list_dead_letters(engine(), limit=SOME, after=after, most_bytes=dead_letters.LISTED_BYTES)
     onward = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == SOME else None
-    return render_template("admin/letters.html", letters=rows, next=onward)
+    return render_template("admin/failed_results.html", letters=rows, next=onward)
 
 
 @admin_pages.post("/letters")
@@ -313,7 +313,7 @@ def retry() -> ResponseReturnValue:
         done = f"{found} factors were used." if accepting else f"{found} queued again."
         return " ".join([done, *(f"{words}." for words in refusals)])
 
-    return _done(url_for("admin_pages.letters"), do)
+    return _done(url_for("admin_pages.failed_results"), do)
 
 
 def _accept(submission_id: int) -> int:

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from config.settings import Settings
-from ingest import keys
+from ingest import client_authentication
 from ingest.openapi import API
 from ingest.problems import Problem
 from tasks import broker_circuit
@@ -36,7 +36,7 @@ class Limit(NamedTuple):
     seconds: int
 
 
-class Standing(NamedTuple):
+class LimitState(NamedTuple):
     """How one counter stands: the limit, what is left of it, and when the next window begins, in seconds."""
 
     most: int
@@ -70,7 +70,7 @@ class Counters:
             settings.redis_url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
         )
 
-    def count(self, kind: str, name: str) -> Standing | None:
+    def count(self, kind: str, name: str) -> LimitState | None:
         """Count a request for a `client` or an `address`, or a try to log in (`login`) from one; how it stands then.
 
         None: unlimited, or Redis is away.
@@ -88,7 +88,7 @@ class Counters:
             broker_circuit.open_circuit()
             log.warning("The broker does not answer; requests are not limited", error=str(error)[:200])
             return None
-        return Standing(limit.most, limit.most - counted, math.ceil(limit.seconds - now % limit.seconds))
+        return LimitState(limit.most, limit.most - counted, math.ceil(limit.seconds - now % limit.seconds))
 
 
 def limit_request() -> None:
@@ -103,7 +103,7 @@ def limit_request() -> None:
 
 def limit_named() -> None:
     """Count this request for the client that its key, address or headers name, if any does."""
-    client = keys.by_key() or next(iter(keys.names()), None)
+    client = client_authentication.client_of_key() or next(iter(client_authentication.named_clients()), None)
     if client and request.path.startswith(f"{API}/"):
         limit_client(client)
 
@@ -121,18 +121,18 @@ def limit_login() -> None:
 
 
 def _count(kind: str, name: str) -> None:
-    standing = current_app.config["LIMITS"].count(kind, name)
-    if standing is None:
+    state = current_app.config["LIMITS"].count(kind, name)
+    if state is None:
         return
-    if "limit" not in g or standing.left * g.limit.most < g.limit.left * standing.most:
-        g.limit = standing  # the one that is nearest to its end is what the answer tells
+    if "limit" not in g or state.left * g.limit.most < g.limit.left * state.most:
+        g.limit = state  # the one that is nearest to its end is what the answer tells
     if g.limit.left < 0:
         most, _, reset = g.limit
         detail = f"More than {most} requests; ask again in {reset} seconds."
         raise Problem(429, "too_many_requests", detail, headers={"Retry-After": str(reset)})
 
 
-def say_limit(response: Response) -> Response:
+def set_limit_headers(response: Response) -> Response:
     """Say in an answer's headers how its limit stands (the IETF's draft on RateLimit header fields)."""
     if "limit" in g:
         response.headers["RateLimit-Limit"] = str(g.limit.most)

@@ -1,4 +1,4 @@
-"""Work over HTTP: leases of ECM, P-1 and P+1, and what clients say of them."""
+"""Leases over HTTP: clients ask for ECM, P-1 or P+1 work, send heartbeats, and complete or abandon their leases."""
 
 import uuid
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from flask import Response, request
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
-from coordinator.composites import lease_lifecycle as leases
+from coordinator.composites import lease_lifecycle
 from coordinator.leases import claims
 from coordinator.leases.claims import Claim, ContendedError, NoWork, WorkRequest
-from ingest import keys, openapi
-from ingest.answers import engine, settings
+from ingest import client_authentication, openapi
 from ingest.problems import Problem, checked_name
+from ingest.view_context import engine, settings
 from models.limits import DEFAULT_B2
 from models.wire_work import (
     AbandonQuery,
@@ -31,7 +31,7 @@ from models.wire_work import (
     WorkFilters,
 )
 
-work = openapi.client_blueprint("work", openapi.WORK)
+leases = openapi.client_blueprint("leases", openapi.WORK)
 
 LEASES_SHOWN = 50
 NOT_YOURS: dict[Any, Any] = {
@@ -40,44 +40,45 @@ NOT_YOURS: dict[Any, Any] = {
 INVALID: dict[Any, Any] = {422: openapi.problem("A parameter is missing or malformed")}
 
 
-@work.after_request
+@leases.after_request
 def _forbid_caching(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-@work.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
+@leases.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
 def ecm_work(query: EcmWorkQuery) -> Response:
-    """Lease ECM work: a whole number for days, or with `shared` a number of curves."""
-    wanted = _wanted(
+    """Lease ECM work: a whole number for days, or some of its curves with `shared`."""
+    wanted_work = _work_request(
         query,
         order=query.work_type or "standard",
         shared=query.shared,
         b1=query.requested_b1,
         stage1_only=query.stage1_only,
     )
-    return _answer(EcmWork, wanted, _ecm_fields)
+    return _answer(EcmWork, wanted_work, _ecm_fields)
 
 
-@work.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
+@leases.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
 def p1_work(query: P1WorkQuery) -> Response:
-    """Lease P-1 or P+1 work, or both, on a number that lacks it."""
-    return _answer(P1Work, _wanted(query, method=query.method), _p1_fields)
+    """Lease P-1 or P+1 work, or both, on a number that still needs it."""
+    return _answer(P1Work, _work_request(query, method=query.method), _p1_fields)
 
 
-@work.get("/work", operation_id="any_work", responses={200: AnyWork, **INVALID})
+@leases.get("/work", operation_id="any_work", responses={200: AnyWork, **INVALID})
 def any_work(query: AnyWorkQuery) -> Response:
-    """Lease work of the first of these methods that there is any of: one run, with its parameters."""
+    """Lease one run, with its parameters, of the first of `methods` that has work."""
     answer: Response | None = None
     for method in query.methods.split(","):
-        wanted = WorkRequest(
+        wanted_work = WorkRequest(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
-        made = _claim(wanted)
+        made = _claim(wanted_work)
         answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
         if isinstance(made, Claim):
             break
-    assert answer is not None  # there is always a method
+    if answer is None:
+        raise ValueError("AnyWorkQuery.methods names at least one method")
     return answer
 
 
@@ -85,40 +86,47 @@ class WorkPath(BaseModel):
     work_id: str = Field(description="the `work_id` of a lease")
 
 
-@work.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@leases.post("/work/<work_id>/claim", operation_id="claim_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def claim_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned -> claimed."""
-    return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "claimed"), path)
+    """Set the state of an assigned lease to `claimed`."""
+    return _lease(lambda work_id: lease_lifecycle.advance(engine(), work_id, query.client_id, "claimed"), path)
 
 
-@work.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@leases.post("/work/<work_id>/start", operation_id="start_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def start_work(path: WorkPath, query: ClientQuery) -> Response:
-    """assigned or claimed -> running."""
-    return _lease(lambda work_id: leases.advance(engine(), work_id, query.client_id, "running"), path)
+    """Set the state of an assigned or claimed lease to `running`."""
+    return _lease(lambda work_id: lease_lifecycle.advance(engine(), work_id, query.client_id, "running"), path)
 
 
-@work.put("/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@leases.put(
+    "/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID}
+)
 def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
-    """A heartbeat: extends the lease if curves advanced. A `status` that is not open says that the lease is over."""
+    """Record a heartbeat, and extend the lease if curves advanced. The lease is over if the `status` is a closed one."""
     return _lease(
-        lambda work_id: leases.heartbeat(engine(), work_id, query.client_id, query.curves_completed, query.message),
+        lambda work_id: lease_lifecycle.heartbeat(
+            engine(), work_id, query.client_id, query.curves_completed, query.message
+        ),
         path,
     )
 
 
-@work.post(
+@leases.post(
     "/work/<work_id>/complete", operation_id="complete_work", responses={200: LeaseState, **NOT_YOURS, **INVALID}
 )
 def complete_work(path: WorkPath, query: ClientQuery) -> Response:
-    """Done with a lease; idempotent, and also for one that is closed already in whatever way."""
-    return _lease(lambda work_id: leases.complete(engine(), work_id, query.client_id), path)
+    """Complete a lease. Idempotent; a lease that is closed already stays as it is."""
+    return _lease(lambda work_id: lease_lifecycle.complete(engine(), work_id, query.client_id), path)
 
 
-@work.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
+@leases.delete("/work/<work_id>", operation_id="abandon_work", responses={200: LeaseState, **NOT_YOURS, **INVALID})
 def abandon_work(path: WorkPath, query: AbandonQuery) -> Response:
-    """Give a lease up; idempotent. The reason is shown to the operator if others give the number up too."""
+    """Abandon a lease. Idempotent. Operators see the reason if other clients abandon the number, too."""
     return _lease(
-        lambda work_id: leases.abandon(engine(), work_id, query.client_id or keys.by_key(), query.reason), path
+        lambda work_id: lease_lifecycle.abandon(
+            engine(), work_id, query.client_id or client_authentication.client_of_key(), query.reason
+        ),
+        path,
     )
 
 
@@ -126,16 +134,16 @@ class ClientPath(BaseModel):
     client_id: str
 
 
-@work.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
+@leases.get("/work/status/<path:client_id>", operation_id="client_work", responses={200: ClientWork, **INVALID})
 def client_work(path: ClientPath) -> Response:
-    """A client's last 50 leases, open ones first, with everything needed to take them up again."""
+    """Return a client's last 50 leases, open ones first, with all that the client needs to continue them."""
     client_id = checked_name("client_id", path.client_id)
-    rows = leases.client_leases(engine(), client_id, LEASES_SHOWN)
+    rows = lease_lifecycle.client_leases(engine(), client_id, LEASES_SHOWN)
     return _json(ClientWork, {"client_id": client_id, "assignments": [assignment(row) for row in rows]})
 
 
 def assignment(row: Row[Any]) -> dict[str, Any]:
-    """A lease with its number, as lists of them show it."""
+    """Return a lease with its number as lists of leases show it."""
     return {
         "work_id": str(row.id),
         "composite_id": row.composite_id,
@@ -159,7 +167,7 @@ def assignment(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _wanted(query: WorkFilters, **more: Any) -> WorkRequest:
+def _work_request(query: WorkFilters, **more: Any) -> WorkRequest:
     return WorkRequest(
         query.client_id,
         composite=query.composite,
@@ -175,18 +183,18 @@ def _wanted(query: WorkFilters, **more: Any) -> WorkRequest:
     )
 
 
-def _claim(wanted: WorkRequest) -> Claim | NoWork:
-    if request.method == "HEAD":  # which Flask would answer by leasing work and leaving the lease out
+def _claim(wanted_work: WorkRequest) -> Claim | NoWork:
+    if request.method == "HEAD":  # Flask would lease work and leave the lease out of its answer
         raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
     try:
-        return claims.claim(engine(), wanted, settings())
+        return claims.claim(engine(), wanted_work, settings())
     except ContendedError as error:
         detail = f"There is work, but {error}. Ask again in a second."
         raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
 
 
-def _answer(model: type[BaseModel], wanted: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
-    made = _claim(wanted)
+def _answer(model: type[BaseModel], wanted_work: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
+    made = _claim(wanted_work)
     return _json(model, fields(made) if isinstance(made, Claim) else _no_work(made))
 
 
@@ -209,7 +217,8 @@ def _common_fields(made: Claim) -> dict[str, Any]:
 
 
 def _ecm_fields(made: Claim) -> dict[str, Any]:
-    assert made.plan is not None  # an ECM lease has one
+    if made.plan is None:
+        raise ValueError("an ECM lease has a plan")
     return _common_fields(made) | {
         "prior_t_level": made.prior_t_level,
         "b1": made.plan.b1,
@@ -243,24 +252,24 @@ def _b2(b2: int) -> int | None:
 
 
 def _lease(change: Callable[[uuid.UUID], Row[Any]], path: WorkPath) -> Response:
-    """Do something to the lease of that id, and say how it stands then."""
+    """Apply `change` to the lease that `path` names, and answer with its new state."""
     return _json(LeaseState, lease_state(with_lease(change, path.work_id)))
 
 
 def with_lease(change: Callable[[uuid.UUID], Row[Any]], work_id: str) -> Row[Any]:
-    """What `change` makes of the lease of that id; raises a 404 problem if there is none for it to change."""
+    """Return the row that `change` returns for the lease `work_id`; raises a 404 problem if it finds no such lease."""
     try:
         lease_id = uuid.UUID(work_id)
     except ValueError as error:
         raise Problem(404, "unknown_work", f"{work_id[:60]!r} is no work_id; those are UUIDs.") from error
     try:
         return change(lease_id)
-    except leases.LeaseNotFoundError as error:
+    except lease_lifecycle.LeaseNotFoundError as error:
         raise Problem(404, "unknown_work", f"{error}.") from error
 
 
 def lease_state(row: Row[Any]) -> dict[str, Any]:
-    """How a lease stands."""
+    """Return the state of a lease as clients get it."""
     return {
         "work_id": str(row.id),
         "status": row.status,
@@ -272,6 +281,6 @@ def lease_state(row: Row[Any]) -> dict[str, Any]:
 
 
 def _json(model: type[BaseModel], body: dict[str, Any]) -> Response:
-    """The body with every field of `model`, null where nothing is said."""
+    """Return `body` as JSON with every field of `model`, null where `body` lacks it."""
     whole = {name: body.get(name) for name in model.model_fields}
     return Response(orjson.dumps(whole), 200, content_type="application/json")
