@@ -59,7 +59,7 @@ def ready() -> Response:
 @operations.get("/status", operation_id="status")
 def status() -> Response:
     """Every part of the installation, and whether it does its work; 503 when one does not."""
-    parts = installation()
+    parts = read_components()
     ok = all(part["ok"] for part in parts.values())
     # Not a problem document: operators and `ecm-coordinator up` read the parts.
     answer = _json({"status": "ok" if ok else "degraded", **parts}, 200 if ok else 503)
@@ -68,7 +68,7 @@ def status() -> Response:
     return answer
 
 
-def installation() -> dict[str, dict[str, Any]]:
+def read_components() -> dict[str, dict[str, Any]]:
     """Every part of the installation, with `ok`."""
     return {"database": _database(), **_broker_and_processes()}
 

@@ -49,14 +49,14 @@ def _forbid_caching(response: Response) -> Response:
 @leases.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork, **INVALID})
 def ecm_work(query: EcmWorkQuery) -> Response:
     """Lease ECM work: a whole number for days, or some of its curves with `shared`."""
-    wanted_work = _work_request(
+    work_request = _work_request(
         query,
         order=query.work_type or "standard",
         shared=query.shared,
         b1=query.requested_b1,
         stage1_only=query.stage1_only,
     )
-    return _answer(EcmWork, wanted_work, _ecm_fields)
+    return _answer(EcmWork, work_request, _ecm_fields)
 
 
 @leases.get("/p1-work", operation_id="p1_work", responses={200: P1Work, **INVALID})
@@ -70,10 +70,10 @@ def any_work(query: AnyWorkQuery) -> Response:
     """Lease one run, with its parameters, of the first of `methods` that has work."""
     answer: Response | None = None
     for method in query.methods.split(","):
-        wanted_work = WorkRequest(
+        work_request = WorkRequest(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
-        made = _claim(wanted_work)
+        made = _claim(work_request)
         answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
         if isinstance(made, Claim):
             break
@@ -102,7 +102,7 @@ def start_work(path: WorkPath, query: ClientQuery) -> Response:
     "/work/<work_id>/progress", operation_id="work_progress", responses={200: LeaseState, **NOT_YOURS, **INVALID}
 )
 def work_progress(path: WorkPath, query: ProgressQuery) -> Response:
-    """Record a heartbeat, and extend the lease if curves advanced. The lease is over if the `status` is a closed one."""
+    """Record a heartbeat, and extend the lease if curves advanced. A closed `status` says that the lease is over."""
     return _lease(
         lambda work_id: lease_lifecycle.heartbeat(
             engine(), work_id, query.client_id, query.curves_completed, query.message
@@ -183,18 +183,18 @@ def _work_request(query: WorkFilters, **more: Any) -> WorkRequest:
     )
 
 
-def _claim(wanted_work: WorkRequest) -> Claim | NoWork:
+def _claim(work_request: WorkRequest) -> Claim | NoWork:
     if request.method == "HEAD":  # Flask would lease work and leave the lease out of its answer
         raise Problem(405, "method_not_allowed", "Ask for work with GET: that leases it.", headers={"Allow": "GET"})
     try:
-        return claims.claim(engine(), wanted_work, settings())
+        return claims.claim(engine(), work_request, settings())
     except ContendedError as error:
         detail = f"There is work, but {error}. Ask again in a second."
         raise Problem(503, "busy", detail, headers={"Retry-After": "1"}) from error
 
 
-def _answer(model: type[BaseModel], wanted_work: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
-    made = _claim(wanted_work)
+def _answer(model: type[BaseModel], work_request: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
+    made = _claim(work_request)
     return _json(model, fields(made) if isinstance(made, Claim) else _no_work(made))
 
 

@@ -1,10 +1,10 @@
-"""Pages to look at: what /api/v1 says, for people. Nothing in them changes anything; ingest/admin/admin_pages.py does.
+"""The public pages show people what /api/v1 shows programs. Forms are in ingest/admin/admin_pages.py alone.
 
-What clients control is only ever text in them: Jinja escapes it, and the policy of ingest/security_headers.py runs no script
-that a page brings along.
+Jinja escapes every text that clients control, and the policy of ingest/security_headers.py forbids inline scripts.
 """
 
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,29 +19,44 @@ from coordinator.leases import speeds
 from coordinator.numbers.expressions import shorten
 from coordinator.reading import admin_queries, batch_lookup, clients, detail, factors, health_queries, projects, search
 from ingest.composites_routes import check_expression_length
-from ingest.health_routes import installation
+from ingest.health_routes import read_components
 from ingest.openapi import API
+from ingest.plurals import counted
 from ingest.problems import Problem, invalid
 from ingest.view_context import engine, settings
 from models.wire_reading import CompositesQuery, FactorsQuery, PageQuery
 
 HOURS_SHOWN = 48
 FEW, SOME, MANY = 10, 50, 100
-COUNTED = 1_000  # numbers of each project in a page of those
+MOST_COUNTED_IN_PROJECT = 1_000
 
 pages = Blueprint("pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
+
+
+ERROR_HEADINGS = {
+    400: "Request not accepted",
+    401: "Log in first",
+    403: "Not allowed",
+    404: "Page not found",
+    409: "Not possible now",
+    413: "Too large",
+    422: "Invalid request",
+    429: "Too many requests",
+    500: "Server error",
+    503: "Temporarily unavailable",
+}
 
 
 class RankingQuery(BaseModel):
     limit: int = Field(MANY, ge=1, le=250)
 
 
-# What templates write -------------------------------------------------------------------------------------------------
+# Filters and functions of the templates -------------------------------------------------------------------------------
 
 
 @pages.app_template_filter("moment")
 def moment(value: datetime | str | None) -> str:
-    """A time as people read it, in UTC."""
+    """Return a time in UTC to the minute; "never" for None."""
     if value is None:
         return "never"
     when = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -50,7 +65,7 @@ def moment(value: datetime | str | None) -> str:
 
 @pages.app_template_filter("ago")
 def ago(value: datetime | None) -> str:
-    """How long ago, in one unit."""
+    """Return how long ago a time was, in one unit; "never" for None."""
     if value is None:
         return "never"
     seconds = max(0, (datetime.now(UTC) - value).total_seconds())
@@ -62,13 +77,13 @@ def ago(value: datetime | None) -> str:
 
 @pages.app_template_filter("count")
 def count(value: float | None) -> str:
-    """A whole number with its thousands parted."""
+    """Return a whole number with thousands separators; nothing for None."""
     return "" if value is None else f"{value:,.0f}"
 
 
 @pages.app_template_filter("bound")
 def bound(value: int | None) -> str:
-    """A B1 or B2 as the field writes it: 11e6 for 11,000,000."""
+    """Return a B1 or B2 as GMP-ECM users write it: 11e6 for 11,000,000."""
     if value is None:
         return ""
     if value == -1:
@@ -79,19 +94,32 @@ def bound(value: int | None) -> str:
 
 @pages.app_template_filter("facts")
 def facts(values: dict[str, Any] | None) -> str:
-    """What a record holds, in a line."""
+    """Return the values of an audit record in one line."""
     return ", ".join(
         f"{name}: {shorten(str(value), 80)}" for name, value in (values or {}).items() if value is not None
     )
 
 
+@pages.app_template_filter("state")
+def state_text(state: str) -> str:
+    """Return the text of a state or a hold of a number."""
+    return {"unknown": "primality unknown", "parked": "set aside"}.get(state, state.replace("_", " "))
+
+
+@pages.app_template_filter("method")
+def method_text(method: str) -> str:
+    """Return a method's name as the literature writes it."""
+    return {"ecm": "ECM", "pm1": "P-1", "pp1": "P+1"}.get(method, method)
+
+
 pages.add_app_template_filter(shorten, "shorten")
+pages.add_app_template_filter(counted, "counted")
 
 
 def page_with(**changes: Any) -> str:
-    """The address of this page with these parameters changed (None: left out)."""
+    """Return the address of this page with these parameters changed, without those that are None."""
     given = {**request.args.to_dict(), **changes}
-    # What is asked for stays in the query: url_for has parameters of its own, which say where an address leads.
+    # Not through url_for, which takes some names (_external, _anchor) as its own options.
     path = url_for(request.endpoint or "pages.overview", **(request.view_args or {}))
     return f"{path}?{urlencode({key: value for key, value in given.items() if value})}"
 
@@ -104,7 +132,7 @@ pages.add_app_template_global(page_with, "page_with")
 
 @pages.get("/")
 def overview() -> ResponseReturnValue:
-    """What there is, and what goes on."""
+    """Show how many numbers there are of each kind, the last 48 hours, and the latest factors."""
     now = datetime.now(UTC)
     hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
     found = factors.list_factors(
@@ -113,6 +141,7 @@ def overview() -> ResponseReturnValue:
     return render_template(
         "overview.html",
         status=admin_queries.composites_status(engine()),
+        tiles=_tiles(),
         charts=[bars(hours, "results"), bars(hours, "curves")],
         factors=found.rows,
         advanced=batch_lookup.top_progress(
@@ -123,9 +152,24 @@ def overview() -> ResponseReturnValue:
     )
 
 
+def _tiles() -> list[tuple[str, str, str | None]]:
+    """Return (field of `composites_status`, label, address of the list of these numbers or None)."""
+    held = url_for("admin_pages.leases", _anchor="held")
+    below_target = url_for("pages.numbers", state="composite", max_progress=0.99, sort="progress", descending="true")
+    return [
+        ("total", "numbers", url_for("pages.numbers")),
+        ("finished", "fully factored", url_for("pages.numbers", state="fully_factored")),
+        ("wanting_ecm", "need ECM", below_target),
+        ("wanting_pm1", "need P-1", None),  # no list has this filter
+        ("primality_unknown", "primality unknown", url_for("pages.numbers", state="unknown")),
+        ("paused", "paused", held),
+        ("parked", f"set aside ({counted(settings().hold_after, 'client')} gave up)", held),
+    ]
+
+
 @pages.get("/numbers")
 def numbers() -> ResponseReturnValue:
-    """Numbers: filtered, sorted, searched, page by page."""
+    """Show a page of numbers, filtered and sorted."""
     query = _query(CompositesQuery)
     if query.text is not None:
         check_expression_length(query.text, "text")
@@ -144,7 +188,7 @@ def numbers() -> ResponseReturnValue:
 
 @pages.get("/numbers/<int:composite_id>")
 def number(composite_id: int) -> ResponseReturnValue:
-    """One number, with all that is known of it."""
+    """Show one number with its factors, effort, leases and attempts."""
     if composite_id >= 2**63:
         raise composite_not_found(composite_id)
     whole = detail.read_detail(engine(), composite_id, most=MANY)
@@ -152,7 +196,7 @@ def number(composite_id: int) -> ResponseReturnValue:
 
 
 def _tree(found: list[Any]) -> list[tuple[int, Any]]:
-    """(depth, factor) of a tree, each beneath what it was split from."""
+    """Return (depth, factor) of each factor, each after the factor that it was split from."""
     below: dict[int | None, list[Any]] = {}
     for row in found:
         below.setdefault(row.split_from_id, []).append(row)
@@ -166,7 +210,7 @@ def _tree(found: list[Any]) -> list[tuple[int, Any]]:
 
 @pages.get("/factors")
 def all_factors() -> ResponseReturnValue:
-    """Factors, the newest or the largest first."""
+    """Show a page of factors, the newest or the largest first."""
     query = _query(FactorsQuery)
     if query.composite is not None:
         check_expression_length(query.composite, "composite")
@@ -186,7 +230,7 @@ def all_factors() -> ResponseReturnValue:
 
 @pages.get("/clients")
 def all_clients() -> ResponseReturnValue:
-    """Clients, those with most curves first, and those seen last."""
+    """Show clients by their number of curves, and those seen most recently."""
     query = _query(RankingQuery)
     now = datetime.now(UTC)
     ranking = statistics.rank_clients(engine(), query.limit)
@@ -201,26 +245,28 @@ def all_clients() -> ResponseReturnValue:
 
 @pages.get("/projects")
 def all_projects() -> ResponseReturnValue:
-    """Projects by name."""
+    """Show a page of projects by name."""
     query = _query(PageQuery)
-    found = projects.list_projects(engine(), limit=min(query.limit, MANY), cursor=query.cursor, count_to=COUNTED)
-    return render_template("projects.html", found=found, most=COUNTED)
+    found = projects.list_projects(
+        engine(), limit=min(query.limit, MANY), cursor=query.cursor, count_to=MOST_COUNTED_IN_PROJECT
+    )
+    return render_template("projects.html", found=found, most=MOST_COUNTED_IN_PROJECT)
 
 
 @pages.get("/queue")
 def queue() -> ResponseReturnValue:
-    """What waits, what was refused or failed, and whether every part of the installation does its work."""
-    parts = installation()
-    # On the day when the database is away, this page must say so.
-    is_there = "inbox" in parts["database"]
-    settled, estimated = admin_queries.submissions_by_state(engine()) if is_there else ({}, False)
+    """Show how many results wait, which were rejected or failed, and whether every component works."""
+    components = read_components()
+    # This page has to work while the database is away, to say that it is.
+    database_answers = "inbox" in components["database"]
+    settled, estimated = admin_queries.submissions_by_state(engine()) if database_answers else ({}, False)
     return render_template(
         "queue.html",
         settled=settled,
         estimated=estimated,
-        parts=parts,
-        letters=dead_letters.list_dead_letters(engine(), limit=SOME, most_bytes=dead_letters.LISTED_BYTES)
-        if is_there
+        components=components,
+        failed_results=dead_letters.list_dead_letters(engine(), limit=SOME, most_bytes=dead_letters.LISTED_BYTES)
+        if database_answers
         else [],
         most=health_queries.MOST_COUNTED,
         flower_port=settings().flower_port,
@@ -229,7 +275,7 @@ def queue() -> ResponseReturnValue:
 
 
 def bars(hours: list[statistics.HourlyStatistics], what: str) -> dict[str, Any]:
-    """A chart of bars, an hour each: in points of a box of 480 by 120."""
+    """Return a bar chart of the hourly `what`, one bar per hour, in units of a view box of 480 by 120."""
     values = [getattr(hour, what) for hour in hours]
     most = max(values)
     width = 480 / len(hours)
@@ -257,13 +303,14 @@ def _query(model: type[Any]) -> Any:
 
 
 def error_page(problem: Problem) -> Response:
-    """A problem for people."""
-    words = render_template("error.html", status=problem.status, words=problem.detail)
-    return Response(words, problem.status, problem.headers)
+    """Answer with a problem as a page."""
+    heading = ERROR_HEADINGS.get(problem.status) or HTTPStatus(problem.status).phrase
+    page = render_template("error.html", status=problem.status, heading=heading, detail=problem.detail)
+    return Response(page, problem.status, problem.headers)
 
 
 def respond(problem: Problem) -> Response:
-    """A problem for whoever asks: people who look at pages, or programs."""
+    """Answer with a problem: as a page if a person asked for a page, else as JSON."""
     if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in ("pages", "admin_pages")):
         return problem.response()
     is_person = request.accept_mimetypes.best_match(["application/problem+json", "text/html"]) == "text/html"
