@@ -1,4 +1,4 @@
-"""Reading what is known about numbers: one, many at once, and lists of them."""
+"""Reading numbers: one by its value or id, many at once, and lists."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from coordinator.numbers.expressions import parse_number, shorten
 from coordinator.reading import batch_lookup, detail, search
 from ingest import openapi
+from ingest.plurals import counted
 from ingest.problems import Problem
 from ingest.request_bodies import read_body
 from ingest.view_context import engine, json_of, settings
@@ -24,9 +25,9 @@ from models.wire_reading import (
     TopProgress,
 )
 
-# The web process evaluates what it is asked for, and its other requests wait meanwhile.
+# The web process evaluates expressions, and its other requests wait meanwhile.
 LONGEST_EXPRESSION = 1000
-TOO_MANY_ALIKE = "More numbers begin like this than can be looked through; these are only of some of them"
+TOO_MANY_ALIKE = "Too many numbers begin like this to search all of them; this list is incomplete"
 INVALID: dict[Any, Any] = {422: openapi.problem("A parameter, a number or the cursor is malformed")}
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
@@ -39,7 +40,7 @@ class WrittenPath(BaseModel):
 
 
 def check_expression_length(written: str, field: str) -> None:
-    """Raise a problem for what would take too long to be looked up here."""
+    """Raise a 422 problem for an expression that would take too long to evaluate here."""
     if len(written) > LONGEST_EXPRESSION and not written.isdigit():
         message = f"An expression of {len(written)} characters takes too long to compute here; "
         message += f"send at most {LONGEST_EXPRESSION} characters, or the number in decimal."
@@ -50,7 +51,7 @@ def check_expression_length(written: str, field: str) -> None:
     "/stats/<path:composite>", operation_id="composite_stats", responses={200: CompositeStats, **UNKNOWN, **INVALID}
 )
 def composite_stats(path: WrittenPath) -> Response:
-    """One composite's factors, effort and t-level, by any value it has ever had (number or expression)."""
+    """Return the factors, effort and t-level of a number, by any value it has ever had (number or expression)."""
     check_expression_length(path.composite, "composite")
     parse_number(path.composite, settings().max_digits)
     found = detail.composite_stats(engine(), path.composite, settings().max_digits)
@@ -61,7 +62,7 @@ def composite_stats(path: WrittenPath) -> Response:
 
 @composites.get("/composites", operation_id="composites", responses={200: CompositesPage, **UNKNOWN_PROJECT, **INVALID})
 def composites_page(query: CompositesQuery) -> Response:
-    """A page of the numbers that pass these filters, in one of several orders."""
+    """Return a page of the numbers that pass the filters, in one of several orders."""
     if query.text is not None:
         check_expression_length(query.text, "text")
     given = query.model_dump(include=set(search.CompositeFilters.__dataclass_fields__))
@@ -74,7 +75,7 @@ def composites_page(query: CompositesQuery) -> Response:
         cursor=query.cursor,
         max_digits=settings().max_digits,
     )
-    message = TOO_MANY_ALIKE if found.is_cut else f"{len(found.rows)} numbers"
+    message = TOO_MANY_ALIKE if found.is_cut else counted(len(found.rows), "number")
     rows = [row._mapping for row in found.rows]
     return json_of(CompositesPage, {"composites": rows, "next": found.next, "message": message})
 
@@ -83,7 +84,7 @@ def composites_page(query: CompositesQuery) -> Response:
     "/composites/<int:composite_id>", operation_id="composite", responses={200: CompositeWhole, **UNKNOWN, **INVALID}
 )
 def composite(path: CompositePath) -> Response:
-    """One composite by its id: all of /stats, its tree of factors, and what work it has and wants."""
+    """Return one number by its id: all of /stats, its tree of factors, its open work and the work that it needs."""
     return json_of(CompositeWhole, detail.read_composite(engine(), path.composite_id))
 
 
@@ -93,7 +94,7 @@ def composite(path: CompositePath) -> Response:
     responses={200: CompositeEffortAnswer, **UNKNOWN, **INVALID},
 )
 def composite_effort(path: CompositePath) -> Response:
-    """How much was done on it: the chance that a factor of 10 to 100 digits was missed, and the curves behind it."""
+    """Return the effort on a number: the chance that a factor of 10 to 100 digits was missed, and the curves."""
     return json_of(CompositeEffortAnswer, detail.composite_effort(engine(), path.composite_id))
 
 
@@ -104,9 +105,9 @@ def composite_effort(path: CompositePath) -> Response:
     responses={200: BatchStatus, **INVALID},
 )
 def batch_status() -> Response:
-    """How up to 1,000 numbers stand, each by any value it has ever had."""
-    asked = read_body(Numbers)
-    found = batch_lookup.read_batch_status(engine(), asked.numbers, settings().max_digits)
+    """Return the state of up to 1,000 numbers, each by any value it has ever had."""
+    request_body = read_body(Numbers)
+    found = batch_lookup.read_batch_status(engine(), request_body.numbers, settings().max_digits)
     results = [
         {
             "number": shorten(one.asked),
@@ -126,15 +127,15 @@ def batch_status() -> Response:
     responses={200: MostAdvanced, **UNKNOWN_PROJECT, **INVALID},
 )
 def top_progress() -> Response:
-    """The numbers that are nearest to their targets, nearest first."""
-    asked = read_body(TopProgress)
-    chosen = batch_lookup.ProgressFilters(
-        project=asked.project_name,
-        min_priority=asked.min_priority,
-        include_factored=asked.include_factored,
-        numbers=asked.formulas,
-        min_difficulty=asked.min_difficulty,
-        max_difficulty=asked.max_difficulty,
+    """Return the numbers that are closest to their targets, the closest first."""
+    query = read_body(TopProgress)
+    filters = batch_lookup.ProgressFilters(
+        project=query.project_name,
+        min_priority=query.min_priority,
+        include_factored=query.include_factored,
+        numbers=query.formulas,
+        min_difficulty=query.min_difficulty,
+        max_difficulty=query.max_difficulty,
     )
-    rows = batch_lookup.top_progress(engine(), chosen, limit=asked.limit, max_digits=settings().max_digits)
+    rows = batch_lookup.top_progress(engine(), filters, limit=query.limit, max_digits=settings().max_digits)
     return json_of(MostAdvanced, {"composites": [row._mapping for row in rows]})

@@ -1,4 +1,6 @@
-"""Numbers, for operators: look, set a priority, finish, delete, compute effort anew."""
+"""Administration of numbers: find, show, set the priority, complete, delete, and recalculate effort."""
+
+import re
 
 from flask import Response, request
 from sqlalchemy import Row
@@ -9,6 +11,7 @@ from coordinator.reading import admin_queries
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
 from ingest.composites_routes import LONGEST_EXPRESSION
+from ingest.plurals import counted
 from ingest.problems import Problem
 from ingest.request_bodies import read_body
 from ingest.view_context import engine, settings
@@ -35,25 +38,28 @@ admin_composites = make("admin_composites", openapi.ADMIN_COMPOSITES)
 
 @admin_composites.get("/composites/status", operation_id="admin_composites_status", responses={200: CompositesStatus})
 def status() -> Response:
-    """How many numbers there are of each kind; large tables are estimated, never counted."""
+    """Return how many numbers there are of each kind; counts of large tables are estimates."""
     return answer(admin_queries.composites_status(engine()))
 
 
 @admin_composites.get("/composites/find", operation_id="admin_find_composites", responses={200: CompositesFound})
 def find(query: FindQuery) -> Response:
-    """The numbers that a value (number, expression, an old cofactor) or an id may mean; results go to the first."""
-    word = query.q.strip()
-    if len(word) > LONGEST_EXPRESSION and not word.isdigit():
-        detail = f"q has {len(word)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
+    """Return the numbers that a value (number, expression, an old cofactor) or an id may mean.
+
+    Results for this value go to the first of them.
+    """
+    text = query.q.strip()
+    if len(text) > LONGEST_EXPRESSION and not text.isdigit():
+        detail = f"q has {len(text)} characters; send at most {LONGEST_EXPRESSION}, or the number in decimal."
         raise Problem(422, "number_too_large", detail, errors=[{"field": "q", "message": detail}])
-    rows = admin_queries.find_composites(engine(), word, settings().max_digits)
+    rows = admin_queries.find_composites(engine(), text, settings().max_digits)
     return answer({"composites": [short(row) for row in rows]})
 
 
 def short(row: Row) -> dict[str, object]:
-    """A number as lists show it."""
-    said = dict(row._asdict())
-    return {"composite_id": said.pop("id"), **said}
+    """Return a number as lists show it."""
+    fields = dict(row._asdict())
+    return {"composite_id": fields.pop("id"), **fields}
 
 
 @admin_composites.get(
@@ -62,7 +68,7 @@ def short(row: Row) -> dict[str, object]:
     responses={200: CompositeDetail, **UNKNOWN_COMPOSITE},
 )
 def show(path: CompositePath) -> Response:
-    """One number with its tree of factors (with their ids), effort, open work, projects and parts."""
+    """Return one number with its tree of factors and their ids, its effort, open leases, projects and parts."""
     found = admin_queries.read_admin_detail(engine(), path.composite_id)
     if found is None:
         raise Problem(404, "unknown_composite", f"There is no composite with id {path.composite_id}.")
@@ -76,7 +82,7 @@ def show(path: CompositePath) -> Response:
     responses={200: PriorityState, **UNKNOWN_COMPOSITE},
 )
 def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
-    """Set a number's priority, in the query or in the body: higher ones are leased first."""
+    """Set a number's priority, given in the query or in the body; numbers of higher priority are leased first."""
     priority = query.priority if query.priority is not None else read_body(NewPriority).priority
     before = edits.set_priority(engine(), request_actor(), path.composite_id, priority)
     message = f"The priority was {before}"
@@ -95,23 +101,26 @@ def set_priority(path: CompositePath, query: PriorityQuery) -> Response:
     },
 )
 def complete(path: CompositePath) -> Response:
-    """Finish a number with the factors given and those known: all must multiply to it, and be prime. Idempotent."""
-    wish = read_body(Completion) if request.get_data() else Completion()
+    """Complete a number with the given and the known factors: their product must be the number, and all be prime.
+
+    Idempotent.
+    """
+    completion = read_body(Completion) if request.get_data() else Completion()
     done = edits.complete_composite(
         engine(),
         request_actor(),
         path.composite_id,
-        wish.factors,
-        Provenance(wish.source, wish.found_at),
-        cofactor_is_prime=wish.cofactor_is_prime,
+        completion.factors,
+        Provenance(completion.source, completion.found_at),
+        cofactor_is_prime=completion.cofactor_is_prime,
         max_digits=settings().max_digits,
     )
     publish_jobs(done.to_publish)
-    return answer(factors_answer(done, "The number is finished"))
+    return answer(factors_answer(done, "The number is fully factored"))
 
 
 def factors_answer(done: edits.AddedFactors, message: str) -> dict[str, object]:
-    """What came of factors known from elsewhere."""
+    """Return the answer about factors that were found elsewhere."""
     return {
         "composite_id": done.row.id,
         "new_factors": done.new,
@@ -128,14 +137,21 @@ def factors_answer(done: edits.AddedFactors, message: str) -> dict[str, object]:
     responses={200: Deleted, 409: openapi.problem("`is_part`: another number's factor needs it"), **UNKNOWN_COMPOSITE},
 )
 def delete(path: CompositePath) -> Response:
-    """Delete a number for good, with its attempts, factors, effort, leases and jobs, and the numbers split off it.
+    """Delete a number with its attempts, factors, effort, leases and jobs, and the numbers that were split off it.
 
-    What clients sent stays: its submissions are refused now (`composite_deleted`), and can be retried.
+    The submissions of clients stay, as rejected (`composite_deleted`); operators can retry them.
     """
     gone, to_publish = deletions.delete_composite(engine(), request_actor(), path.composite_id, settings().max_digits)
     publish_jobs(to_publish)
-    went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
-    return answer({"deleted": gone, "message": f"Gone or changed: {went}"})
+    return answer({"deleted": gone, "message": f"Deleted or changed: {deleted_rows(gone)}"})
+
+
+def deleted_rows(gone: dict[str, int]) -> str:
+    """Return in words how many rows of which tables a deletion has deleted or changed."""
+    names = {name: name.replace("_", " ").removeprefix("ecm ").replace("refused", "rejected") for name in gone}
+    return ", ".join(
+        counted(count, re.sub(r"s\b", "", names[name], count=1), names[name]) for name, count in gone.items() if count
+    )
 
 
 # Effort ---------------------------------------------------------------------------------------------------------------
@@ -147,9 +163,9 @@ def delete(path: CompositePath) -> Response:
     responses={202: RecalculationState, 409: openapi.problem("`recalculation_runs`")},
 )
 def calculate_t_levels(query: RecalculateQuery) -> Response:
-    """Compute effort and t-levels anew from the attempts, of all numbers or of those that lack them.
+    """Start a recalculation of effort and t-levels from the attempts, of all numbers or of those that lack them.
 
-    In chunks without locks; then all that differed is written at once, or nothing. See recalculate-status.
+    A worker computes without locks, and then writes all differences in one transaction. See recalculate-status.
     """
     row, to_publish = recalculation.start_recalculation(
         engine(), request_actor(), only_missing=not query.recalculate_all
@@ -162,20 +178,20 @@ def calculate_t_levels(query: RecalculateQuery) -> Response:
     "/composites/recalculate-status", operation_id="admin_recalculate_status", responses={200: RecalculationState}
 )
 def recalculate_status() -> Response:
-    """How far the latest recalculation is."""
+    """Return the progress of the latest recalculation."""
     row = recalculation.recalculation_status(engine())
     if row is None:
-        return answer({**RecalculationState(state="none", message="Nothing was recalculated yet").model_dump()})
+        return answer({**RecalculationState(state="none", message="No recalculation has run yet").model_dump()})
     return answer(recalculation_answer(row))
 
 
 def recalculation_answer(row: Row) -> dict[str, object]:
-    """How a recalculation stands."""
+    """Return the state of a recalculation as clients get it."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
     state = recalculation.FAILED if given_up else row.state
-    said = f"{row.done:,} of {row.total:,} numbers computed"
+    message = f"{row.done:,} of {counted(row.total, 'number')} computed"
     if row.changed is not None:
-        said += f", {row.changed:,} were corrected"
+        message += f", {row.changed:,} corrected"
     return {
         "recalculation_id": row.id,
         "state": state,
@@ -186,7 +202,7 @@ def recalculation_answer(row: Row) -> dict[str, object]:
         "error": row.error or getattr(row, "job_error", None),
         "started_at": row.started_at,
         "finished_at": row.finished_at,
-        "message": said,
+        "message": message,
     }
 
 
@@ -196,8 +212,8 @@ def recalculation_answer(row: Row) -> dict[str, object]:
     responses={200: Recalculated, **UNKNOWN_COMPOSITE},
 )
 def recalculate(path: CompositePath) -> Response:
-    """Compute one number's effort and t-level anew from its attempts and prior work, now."""
+    """Recalculate the effort and the t-level of one number from its attempts and prior work."""
     before, after = edits.recalculate(engine(), request_actor(), path.composite_id)
-    message = "It was right" if before == after else "It has been corrected"
+    message = "The t-level was right" if before == after else "The t-level has been corrected"
     levels = {"previous_t_level": before, "current_t_level": after}
     return answer({"composite_id": path.composite_id, **levels, "message": message})

@@ -1,4 +1,4 @@
-"""The admin key: 401 without one, 403 with a wrong one."""
+"""The admin key of requests: 401 without a key, 403 with a wrong one."""
 
 import hmac
 
@@ -11,7 +11,7 @@ HEADER = "X-Admin-Key"
 
 
 def require_key() -> None:
-    """Raise a problem unless this request has the admin key."""
+    """Raise a 401 or 403 problem unless this request has the admin key."""
     require_administration()
     given = request.headers.get(HEADER)
     if given is None:
@@ -21,13 +21,13 @@ def require_key() -> None:
 
 
 def require_administration() -> None:
-    """Raise a problem if this server has no admin key."""
+    """Raise a 403 problem if this server has no admin key."""
     if not settings().admin_api_key.get_secret_value():
-        detail = "This server has no admin key, so nobody may do this; set ADMIN_API_KEY and restart it."
+        detail = "This server has no admin key, so nobody may do this; set ADMIN_API_KEY and restart the server."
         raise Problem(403, "forbidden", detail)
 
 
 def is_key(given: str) -> bool:
-    """Whether that is the admin key, in time that does not depend on how much of it is right."""
+    """Return whether `given` is the admin key, by a comparison in constant time."""
     expected = settings().admin_api_key.get_secret_value()
     return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())

@@ -1,4 +1,4 @@
-"""Numbers loaded over HTTP: a file, a JSON array of numbers, or numbers with what is known of them."""
+"""Loading numbers over HTTP: a text or CSV file, a JSON array of numbers, or numbers with known factors and work."""
 
 from collections.abc import Iterable
 from typing import IO, Any
@@ -17,9 +17,9 @@ from ingest.view_context import engine, settings
 from models.wire_composites import BulkComposites, BulkNumbers, LoadDefaults, LoadQuery, LoadReport, UploadForm
 from tasks import publishing
 
-# A line of a table has several numbers, and more.
+# The longest line of a table: up to CELLS numbers of the most digits, and BESIDES other characters.
 CELLS, BESIDES = 8, 100_000
-# Long lists are looked at in a process of their own: this one has other requests to answer.
+# Long lists are checked in one other process, because this one has other requests to answer.
 PROCESSES = 1
 BUSY_RETRY = {"Retry-After": "30"}
 
@@ -48,7 +48,7 @@ FILE = {
     responses={200: LoadReport, **REFUSALS},
 )
 def upload(query: LoadQuery) -> Response:
-    """Load a text or CSV file: all of it, or nothing if a line is bad (`on_error=skip`: the good lines)."""
+    """Load a text or CSV file: all of it, or nothing if a line is invalid (`on_error=skip`: all valid lines)."""
     file = uploaded_file("numbers.txt")
     defaults = _merged(_validated(UploadForm, request.form.to_dict()), query)
     return answer(load_file(file.stream, printable_name(file.filename or ""), defaults, query))
@@ -61,7 +61,7 @@ def upload(query: LoadQuery) -> Response:
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk(query: LoadQuery) -> Response:
-    """Load numbers, also as a bare array with `default_priority` and `project_name` in the query."""
+    """Load an array of numbers; `default_priority` and `project_name` may also be in the query."""
     numbers, defaults = _items("numbers", BulkNumbers)
     given = (_given_number(place, item) for place, item in enumerate(numbers, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk"))
@@ -74,17 +74,17 @@ def bulk(query: LoadQuery) -> Response:
     responses={200: LoadReport, **REFUSALS},
 )
 def bulk_structured(query: LoadQuery) -> Response:
-    """Load numbers with what is known of them; what is left out stays as it is on numbers known already."""
+    """Load numbers with their known factors and work. On registered numbers, fields that are left out do not change."""
     composites, defaults = _items("composites", BulkComposites)
     given = (_given_composite(place, item) for place, item in enumerate(composites, 1))
     return answer(_load(given, _merged(defaults, query), query, "bulk-structured"))
 
 
-# What was sent -------------------------------------------------------------------------------------------------------
+# Reading bodies -----------------------------------------------------------------------------------------------------
 
 
 def _items(name: str, model: type[LoadDefaults]) -> tuple[list[Any], LoadDefaults]:
-    """(the array that the body is or has under `name`, the defaults beside it)."""
+    """Return (the array that is the body or its field `name`, the defaults beside the array)."""
     refuse_encoding()
     body = request.get_data(cache=False)
     if not body:
@@ -105,7 +105,7 @@ def _validated(model: type[Any], value: Any) -> Any:
 
 
 def _merged(defaults: LoadDefaults, query: LoadDefaults) -> LoadDefaults:
-    """What stands in the body wins over what stands in the query."""
+    """Return the defaults of the body, and those of the query where the body has none."""
     given = {name: value for name, value in defaults if name in LoadDefaults.model_fields and value is not None}
     return LoadDefaults(**{name: getattr(query, name) for name in LoadDefaults.model_fields} | given)
 
@@ -124,11 +124,11 @@ def _given_composite(place: int, item: Any) -> InputRow:
     return InputRow(place, item["number"], JsonFields({name: item[name] for name in item if name != "number"}))
 
 
-# What comes of it ----------------------------------------------------------------------------------------------------
+# Loading ----------------------------------------------------------------------------------------------------------
 
 
 def load_file(stream: IO[bytes], name: str, defaults: LoadDefaults, query: LoadQuery) -> dict[str, Any]:
-    """Load a text or CSV file called `name`; the LoadReport. Raises a Problem that names the bad lines."""
+    """Load a text or CSV file called `name`; returns the LoadReport. Raises a problem that names the invalid lines."""
     try:
         listing = read_list(stream, name, CELLS * settings().max_digits + BESIDES)  # type: ignore[arg-type]
         return _load(listing.numbers, defaults, query, f"upload {name}", listing.ignored_columns)

@@ -1,4 +1,4 @@
-"""Factors, attempts and projects, for operators; and how much there is of everything."""
+"""Administration of factors, attempts and projects, and the counts of all tables."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ from coordinator.reading import admin_queries
 from ingest import openapi
 from ingest.admin.admin_composites import factors_answer
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
+from ingest.plurals import counted
 from ingest.request_bodies import read_body
 from ingest.view_context import engine, settings
 from models.wire_admin import (
@@ -41,15 +42,15 @@ admin_records = make("admin_records", openapi.ADMIN_RECORDS)
     responses={200: FactorsAdded, 400: openapi.problem("`factor_does_not_divide`"), **UNKNOWN_COMPOSITE},
 )
 def add_factors() -> Response:
-    """Record factors known from elsewhere, without curves: each is verified, and all are used or none."""
-    wish = read_body(KnownFactors)
-    said = Provenance(wish.source, wish.found_at)
+    """Record factors that were found elsewhere, without curves: each is verified, and all are used or none."""
+    body = read_body(KnownFactors)
+    provenance = Provenance(body.source, body.found_at)
     most = settings().max_digits
     done = edits.add_known_factors(
-        engine(), request_actor(), wish.composite.strip(), wish.factors, said, max_digits=most
+        engine(), request_actor(), body.composite.strip(), body.factors, provenance, max_digits=most
     )
     publish_jobs(done.to_publish)
-    return answer(factors_answer(done, f"{len(done.new)} new factors, {len(done.known)} known before"))
+    return answer(factors_answer(done, f"{counted(len(done.new), 'new factor')}, {len(done.known)} known before"))
 
 
 @admin_records.delete(
@@ -62,16 +63,16 @@ def add_factors() -> Response:
     },
 )
 def delete_factor(path: FactorPath) -> Response:
-    """Take a factor back: its value goes back into the cofactor, and what it was split into goes with it.
+    """Delete a factor and the factors that it was split into; the cofactor is multiplied by its value again.
 
-    What follows from the other factors, or is small, is found again at once.
+    Factors that follow from the others, and small ones, are found again at once.
     """
     composite_id, left, to_publish = deletions.delete_factor(
         engine(), request_actor(), path.factor_id, settings().max_digits
     )
     publish_jobs(to_publish)
-    said = {"factor_id": path.factor_id, "composite_id": composite_id, "current_composite": left}
-    return answer({**said, "message": "The factor was taken back"})
+    fields = {"factor_id": path.factor_id, "composite_id": composite_id, "current_composite": left}
+    return answer({**fields, "message": "The factor was deleted"})
 
 
 @admin_records.delete(
@@ -80,10 +81,10 @@ def delete_factor(path: FactorPath) -> Response:
     responses={200: AttemptDeleted, 404: openapi.problem("`unknown_attempt`")},
 )
 def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
-    """Delete an attempt with its effort; factors stay. Its submission is refused now (`attempt_deleted`)."""
+    """Delete an attempt with its effort; factors stay. Its submission becomes rejected (`attempt_deleted`)."""
     composite_id, t_level = deletions.delete_attempt(engine(), request_actor(), path.attempt_id, query.reason)
-    said = {"attempt_id": path.attempt_id, "composite_id": composite_id, "current_t_level": t_level}
-    return answer({**said, "message": "The attempt was deleted"})
+    fields = {"attempt_id": path.attempt_id, "composite_id": composite_id, "current_t_level": t_level}
+    return answer({**fields, "message": "The attempt was deleted"})
 
 
 @admin_records.post(
@@ -93,20 +94,20 @@ def delete_attempt(path: AttemptPath, query: WhyQuery) -> Response:
     responses={200: AttemptsVoided},
 )
 def void_attempts() -> Response:
-    """Take back what a broken client sent in a time: effort is rebuilt, rows are kept and marked, factors stay."""
-    wish = read_body(Voiding)
+    """Void the attempts of a broken client in a period: rows stay and are marked, effort is rebuilt, factors stay."""
+    body = read_body(Voiding)
     done = deletions.void_attempts(
         engine(),
         request_actor(),
-        wish.client_id,
-        since=wish.since,
-        until=wish.until or datetime.now(UTC),
-        program=wish.program,
-        reason=wish.reason,
+        body.client_id,
+        since=body.since,
+        until=body.until or datetime.now(UTC),
+        program=body.program,
+        reason=body.reason,
     )
-    message = f"{done.attempts:,} attempts on {done.composites:,} numbers voided"
+    message = f"{counted(done.attempts, 'attempt')} on {counted(done.composites, 'number')} voided"
     if done.waiting:
-        message += f"; {done.waiting:,} results of that time are not applied yet: do it again when they are"
+        message += f"; not applied yet: {counted(done.waiting, 'result')} of that period; void again when they are"
     return answer({**done._asdict(), "message": message})
 
 
@@ -117,9 +118,9 @@ def void_attempts() -> Response:
     responses={201: ProjectState, 409: openapi.problem("`project_exists`")},
 )
 def create_project() -> Response:
-    """Make a project."""
+    """Create a project."""
     row = project_edits.create_project(engine(), request_actor(), read_body(NewProject).name)
-    return answer({"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was made"}, 201)
+    return answer({"project_id": row.id, "name": row.name, "composites": 0, "message": "The project was created"}, 201)
 
 
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}
@@ -149,5 +150,5 @@ def delete_project_by_name(path: ProjectNamePath) -> Response:
 
 @admin_records.get("/stats/summary", operation_id="admin_summary", responses={200: Summary})
 def summary() -> Response:
-    """How much there is of everything; large tables are estimated, never counted."""
+    """Return how many rows there are of each kind; counts of large tables are estimates."""
     return answer(admin_queries.summarize_database(engine()))

@@ -1,4 +1,4 @@
-"""Residues, for operators: given up, given back, cleaned up."""
+"""Administration of residues: close, release a claim, and clean up."""
 
 from datetime import UTC, datetime
 
@@ -9,6 +9,7 @@ from coordinator.residues import residue_expiry
 from coordinator.residues.residue_storage import storage
 from ingest import openapi
 from ingest.admin.blueprints import make, request_actor
+from ingest.plurals import counted
 from ingest.residues_routes import UNKNOWN, residue_state
 from ingest.view_context import engine, json_of, settings
 from models.wire_admin import WhyQuery
@@ -22,9 +23,9 @@ admin_residues = make("admin_residues", openapi.ADMIN_RESIDUES)
     "/residues/<int:residue_id>", operation_id="admin_close_residue", responses={200: ResidueState, **UNKNOWN}
 )
 def close(path: ResiduePath, query: WhyQuery) -> Response:
-    """Close a residue: nobody runs its stage 2 any more, and its file goes. Idempotent; the curves' stage 1 stays."""
-    why = query.reason or "an operator closed it"
-    publish_jobs(residue_expiry.close_residue(engine(), path.residue_id, why, request_actor()))
+    """Close a residue and delete its file: nobody can claim its stage 2 any more. Idempotent; stage 1 still counts."""
+    reason = query.reason or "an operator closed it"
+    publish_jobs(residue_expiry.close_residue(engine(), path.residue_id, reason, request_actor()))
     return residue_state(registry.read_residue(engine(), path.residue_id))
 
 
@@ -34,25 +35,26 @@ def close(path: ResiduePath, query: WhyQuery) -> Response:
     responses={200: ResidueState, **UNKNOWN},
 )
 def release(path: ResiduePath) -> Response:
-    """Give anybody's claim back; idempotent."""
+    """Release the claim of a residue, whoever holds it. Idempotent."""
     return residue_state(registry.release_claim(engine(), path.residue_id, None, request_actor()))
 
 
 @admin_residues.post("/residues/cleanup", operation_id="admin_cleanup_residues", responses={200: ResiduesCleaned})
 def cleanup() -> Response:
-    """Give back claims that ran out, and let go of residues that nobody wanted, now, as beat does."""
+    """Release claims that ran out and expire residues whose time is over, now, as housekeeping does."""
     now = datetime.now(UTC)
     lapsed = residue_expiry.release_lapsed_claims(engine(), now)
     expired, to_publish = residue_expiry.expire_residues(engine(), now)
     publish_jobs(to_publish)
-    said = f"{lapsed} claims ran out, {expired} residues were let go of"
-    return json_of(ResiduesCleaned, {"lapsed": lapsed, "expired": expired, "message": said})
+    message = f"{counted(lapsed, 'claim')} ran out, {counted(expired, 'residue')} expired"
+    return json_of(ResiduesCleaned, {"lapsed": lapsed, "expired": expired, "message": message})
 
 
 @admin_residues.post("/residues/cleanup-orphaned", operation_id="admin_sweep_residues", responses={200: OrphansCleaned})
 def cleanup_orphaned() -> Response:
-    """Delete files that no residue has (after an hour), and close residues whose file is gone, as beat does."""
+    """Delete files without a residue (after an hour), and close residues without a file, as housekeeping does."""
     swept = residue_expiry.collect_garbage(engine(), storage(settings()), datetime.now(UTC))
     publish_jobs(swept.to_publish)
-    said = f"{swept.files} files without a residue were deleted, {swept.residues} residues without a file closed"
-    return json_of(OrphansCleaned, {"files": swept.files, "residues": swept.residues, "message": said})
+    files, residues = counted(swept.files, "file"), counted(swept.residues, "residue")
+    message = f"{files} without a residue deleted, {residues} without a file closed"
+    return json_of(OrphansCleaned, {"files": swept.files, "residues": swept.residues, "message": message})

@@ -1,4 +1,4 @@
-"""The dead letters: what was refused or failed, sent again by hand, and true factors taken out of a refusal."""
+"""Administration of rejected and failed results: list them, retry them, accept the true factors of a rejected one."""
 
 from flask import Response
 from sqlalchemy import Row
@@ -6,6 +6,7 @@ from sqlalchemy import Row
 from coordinator.administration import dead_letters
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
+from ingest.plurals import counted
 from ingest.view_context import engine, settings
 from models.wire_admin import Letters, Retried, RetryQuery, SubmissionPath, SubmissionsQuery
 from tasks.publishing import publish_jobs, publish_submission
@@ -15,19 +16,19 @@ admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
 @admin_submissions.get("/submissions", operation_id="admin_submissions", responses={200: Letters})
 def submissions(query: SubmissionsQuery) -> Response:
-    """Submissions by state, those refused that hold true factors first, then the newest first."""
+    """Return submissions by state: rejected ones with true factors first, then the newest first."""
     after = None
     if query.cursor:
         kind, _, submission_id = query.cursor.partition("-")
         after = (kind == "1", int(submission_id))
     states = (query.state,) if query.state else dead_letters.DEAD_STATES
     rows = dead_letters.list_dead_letters(engine(), states, limit=query.limit, after=after)
-    more = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == query.limit else None
-    return answer({"submissions": [submission_answer(row) for row in rows], "next": more})
+    following = f"{int(rows[-1].holds_factors)}-{rows[-1].id}" if len(rows) == query.limit else None
+    return answer({"submissions": [submission_answer(row) for row in rows], "next": following})
 
 
 def submission_answer(row: Row) -> dict[str, object]:
-    """A submission as lists show it."""
+    """Return a submission as lists show it."""
     return {
         "submission_id": row.id,
         "client_id": row.client_id,
@@ -53,19 +54,19 @@ def submission_answer(row: Row) -> dict[str, object]:
     },
 )
 def retry(path: SubmissionPath, query: RetryQuery) -> Response:
-    """Queue a rejected or failed submission again; with `accept_factors` use its true factors instead."""
-    number = path.submission_id
+    """Queue a rejected or failed submission again, or accept its true factors with `accept_factors`."""
+    submission_id = path.submission_id
     if query.accept_factors:
-        done = dead_letters.accept_factors(engine(), request_actor(), number, settings().max_digits)
+        done = dead_letters.accept_factors(engine(), request_actor(), submission_id, settings().max_digits)
         publish_jobs(done.to_publish)
-        message = f"{len(done.accepted)} factors accepted, {len(done.new)} of them new"
+        message = f"{counted(len(done.accepted), 'factor')} accepted, {len(done.new)} of them new"
     else:
-        done = dead_letters.retry(engine(), request_actor(), number)
-        publish_submission(number, done.client_id, done.composite)
-        message = "It is queued again"
+        done = dead_letters.retry(engine(), request_actor(), submission_id)
+        publish_submission(submission_id, done.client_id, done.composite)
+        message = "The result is queued again"
     return answer(
         {
-            "submission_id": number,
+            "submission_id": submission_id,
             "state": done.state,
             "accepted_factors": done.accepted,
             "new_factors": done.new,
