@@ -1,4 +1,4 @@
-"""The Flask application: one for each gunicorn process, made after the fork."""
+"""The Flask application: one per gunicorn process, created after the fork."""
 
 import gc
 import uuid
@@ -33,12 +33,12 @@ from models.engine import process_engine
 from models.wire import PRINTABLE
 from tasks import heartbeats, publishing
 
-# Nothing that a request asks takes this long of a database in health; a thread must not stand still for one in trouble.
+# No statement of a request takes this long on a healthy database; on an unhealthy one threads must not be stuck.
 STATEMENT_TIMEOUT_MS = 20_000
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The intake, with an engine and a poller of its own."""
+    """Return the application, with its own engine and outcome poller."""
     settings = settings or process_settings()
     configure_logging(settings.log_format, settings.log_level)
     publishing.use_short_timeouts()
@@ -83,9 +83,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def keep_what_is_made() -> None:
-    """Let no collection of garbage look through modules and views again, as a process does before its first request.
+    """Exclude the objects that exist now, modules and views, from garbage collection. Call it before the first request.
 
-    Looking through these 150,000 objects takes 0.1 s, and a request waits meanwhile.
+    A collection of these 150,000 objects takes 0.1 s, and a request waits meanwhile.
     """
     gc.collect()
     gc.freeze()
@@ -103,7 +103,7 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = request.environ.get("ecm.request_id", "")
     if request.path.startswith(openapi.API) and not request.path.startswith(f"{openapi.API}/admin"):
-        # Anyone may read from anywhere; without credentials, so nothing is given away that curl would not get.
+        # Pages of any site may read; browsers send no credentials, so that the page gets nothing that curl would not get.
         response.headers["Access-Control-Allow-Origin"] = "*"
     endpoint = request.endpoint or "none"
     web_metrics.REQUEST_SECONDS.labels(endpoint, str(response.status_code)).observe(perf_counter() - g.began)

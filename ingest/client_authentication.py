@@ -1,6 +1,6 @@
-"""Clients' keys on requests: `Authorization: Bearer KEY`, and acting under one's own name only.
+"""Authentication of clients by `Authorization: Bearer KEY`; a key is valid for its client's name only.
 
-Where keys are not required, one that is given must be right all the same, so that a typing error shows.
+A wrong key is refused also where keys are not required, so that a typing error shows.
 """
 
 from threading import Lock
@@ -15,24 +15,24 @@ from ingest.view_context import engine, settings
 
 SCHEME = "bearer"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ecm-coordinator"'}
-# For so long a key that was revoked may still open, in a process that has just seen it.
+# Seconds for which a process remembers a key, and thus for which a revoked key may still work.
 CACHED_SECONDS = 5.0
 MOST_CACHED = 10_000
 
-# Every route of these blueprints, and these routes, are a client's doing; the rest is reading.
+# Clients act through the routes of these blueprints and through these routes; all other routes read.
 BLUEPRINTS = ("leases", "residues")
 ENDPOINTS = ("results.submit_result", "results.submit_results")
 
 
 class KeyOwners:
-    """Who owns which key, looked up by hash and remembered for some seconds."""
+    """The owners of keys, looked up by hash and remembered for CACHED_SECONDS."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[str | None, float]] = {}
         self._lock = Lock()
 
     def of(self, key: str) -> str | None:
-        """The client whose key this is; None for an unknown or revoked one."""
+        """Return the client whose key this is; None for an unknown or revoked key."""
         key_sha256 = client_keys.hash_key(key)
         name, until = self._known.get(key_sha256, (None, 0.0))
         if monotonic() < until:
@@ -40,7 +40,7 @@ class KeyOwners:
         try:
             owner = client_keys.key_owner(engine(), key_sha256)
         except Exception as error:
-            # While the database is away whoever had the right key keeps it: results are waited for then, not refused.
+            # A known key stays valid while the database is away: its results wait then, they are not refused.
             if name is None or not is_transient(error):
                 raise
             return name
@@ -52,7 +52,7 @@ class KeyOwners:
 
 
 def authenticate_client() -> None:
-    """Before a request that is a client's doing: its key, and every name in its address and headers, or a problem."""
+    """Check the key of a request by a client, and that the request names no other client; raises a 401 or 403 problem."""
     if request.blueprint not in BLUEPRINTS and request.endpoint not in ENDPOINTS:
         return
     given = request.headers.get("Authorization")
@@ -72,19 +72,19 @@ def authenticate_client() -> None:
 
 
 def named_clients() -> list[str]:
-    """Whom a request's address and headers say that it comes from."""
+    """Return the clients that the address and the headers of this request name."""
     given = [*request.args.getlist("client_id"), *request.headers.getlist("X-Client-ID")]
     given += [value for name, value in (request.view_args or {}).items() if name == "client_id"]
     return [name.strip() for name in given]
 
 
 def client_of_key() -> str | None:
-    """The client whose key came with this request."""
+    """Return the client whose key came with this request, or None."""
     return g.get("client_by_key")
 
 
 def require_own_name(client_id: str) -> None:
-    """Raise a problem if this request has another client's key."""
+    """Raise a 403 problem if this request has the key of another client."""
     own = client_of_key()
     if own is not None and client_id != own:
         detail = f"This key is {own}'s, and the request is made as {client_id[:100]}; use your own name."

@@ -1,4 +1,4 @@
-"""Reading factors: lists, one, and all of them as a file."""
+"""Reading factors: a list, one by its id, and an export."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ factors = openapi.blueprint("factors", openapi.READING)
 
 @factors.get("/factors", operation_id="factors", responses={200: FactorsPage, **UNKNOWN, **INVALID})
 def listed(query: FactorsQuery) -> Response:
-    """A page of the factors that pass these filters, the newest or the largest first."""
+    """Return a page of the factors that pass the filters, the newest or the largest first."""
     if query.composite is not None:
         check_expression_length(query.composite, "composite")
     filters = registry.FactorFilters(
@@ -38,7 +38,7 @@ def listed(query: FactorsQuery) -> Response:
     responses={200: FactorListed, 404: openapi.problem("`unknown_factor`")},
 )
 def one(path: FactorPath) -> Response:
-    """One factor by its id."""
+    """Return one factor by its id."""
     return json_of(FactorListed, registry.read_factor(engine(), path.factor_id)._mapping)
 
 
@@ -52,7 +52,7 @@ def one(path: FactorPath) -> Response:
     },
 )
 def export(query: ExportQuery) -> Response:
-    """All factors, or a project's or a client's, oldest first, streamed."""
+    """Stream all factors, or those of a project or a client, the oldest first."""
     batches = registry.export_factors(engine(), project=query.project, client_id=query.client_id, since=query.since)
     answer = Response(lines(batches, query.format), 200, content_type=CONTENT_TYPES[query.format])
     answer.headers["Content-Disposition"] = f"attachment; filename=factors.{query.format}"

@@ -1,4 +1,4 @@
-"""Waiting for outcomes: requests that wait hold no database connection; one poller a process asks for all of them."""
+"""Waiting for outcomes: one poller per process asks the database for all waiting requests."""
 
 import threading
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class _Waiter:
 
 
 class OutcomePoller:
-    """Lets at most `most` threads of this process wait for submissions to be settled."""
+    """Lets at most `most` threads of this process wait until their submissions are settled."""
 
     def __init__(self, engine: Engine, most: int) -> None:
         self._engine = engine
@@ -34,7 +34,7 @@ class OutcomePoller:
         self._thread: threading.Thread | None = None
 
     def wait(self, submission_id: int, seconds: float) -> Row[Any] | None:
-        """The settled row of a submission, or None after `seconds`, or at once when too many wait already."""
+        """Return the settled row of a submission; None after `seconds`, or at once if `most` threads wait already."""
         waiter = _Waiter()
         with self._changed:
             if self._count >= self._most or seconds <= 0:
@@ -58,8 +58,8 @@ class OutcomePoller:
         thread = threading.Thread(target=self._poll, name="outcomes", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # the system has no thread to give; the results are stored all the same
-            log.warning("Cannot wait for outcomes", error=str(error))
+        except RuntimeError as error:  # the system has no more threads; the result is stored nevertheless
+            log.warning("Cannot start the thread that polls outcomes", error=str(error))
             return False
         self._thread = thread
         return True
@@ -71,23 +71,23 @@ class OutcomePoller:
                 while not self._waiters:
                     self._changed.wait()
                     pause = SHORTEST_PAUSE
-                wanted = list(self._waiters)
+                submission_ids = list(self._waiters)
             began = monotonic()
             try:
-                found = self._hand_out(wanted)
+                found = self._hand_out(submission_ids)
             except Exception as error:
-                # Without this thread every request would wait in vain, so nothing may end it.
-                log.warning("Cannot look for outcomes", error=f"{type(error).__name__}: {error}"[:200])
+                # Without this thread every request would wait for nothing, so no error may end it.
+                log.warning("Polling outcomes failed", error=f"{type(error).__name__}: {error}"[:200])
                 pause = LONGEST_PAUSE
             else:
-                # Quick while results come out; slower when nothing does.
+                # Poll quickly while outcomes come, slowly while none do.
                 pause = SHORTEST_PAUSE if found else min(LONGEST_PAUSE, pause * 1.3)
-            # Never more than a third of the time asking.
+            # Spend at most a third of the time on queries.
             sleep(max(pause, 2 * (monotonic() - began)))
 
-    def _hand_out(self, wanted: list[int]) -> bool:
-        """Give those who wait their rows; whether there were any."""
-        rows = inbox.settled_rows(self._engine, wanted)
+    def _hand_out(self, submission_ids: list[int]) -> bool:
+        """Hand the settled rows to the waiting threads; returns whether there were any."""
+        rows = inbox.settled_rows(self._engine, submission_ids)
         with self._changed:
             for row in rows:
                 for waiter in self._waiters.get(row.id, []):

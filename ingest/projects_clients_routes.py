@@ -1,4 +1,4 @@
-"""Reading who and what there is beside numbers and factors: projects and clients."""
+"""Reading projects and clients."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ directory = openapi.blueprint("directory", openapi.READING)
 
 @directory.get("/projects", operation_id="projects", responses={200: ProjectsPage, **INVALID})
 def all_projects(query: PageQuery) -> Response:
-    """A page of the projects, by name."""
+    """Return a page of the projects by name."""
     found = projects.list_projects(engine(), limit=query.limit, cursor=query.cursor)
     return json_of(ProjectsPage, {"projects": [row._mapping for row in found.rows], "next": found.next})
 
@@ -27,7 +27,7 @@ def all_projects(query: PageQuery) -> Response:
     "/projects/<int:project_id>", operation_id="project", responses={200: ProjectListed, **UNKNOWN, **INVALID}
 )
 def project(path: ProjectPath) -> Response:
-    """One project by its id."""
+    """Return one project by its id."""
     return json_of(ProjectListed, projects.read_project(engine(), project_id=path.project_id)._mapping)
 
 
@@ -37,12 +37,12 @@ def project(path: ProjectPath) -> Response:
     responses={200: ProjectListed, **UNKNOWN, **INVALID},
 )
 def project_by_name(path: ProjectNamePath) -> Response:
-    """One project by its name."""
+    """Return one project by its name."""
     return json_of(ProjectListed, projects.read_project(engine(), name=path.name)._mapping)
 
 
 @directory.get("/clients", operation_id="clients", responses={200: ClientsPage, **INVALID})
 def all_clients(query: ClientsQuery) -> Response:
-    """A page of the clients, those seen last first, or by name; noted by upkeep, so up to a minute late."""
+    """Return a page of the clients, the last seen first or by name; housekeeping updates them once a minute."""
     found = clients.list_clients(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
     return json_of(ClientsPage, {"clients": [row._mapping for row in found.rows], "next": found.next})

@@ -1,8 +1,8 @@
-"""How many requests a client and an address may make: counted in Redis for all processes, in fixed windows.
+"""Rate limits of clients and addresses: counted in Redis for all processes, in fixed windows.
 
-An address is counted before a key is looked up, a client once it is known to be that: nobody spends what is another's.
-A counter costs one round trip; flask-limiter does the same in several, at several times the cost. A broker that is away
-is no reason to refuse anything: nothing is counted then, and it is left alone for some seconds.
+A request counts for its address before its key is looked up, and for a client once the client is known, so that nobody
+uses up the limit of another. A counter costs one round trip; flask-limiter needs several. While the broker is away
+nothing is counted or refused, and the circuit breaker keeps requests from waiting for it.
 """
 
 import math
@@ -30,14 +30,14 @@ WINDOWS = {"second": 1, "minute": 60, "hour": 3600}
 
 
 class Limit(NamedTuple):
-    """At most so many requests in each window of so many seconds."""
+    """At most `most` requests in each window of `seconds`."""
 
     most: int
     seconds: int
 
 
 class LimitState(NamedTuple):
-    """How one counter stands: the limit, what is left of it, and when the next window begins, in seconds."""
+    """The state of one counter: the limit, the requests left, and the seconds until the next window."""
 
     most: int
     left: int
@@ -45,14 +45,14 @@ class LimitState(NamedTuple):
 
 
 def read_limit(text: str) -> Limit | None:
-    """The limit that a setting such as 6000/minute means; None for off."""
+    """Return the limit that a setting such as 6000/minute means; None for off."""
     if text == "off":
         return None
     most, _, window = text.partition("/")
     return Limit(int(most), WINDOWS[window])
 
 
-# Tries to log in, from one address: a person mistypes, and does not guess.
+# Attempts to log in from one address: enough for mistyping, too few for guessing.
 LOGINS = Limit(10, WINDOWS["minute"])
 
 
@@ -65,15 +65,15 @@ class Counters:
             "address": read_limit(settings.rate_limit_per_address),
             "login": LOGINS,
         }
-        # redis-py would try again three times, each with its own timeout.
+        # By default redis-py retries three times, each with its own timeout.
         self._redis: redis.Redis = redis.Redis.from_url(
             settings.redis_url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
         )
 
     def count(self, kind: str, name: str) -> LimitState | None:
-        """Count a request for a `client` or an `address`, or a try to log in (`login`) from one; how it stands then.
+        """Count a request for a `client` or an `address`, or an attempt to log in (`login`); returns the new state.
 
-        None: unlimited, or Redis is away.
+        Returns None if there is no limit, or if Redis is away.
         """
         limit, now = self.limits[kind], time()
         if limit is None or broker_circuit.is_open():
@@ -92,9 +92,9 @@ class Counters:
 
 
 def limit_request() -> None:
-    """Count this request for its address; raises a 429 problem if there were too many.
+    """Count this request for its address; raises a 429 problem beyond the limit.
 
-    Whoever asks after the server's health, or for the files that pages load, is not counted.
+    Requests for the health of the server and for the static files of pages do not count.
     """
     is_page = request.blueprint in PAGES and request.endpoint != "pages.static"
     if is_page or (request.path.startswith(f"{API}/") and request.path != f"{API}/health"):
@@ -116,7 +116,7 @@ def limit_client(client_id: str) -> None:
 
 
 def limit_login() -> None:
-    """Count a try to log in for its address; raises a 429 problem."""
+    """Count an attempt to log in for its address; raises a 429 problem beyond the limit."""
     _count("login", request.remote_addr or "")
 
 
@@ -125,7 +125,7 @@ def _count(kind: str, name: str) -> None:
     if state is None:
         return
     if "limit" not in g or state.left * g.limit.most < g.limit.left * state.most:
-        g.limit = state  # the one that is nearest to its end is what the answer tells
+        g.limit = state  # the answer shows the limit that is closest to its end
     if g.limit.left < 0:
         most, _, reset = g.limit
         detail = f"More than {most} requests; ask again in {reset} seconds."
@@ -133,7 +133,7 @@ def _count(kind: str, name: str) -> None:
 
 
 def set_limit_headers(response: Response) -> Response:
-    """Say in an answer's headers how its limit stands (the IETF's draft on RateLimit header fields)."""
+    """Set the RateLimit headers of an answer (IETF draft-ietf-httpapi-ratelimit-headers)."""
     if "limit" in g:
         response.headers["RateLimit-Limit"] = str(g.limit.most)
         response.headers["RateLimit-Remaining"] = str(max(0, g.limit.left))

@@ -1,4 +1,4 @@
-"""Reading request bodies: raw bytes to pydantic models, refusing what JSON parsers disagree about."""
+"""Reading request bodies: raw bytes to pydantic models, without what JSON parsers disagree about."""
 
 from typing import Any, TypeVar
 
@@ -13,10 +13,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_json(body: bytes, *, nul_allowed: bool = False) -> Any:
-    """The value of a JSON text; raises a 422 Problem that says where it is wrong.
+    """Return the value of a JSON text; raises a 422 problem that names the fault and its place.
 
     Stricter than most parsers: no NaN or Infinity, no key twice, no lone surrogates, no deep nesting (200 levels), and
-    no NUL characters, which PostgreSQL cannot store (`nul_allowed`: the caller looks at the parts, `without_nul`).
+    no NUL characters, which PostgreSQL cannot store (`nul_allowed`: the caller checks the parts with `without_nul`).
     """
     try:
         value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
@@ -27,12 +27,12 @@ def parse_json(body: bytes, *, nul_allowed: bool = False) -> Any:
         elif "hex escape" in detail:
             detail += "; \\u is followed by four hexadecimal digits, and half of a surrogate pair by its other half"
         raise Problem(422, "malformed", f"The body is not valid JSON: {detail}", errors=[]) from error
-    # The escape may also be the harmless text "\\u0000": look closer only where it occurs at all.
+    # The escape may also be the harmless text "\\u0000", so search the value if it occurs at all.
     return without_nul(value) if b"\\u0000" in body and not nul_allowed else value
 
 
 def without_nul(value: Any) -> Any:
-    """`value`, a part of a JSON text, if no text in it has a NUL character; raises a 422 Problem."""
+    """Return `value`, a part of a JSON text; raises a 422 problem if a string in it has a NUL character."""
     if _has_nul(value):
         raise Problem(422, "malformed", "A text in the body has a NUL character (\\u0000); remove it.", errors=[])
     return value
@@ -47,7 +47,7 @@ def _has_nul(value: Any) -> bool:
 
 
 def read_body(model: type[Model]) -> Model:
-    """The request's JSON body as a `model`; raises a 413 or 422 problem."""
+    """Return the JSON body of the request as a `model`; raises a 413 or 422 problem."""
     body = request.get_data(cache=False)
     if not body:
         raise Problem(422, "malformed", "The body is empty; send a JSON object.", errors=[])
@@ -59,12 +59,12 @@ def read_body(model: type[Model]) -> Model:
 
 
 def uploaded_file(example: str) -> FileStorage:
-    """The file of a multipart/form-data body, in its field `file`; raises a 415 or 422 Problem, or 413."""
+    """Return the field `file` of a multipart/form-data body; raises a 413, 415 or 422 problem."""
     refuse_encoding()
     if request.mimetype != "multipart/form-data":
         detail = f"Send the file as multipart/form-data in the field `file`, as `curl -F file=@{example}` does."
         raise Problem(415, "unsupported_media_type", detail)
-    # Fields count like files against the largest body, so that a list sent as a field is told what is wrong.
+    # Fields may be as large as files, so that the error of a list sent as a field names the field.
     request.max_form_memory_size = request.max_content_length
     file = request.files.get("file")
     if file is None:
@@ -75,7 +75,7 @@ def uploaded_file(example: str) -> FileStorage:
 
 
 def refuse_encoding() -> None:
-    """Raise a 415 Problem for a compressed body."""
+    """Raise a 415 problem for a compressed body."""
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"The body is compressed (Content-Encoding: {printable_name(encoding)[:40]}); send it as it is."
@@ -83,5 +83,5 @@ def refuse_encoding() -> None:
 
 
 def printable_name(name: str) -> str:
-    """What a client calls its file, as a log and a report can show it."""
+    """Return the name of a file as a log and a report can show it: printable, at most 200 characters."""
     return "".join(character if character.isprintable() else "?" for character in name)[:200]

@@ -1,4 +1,4 @@
-"""What browsers are told of every answer: nothing from elsewhere, no script in a page, in nobody's frame."""
+"""Security headers of every answer: no foreign content, no inline scripts, no frames."""
 
 import re
 from base64 import b64encode
@@ -6,19 +6,19 @@ from hashlib import sha256
 
 from flask import Response, request
 
-# What is no page shows, loads and runs nothing.
+# Answers that are no pages may load and run nothing.
 _NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 _PAGE = (
     "default-src 'none'; script-src 'self'{scripts}; style-src 'self'{styles}; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# The specification's viewer comes from a wheel: a script in its page, and styles that its scripts make as they run.
+# The viewer of the specification comes from a wheel, with an inline script and styles made by scripts.
 VIEWER = "/docs/"
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL | re.IGNORECASE)
 
 
 def add_headers(response: Response) -> Response:
-    """Give an answer its headers; what a view has set itself stays."""
+    """Set the security headers of an answer, except those that its view has set."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("X-Frame-Options", "DENY")
     response.headers.setdefault("Referrer-Policy", "same-origin")
@@ -34,5 +34,5 @@ def _policy(response: Response) -> str:
         return _PAGE.format(scripts="", styles="")
     found = [script for script in _INLINE.findall(response.get_data()) if script.strip()]
     hashes = [f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in found]
-    # It shows nothing that a client has sent.
+    # The viewer shows nothing that a client has sent.
     return _PAGE.format(scripts="".join(hashes), styles=" 'unsafe-inline'")

@@ -1,4 +1,4 @@
-"""What views share: this process's engine and settings, and answers in the shape that the specification promises."""
+"""What views share: the engine and the settings of this process, and answers in the shape of the specification."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from config.settings import Settings
 
 
 def engine() -> Engine:
-    """This process's engine."""
+    """Return the engine of this process."""
     found: Engine = current_app.config["ENGINE"]
     return found
 
 
 def settings() -> Settings:
-    """The application's settings."""
+    """Return the settings of the application."""
     found: Settings = current_app.config["SETTINGS"]
     return found
 
 
 def json_of(model: type[BaseModel], body: Any) -> Response:
-    """`body`, a mapping, as JSON in the shape of `model`."""
+    """Return the mapping `body` as JSON in the shape of `model`."""
     # Not orjson: it refuses integers past 64 bits, and a B2 may be one.
     return Response(model.model_validate(body).model_dump_json(), 200, content_type="application/json")

@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Histogram
 
-RESULTS = Counter("ecm_results_received_total", "Results taken in", ["outcome"])
+RESULTS = Counter("ecm_results_received_total", "Results received", ["outcome"])
 REQUEST_SECONDS = Histogram(
     "ecm_request_seconds",
     "Time to answer a request",

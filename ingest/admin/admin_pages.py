@@ -69,7 +69,7 @@ def forbid_storing(response: Response) -> Response:
 @admin_pages.route("/login", methods=["GET", "POST"])
 def log_in() -> ResponseReturnValue:
     """Show the form that asks for the admin key, or log in."""
-    after = login.way_back(request.args.get("next")) or url_for("admin_pages.overview")
+    after = login.own_page(request.args.get("next")) or url_for("admin_pages.overview")
     if request.method in SAFE_METHODS:
         return redirect(after, 303) if login.is_operator() else render_template("admin/login.html")
     try:

@@ -34,7 +34,13 @@ HOME_OPTION = click.option("--home", type=click.Path(path_type=Path, file_okay=F
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @HOME_OPTION
 def backup(file: Path, home: Path | None) -> None:
-    """Write the database and the residue files to FILE. The coordinator may be running."""
+    """Write the database and the residue files to FILE. The coordinator may be running.
+
+    \b
+    Exit status:
+      0  FILE is written
+      1  something failed; no FILE was written
+    """
     with _errors():
         home = homes.prepare_home(home or default_home())
         with _database(home, while_running=True) as url, tempfile.TemporaryDirectory(dir=_beside(file)) as scratch:
@@ -67,10 +73,16 @@ def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace what the database and the home hold.")
+@click.option("--force", is_flag=True, help="Replace the data in the database and in the home directory.")
 @HOME_OPTION
 def restore(file: Path, force: bool, home: Path | None) -> None:
-    """Put the database and the residue files back as they are in FILE, all of it or nothing."""
+    """Restore the database and the residue files from FILE: all of it, or nothing.
+
+    \b
+    Exit status:
+      0  everything is restored
+      1  something failed; nothing was changed
+    """
     with _errors():
         home = homes.prepare_home(home or default_home())
         with tempfile.TemporaryDirectory(dir=home) as scratch:

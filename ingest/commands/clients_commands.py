@@ -1,4 +1,4 @@
-"""`ecm-coordinator clients`: the keys that clients prove their names with, on the database itself."""
+"""`ecm-coordinator clients`: the keys that clients authenticate with, in the database directly."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from ingest.commands.database import HOME_OPTION, database, one_line, operator
 
 @click.group()
 def clients() -> None:
-    """Keys that clients prove their names with: add, ls, revoke.
+    """Add, list and revoke the keys of clients.
 
-    Servers with REQUIRE_CLIENT_KEYS take results and lease work only with one, and only under its own name.
+    A server with REQUIRE_CLIENT_KEYS accepts results and leases work only with a key, and only under the key's name.
     """
 
 
@@ -28,9 +28,12 @@ def _name(context: click.Context, parameter: click.Parameter, value: str) -> str
 @click.argument("name", callback=_name)
 @HOME_OPTION
 def add(name: str, home: Path | None) -> None:
-    """Make a key for the client NAME and print it, this once; one that was revoked is replaced.
+    """Create a key for the client NAME and print it; it is not shown again. A revoked key is replaced.
 
-    Exits with 1 if the client has a key already.
+    \b
+    Exit status:
+      0  the key is on standard output
+      1  the client has a key already
     """
     from coordinator.administration import client_keys
 
@@ -47,9 +50,12 @@ def add(name: str, home: Path | None) -> None:
 @click.argument("name", callback=_name)
 @HOME_OPTION
 def revoke(name: str, home: Path | None) -> None:
-    """Let the key of the client NAME open nothing any more, after at most five seconds.
+    """Revoke the key of the client NAME; it stops working within 5 seconds.
 
-    Exits with 1 if it has none in use.
+    \b
+    Exit status:
+      0  the key is revoked
+      1  the client has no key in use
     """
     from coordinator.administration import client_keys
 
@@ -65,7 +71,7 @@ def revoke(name: str, home: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @HOME_OPTION
 def ls(*, as_json: bool, home: Path | None) -> None:
-    """Show who has a key, and whose is revoked."""
+    """List the clients that have a key, with the state of the key."""
     from coordinator.administration import client_keys
 
     with database(home) as engine:
@@ -77,6 +83,6 @@ def ls(*, as_json: bool, home: Path | None) -> None:
         return
     for row in rows:
         state = f"revoked {row.revoked_at:%Y-%m-%d %H:%M} UTC" if row.revoked_at else "in use"
-        click.echo(f"{row.name}  made {row.created_at:%Y-%m-%d %H:%M} UTC, {state}")
+        click.echo(f"{row.name}  created {row.created_at:%Y-%m-%d %H:%M} UTC, {state}")
     if not rows:
         click.echo("No client has a key.")

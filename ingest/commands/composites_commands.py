@@ -1,4 +1,4 @@
-"""`ecm-coordinator composites ls|show|complete|priority|rm`: numbers, on the database itself."""
+"""`ecm-coordinator composites`: numbers, in the database directly."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from ingest.commands.database import HOME_OPTION, database, one_line, operator
 from ingest.commands.loading_command import import_file
 from ingest.commands.options_and_errors import JSON_OPTION, YES_OPTION, domain_errors_end_command, identify
 from ingest.commands.text_tables import add_row, print_json, print_table, table_of
+from ingest.plurals import counted
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from sqlalchemy import Row
@@ -23,9 +24,9 @@ WORK_COLUMNS = ("id", "client_id", "method", "curves", "status", "expires_at")
 
 @click.group()
 def composites() -> None:
-    """Numbers: load them, look at them, change what is wanted of them.
+    """Import, list, change and delete numbers.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
@@ -37,7 +38,7 @@ composites.add_command(import_file)
 @click.option("--project", callback=one_line, help="Only numbers of this project.")
 @click.option("--unfinished", is_flag=True, help="Only numbers that are not fully factored.")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only numbers whose id is above this one.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Most rows to list.")
 @JSON_OPTION
 @HOME_OPTION
 def ls(
@@ -50,7 +51,7 @@ def ls(
     as_json: bool,
     home: Path | None,
 ) -> None:
-    """Show numbers, by id; with WORD those that it may mean: a value, an expression, an old cofactor or an id."""
+    """List numbers by id, or those that WORD may mean: a value, an expression, an old cofactor or an id."""
     from coordinator.reading import admin_queries
 
     with database(home) as engine:
@@ -63,11 +64,11 @@ def ls(
     if as_json:
         print_json([{**row._asdict()} for row in shown])
     elif not shown:
-        click.echo("There is no such number.")
+        click.echo("No numbers match.")
     else:
         _print_numbers(shown)
     if len(rows) > limit:
-        click.echo(f"There are more; --after {shown[-1].id} shows the next ones.", err=True)
+        click.echo(f"There are more numbers; --after {shown[-1].id} shows the next ones.", err=True)
 
 
 def _print_numbers(rows: "list[Row[Any]]") -> None:
@@ -83,10 +84,10 @@ def _print_numbers(rows: "list[Row[Any]]") -> None:
 
 def _state(row: "Row[Any]") -> str:
     if row.is_fully_factored:
-        return "prime" if row.is_prime else "finished"
+        return "prime" if row.is_prime else "fully factored"
     if row.hold:
-        return str(row.hold)
-    return "composite" if row.is_prime is False else "untested"
+        return "set aside" if row.hold == "parked" else str(row.hold)
+    return "composite" if row.is_prime is False else "primality unknown"
 
 
 @composites.command()
@@ -94,9 +95,12 @@ def _state(row: "Row[Any]") -> str:
 @JSON_OPTION
 @HOME_OPTION
 def show(number: str, as_json: bool, home: Path | None) -> None:
-    """Show NUMBER (its value or its id) with its factors and their ids, effort, open work and projects.
+    """Show NUMBER (its value or its id) with its factors and their ids, effort, open leases and projects.
 
-    Exits with 1 if there is no such number.
+    \b
+    Exit status:
+      0  the number is shown
+      1  there is no such number
     """
     from coordinator.reading import admin_queries
 
@@ -118,7 +122,7 @@ def show(number: str, as_json: bool, home: Path | None) -> None:
 
 def _print_parts(found: dict[str, Any]) -> None:
     if found["factors"]:
-        table = table_of("factor id", "value", ">times", "prime", "origin", "client", "beneath")
+        table = table_of("factor id", "value", ">times", "prime", "origin", "client", "split from")
         for row in found["factors"]:
             add_row(table, *(_text(row[name]) for name in FACTOR_COLUMNS))
         print_table(table)
@@ -128,7 +132,7 @@ def _print_parts(found: dict[str, Any]) -> None:
             add_row(table, *(f"{row[name]:,}" for name in EFFORT_COLUMNS))
         print_table(table)
     if found["open_work"]:
-        table = table_of("work", "client", "method", ">curves", "status", "runs out")
+        table = table_of("work", "client", "method", ">curves", "status", "expires")
         for row in found["open_work"]:
             add_row(table, *(_text(row[name]) for name in WORK_COLUMNS))
         print_table(table)
@@ -141,13 +145,18 @@ def _text(value: Any) -> str:
 @composites.command()
 @NUMBER
 @click.argument("factors", nargs=-1)
-@click.option("--source", callback=one_line, help="Who knows these factors.")
-@click.option("--prime", is_flag=True, help="Take my word for it that what is left is prime, if it is not tested yet.")
+@click.option("--source", callback=one_line, help="Where the factors come from.")
+@click.option("--prime", is_flag=True, help="Declare that the cofactor is prime, if it is not tested yet.")
 @HOME_OPTION
 def complete(number: str, factors: tuple[str, ...], source: str | None, prime: bool, home: Path | None) -> None:
-    """Finish NUMBER (its value or its id) with FACTORS and those known: all must multiply to it, and be prime.
+    """Complete NUMBER (its value or its id) with FACTORS and the known factors.
 
-    Exits with 1, and changes nothing, if a factor does not divide or a composite part is left.
+    Their product must be the number, and all of them must be prime.
+
+    \b
+    Exit status:
+      0  the number is fully factored
+      1  a factor does not divide, or a composite part is left; nothing was changed
     """
     from coordinator.administration import edits
 
@@ -161,7 +170,9 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
             cofactor_is_prime=prime,
             max_digits=settings().max_digits,
         )
-    click.echo(f"composite {done.row.id} is finished; {len(done.new)} of these factors were new")
+    click.echo(
+        f"composite {done.row.id} is fully factored; {counted(len(done.new), 'factor')} of these {'was' if len(done.new) == 1 else 'were'} new"
+    )
 
 
 @composites.command()
@@ -169,9 +180,14 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
 @click.argument("value", type=PRIORITY)
 @HOME_OPTION
 def priority(number: str, value: int, home: Path | None) -> None:
-    """Set the priority of NUMBER (its value or its id); higher ones are leased first. Put -- before negative ones.
+    """Set the priority of NUMBER (its value or its id) to VALUE; numbers of higher priority are leased first.
 
-    Exits with 1 if there is no such number.
+    Put -- before a negative VALUE.
+
+    \b
+    Exit status:
+      0  the priority is set
+      1  there is no such number
     """
     from coordinator.administration import edits
 
@@ -186,20 +202,25 @@ def priority(number: str, value: int, home: Path | None) -> None:
 @YES_OPTION
 @HOME_OPTION
 def rm(number: str, yes: bool, home: Path | None) -> None:
-    """Delete NUMBER (its value or its id) for good, with its attempts, factors, effort, leases and parts.
+    """Delete NUMBER (its value or its id) with its attempts, factors, effort, leases and parts.
 
-    What clients sent stays, as refused. Exits with 1 if there is no such number, or another one's factor needs it.
+    The submissions of clients stay, as rejected.
+
+    \b
+    Exit status:
+      0  the number is deleted
+      1  there is no such number, or it is a part of another number
     """
     from coordinator.administration import deletions
     from coordinator.numbers.expressions import shorten
     from coordinator.reading import admin_queries
+    from ingest.admin.admin_composites import deleted_rows
 
     with database(home) as engine, domain_errors_end_command():
         composite_id = identify(engine, number)
         found = None if yes else admin_queries.read_admin_detail(engine, composite_id)
         if found is not None:
-            what = f"{shorten(found['number'])} with its {found['attempt_count']:,} attempts"
-            click.confirm(f"Delete {what} for good?", abort=True)
+            what = f"{shorten(found['number'])} with {counted(found['attempt_count'], 'attempt')}"
+            click.confirm(f"Delete {what} permanently?", abort=True)
         gone, _ = deletions.delete_composite(engine, operator(), composite_id, settings().max_digits)
-    went = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in gone.items() if count)
-    click.echo(f"composite {composite_id} is deleted: {went}")
+    click.echo(f"composite {composite_id} is deleted: {deleted_rows(gone)}")

@@ -1,4 +1,4 @@
-"""`ecm-coordinator factors`: what was found, on the database itself."""
+"""`ecm-coordinator factors`: list and export factors, from the database directly."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # the command's --help needs no models
 
 DIGITS = click.IntRange(0, 1_000_000)
 PROJECT = click.option("--project", callback=one_line, help="Only factors of this project's numbers.")
-CLIENT = click.option("--client", callback=one_line, help="Only what this client found.")
+CLIENT = click.option("--client", callback=one_line, help="Only factors that this client found.")
 
 
 @click.group()
 def factors() -> None:
-    """Factors: look, and write them into a file.
+    """List factors and export them to a file.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
@@ -33,10 +33,10 @@ def factors() -> None:
 @click.argument("number", required=False, callback=one_line)
 @PROJECT
 @CLIENT
-@click.option("--min-digits", type=DIGITS, help="Only factors of at least so many digits.")
-@click.option("--max-digits", type=DIGITS, help="Only factors of at most so many digits.")
-@click.option("--largest", is_flag=True, help="The largest first, instead of the newest.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@click.option("--min-digits", type=DIGITS, help="Smallest number of digits.")
+@click.option("--max-digits", type=DIGITS, help="Largest number of digits.")
+@click.option("--largest", is_flag=True, help="List the largest first instead of the newest.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Most rows to list.")
 @JSON_OPTION
 @HOME_OPTION
 def ls(
@@ -51,7 +51,7 @@ def ls(
     as_json: bool,
     home: Path | None,
 ) -> None:
-    """Show factors, the newest first; with NUMBER those of this number (any value it has had)."""
+    """List factors, the newest first; with NUMBER only those of this number (any value it has had)."""
     from coordinator.reading import factors as registry
     from models.wire_reading import FactorListed
 
@@ -77,11 +77,11 @@ def ls(
     if as_json:
         print_json([one.model_dump() for one in shown])
     elif not shown:
-        click.echo("There is no such factor.")
+        click.echo("No factors match.")
     else:
         _print_factors(shown)
     if cursor is not None:
-        click.echo(f"There may be more than these {len(rows)}; --limit shows them, export writes all.", err=True)
+        click.echo(f"There may be more factors than {len(rows)}; --limit shows more, export writes all.", err=True)
 
 
 def _print_factors(listed: "list[FactorListed]") -> None:
@@ -99,10 +99,12 @@ def _print_factors(listed: "list[FactorListed]") -> None:
 
 @factors.command()
 @click.argument("file", type=click.File("w", encoding="utf-8", lazy=True))
-@click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True, help="Format of FILE."
+)
 @PROJECT
 @CLIENT
-@click.option("--since", type=click.DateTime(), help="Only those recorded since then, in UTC.")
+@click.option("--since", type=click.DateTime(), help="Only factors recorded since this time (UTC).")
 @HOME_OPTION
 def export(
     *,
@@ -113,7 +115,7 @@ def export(
     since: datetime | None,
     home: Path | None,
 ) -> None:
-    """Write factors into FILE (- for standard output), the oldest first."""
+    """Write factors to FILE (- for standard output), the oldest first."""
     from coordinator.reading import factors as registry
     from ingest.factor_files import lines
 

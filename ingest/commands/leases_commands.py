@@ -1,4 +1,4 @@
-"""`ecm-coordinator work`: what operators do to leases and to numbers kept from work, on the database itself."""
+"""`ecm-coordinator work`: leases, and numbers that are paused or set aside, in the database directly."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -10,6 +10,7 @@ import click
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
 from ingest.commands.options_and_errors import domain_errors_end_command, identify
 from ingest.commands.text_tables import add_row, print_json, print_table, table_of
+from ingest.plurals import counted
 
 if TYPE_CHECKING:  # the command's --help needs no database library
     from rich.table import Table
@@ -18,27 +19,27 @@ if TYPE_CHECKING:  # the command's --help needs no database library
 MANY = 1000
 
 
-REASON_OPTION = click.option("--reason", callback=one_line, help="Why, for its client and other operators to read.")
+REASON_OPTION = click.option("--reason", callback=one_line, help="Reason, shown to the client and to other operators.")
 
 
 @click.group()
 def work() -> None:
-    """Leases of work and numbers kept from it: look, cancel, time out, pause, resume.
+    """List and cancel leases; pause and resume numbers.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
 @work.command()
 @click.option("--client", callback=one_line, help="Only this client's leases.")
-@click.option("--held", is_flag=True, help="Paused and parked numbers, with the reasons, instead of leases.")
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=MANY, show_default=True, help="At most so many.")
+@click.option("--held", is_flag=True, help="List numbers that are paused or set aside, instead of leases.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=MANY, show_default=True, help="Most rows to list.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @HOME_OPTION
 def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path | None) -> None:
-    """Show open leases, those that run out first first."""
+    """List open leases, those that expire next first."""
     if held and client is not None:
-        raise click.UsageError("--held shows numbers, which are no client's; leave --client out")
+        raise click.UsageError("--held lists numbers, which belong to no client; leave --client out")
     from coordinator.leases import reservations
 
     with database(home) as engine:
@@ -51,11 +52,11 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
     if as_json:
         print_json([_held(row) for row in shown] if held else _assignments(shown))
     elif not shown:
-        click.echo("No number is paused or parked." if held else "No lease is open.")
+        click.echo("No number is paused or set aside." if held else "No leases are open.")
     else:
         print_table(_held_table(shown) if held else _lease_table(shown))
     if len(rows) > limit:
-        click.echo(f"There are more than these {limit}; --limit shows them.", err=True)
+        click.echo(f"There are more rows than {limit}; --limit shows more.", err=True)
 
 
 @work.command()
@@ -63,9 +64,14 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
 @REASON_OPTION
 @HOME_OPTION
 def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
-    """End the lease or reservation WORK_ID, whoever holds it; one that is closed already stays as it is.
+    """Cancel the lease or reservation WORK_ID, whoever holds it. A closed one stays as it is.
 
-    Its client learns of it by its next heartbeat. Exits with 1 if there is no such lease.
+    The client is told at its next heartbeat.
+
+    \b
+    Exit status:
+      0  the lease is closed
+      1  there is no such lease
     """
     from coordinator.composites.lease_lifecycle import LeaseNotFoundError
     from coordinator.leases import reservations
@@ -85,12 +91,12 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
 @work.command()
 @HOME_OPTION
 def cleanup(home: Path | None) -> None:
-    """Time out now the leases that are overdue, as beat does every few seconds."""
+    """Time out overdue leases now, as housekeeping does every few seconds."""
     from coordinator.housekeeping import lease_expiry
 
     with database(home) as engine:
         expired = lease_expiry.expire_leases(engine, datetime.now(UTC))
-    click.echo(f"{expired} overdue leases timed out.")
+    click.echo(f"{counted(expired, 'overdue lease')} timed out.")
 
 
 @work.command()
@@ -98,35 +104,41 @@ def cleanup(home: Path | None) -> None:
 @REASON_OPTION
 @HOME_OPTION
 def pause(number: str, reason: str | None, home: Path | None) -> None:
-    """Lease no more work on NUMBER (its value or its id) until it is resumed; open leases go on.
+    """Pause NUMBER (its value or its id): it gets no new leases until it is resumed; open leases go on.
 
-    Exits with 1 if there is no such number.
+    \b
+    Exit status:
+      0  the number is paused
+      1  there is no such number
     """
     from coordinator.leases import reservations
 
     with database(home) as engine, domain_errors_end_command():
         row = reservations.pause(engine, identify(engine, number), reason, operator())
-    click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {row.open_leases} open leases go on")
+    click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; open leases that go on: {row.open_leases}")
 
 
 @work.command()
 @click.argument("number", callback=one_line)
 @HOME_OPTION
 def resume(number: str, home: Path | None) -> None:
-    """Let NUMBER (its value or its id), paused or parked, be worked on again.
+    """Resume NUMBER (its value or its id) that is paused or set aside.
 
-    Exits with 1 if there is no such number.
+    \b
+    Exit status:
+      0  the number gets work again
+      1  there is no such number
     """
     from coordinator.leases import reservations
 
     with database(home) as engine, domain_errors_end_command():
         row = reservations.resume(engine, identify(engine, number), operator())
     click.echo(
-        f"composite {row.id} is neither paused nor parked" + ("" if row.ecm_eligible else "; it wants no ECM now")
+        f"composite {row.id} is neither paused nor set aside" + ("" if row.ecm_eligible else "; it needs no ECM now")
     )
 
 
-# What is shown -------------------------------------------------------------------------------------------------------
+# Output --------------------------------------------------------------------------------------------------------------
 
 
 def _assignments(rows: list["Row[Any]"]) -> list[dict[str, Any]]:
@@ -148,7 +160,7 @@ def _held(row: "Row[Any]") -> dict[str, Any]:
 
 def _lease_table(rows: list["Row[Any]"]) -> "Table":
     now = datetime.now(UTC)
-    table = table_of("work", "client", "composite", "run", ">curves", "status", ">runs out")
+    table = table_of("work", "client", "composite", "run", ">curves", "status", ">expires")
     for row in rows:
         curves = f"{row.curves_completed:,}" + ("" if row.curves is None else f" of {row.curves:,}")
         run = row.method if row.b1 is None else f"{row.method} B1={row.b1:,}"
@@ -160,7 +172,7 @@ def _lease_table(rows: list["Row[Any]"]) -> "Table":
 def _held_table(rows: list["Row[Any]"]) -> "Table":
     from coordinator.numbers.expressions import shorten
 
-    table = table_of("composite", "number", ">digits", "held", "since", "why")
+    table = table_of("composite", "number", ">digits", "state", "since", "reason")
     for row in rows:
         since = row.held_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
         add_row(table, str(row.id), shorten(row.number), f"{row.digit_length}", row.hold, since, row.hold_reason or "")

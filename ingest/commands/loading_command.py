@@ -1,4 +1,4 @@
-"""`ecm-coordinator composites import`: numbers from a file into the registry, on the database itself."""
+"""`ecm-coordinator composites import`: load numbers from a file into the database directly."""
 
 import contextlib
 import os
@@ -11,23 +11,30 @@ import click
 
 from config.settings import settings
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
+from ingest.plurals import counted
 
-# What is not a number or belongs to one: a line of a table has several cells of that length.
+# The longest line of a table: up to CELLS numbers of the most digits, and BESIDES other characters.
 CELLS, BESIDES = 8, 100_000
 
 
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--project", callback=one_line, help="The project of numbers that name none; made if need be.")
+@click.option("--project", callback=one_line, help="Project of numbers that name none; created if it is missing.")
 @click.option(
-    "--priority", type=click.IntRange(-(2**31), 2**31 - 1), help="Of numbers that give none, known ones as well."
+    "--priority",
+    type=click.IntRange(-(2**31), 2**31 - 1),
+    help="Priority of numbers that give none, also registered ones.",
 )
 @click.option(
-    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="skip: load the good lines, report the bad."
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="skip: load the valid lines.",
 )
-@click.option("--dry-run", is_flag=True, help="Check and report, and store nothing.")
+@click.option("--dry-run", is_flag=True, help="Check and report; store nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--processes", type=click.IntRange(0, 256), help="Processes that check numbers; default: one per core.")
+@click.option("--processes", type=click.IntRange(0, 256), help="Checking processes (default: one per core).")
 @HOME_OPTION
 def import_file(
     *,
@@ -40,12 +47,16 @@ def import_file(
     processes: int | None,
     home: Path | None,
 ) -> None:
-    """Load the numbers of FILE (- is standard input), all of them or, when one is bad, none.
+    """Load the numbers of FILE (- for standard input): all of them, or none if one is invalid.
 
     FILE is text with a number or an expression on each line (# begins a comment line), or CSV whose header names the
     columns: number, and any of current_composite, factors, priority, project, target_t_level, snfs_difficulty,
-    has_snfs_form, prior_work. Numbers that are known already are brought up to date, not doubled. Exits with 1 if
-    anything was bad and nothing stored.
+    has_snfs_form, prior_work. Numbers that are registered already are updated, not added twice.
+
+    \b
+    Exit status:
+      0  the list is loaded or, with --dry-run, checked
+      1  a line was invalid; nothing was stored
     """
     from concurrent.futures.process import BrokenProcessPool
 
@@ -72,21 +83,21 @@ def import_file(
             )
         except BrokenProcessPool as error:
             raise click.ClickException(
-                "a process that checks numbers was killed; is there too little memory?"
+                "a process that checks numbers was killed; the machine may have too little memory"
             ) from error
         except (ListError, LoadInProgressError) as error:
             raise click.ClickException(f"{error}") from error
         except InvalidNumbersError as error:
-            _tell(error.report, [], as_json)
+            _print_report(error.report, [], as_json)
             raise click.ClickException(str(error)) from error
-    _tell(report, listing.ignored_columns, as_json)
+    _print_report(report, listing.ignored_columns, as_json)
 
 
 def _printable(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)[:200]
 
 
-def _tell(report: Any, ignored_columns: list[str], as_json: bool) -> None:
+def _print_report(report: Any, ignored_columns: list[str], as_json: bool) -> None:
     from models.wire_composites import LoadReport
 
     answer = LoadReport(**report.answer(), ignored_columns=ignored_columns, message=report.summary())
@@ -96,9 +107,9 @@ def _tell(report: Any, ignored_columns: list[str], as_json: bool) -> None:
     for error in report.errors:
         click.echo(f"line {error.line}: {error.message}", err=True)
     if report.invalid > len(report.errors):
-        click.echo(f"... and {report.invalid - len(report.errors):,} more bad lines", err=True)
+        click.echo(f"... and {counted(report.invalid - len(report.errors), 'more invalid line')}", err=True)
     if ignored_columns:
-        click.echo(f"Columns that mean nothing here: {', '.join(map(_printable, ignored_columns))}", err=True)
+        click.echo(f"Ignored columns: {', '.join(map(_printable, ignored_columns))}", err=True)
     click.echo(answer.message)
 
 
@@ -113,7 +124,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _progress(stream: BinaryIO, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """Bars of how much of the file is checked and how many numbers are stored, on a terminal."""
+    """Yield a function that advances progress bars on a terminal: bytes checked, numbers stored."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""What commands of administration share: refusals as sentences, and numbers named by value or id."""
+"""What commands share: options, errors of the rules as sentences, and numbers named by value or id."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-YES_OPTION = click.option("--yes", is_flag=True, help="Do not ask.")
+YES_OPTION = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 @contextlib.contextmanager
 def domain_errors_end_command() -> Iterator[None]:
-    """What is refused ends the command with exit code 1 and the reason."""
+    """End the command with exit status 1 and the reason if a rule refuses what it asks for."""
     from coordinator.base.errors import DomainError
     from coordinator.numbers.expressions import ExpressionError
 
@@ -30,7 +30,7 @@ def domain_errors_end_command() -> Iterator[None]:
 
 
 def identify(engine: "Engine", number: str) -> int:
-    """The id of the number with this value or id; to be called within `domain_errors_end_command`."""
+    """Return the id of the number with this value or id. To be called within `domain_errors_end_command`."""
     from coordinator.leases import reservations
 
     return reservations.identify(engine, number.strip(), settings().max_digits)

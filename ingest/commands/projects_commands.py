@@ -1,4 +1,4 @@
-"""`ecm-coordinator projects`: names that numbers are put together under, on the database itself."""
+"""`ecm-coordinator projects`: list, create and delete projects, in the database directly."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import click
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
 from ingest.commands.options_and_errors import JSON_OPTION, YES_OPTION, domain_errors_end_command
 from ingest.commands.text_tables import add_row, print_json, print_table, table_of
+from ingest.plurals import counted
 
 MANY = 10_000
 LONGEST_NAME = 200
@@ -15,9 +16,9 @@ NAME = click.argument("name", callback=one_line)
 
 @click.group()
 def projects() -> None:
-    """Projects: look, make, delete.
+    """List, create and delete projects.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
@@ -25,7 +26,7 @@ def projects() -> None:
 @JSON_OPTION
 @HOME_OPTION
 def ls(as_json: bool, home: Path | None) -> None:
-    """Show projects by name, and how many numbers are in each."""
+    """List projects by name, and how many numbers are in each."""
     from coordinator.reading import projects as registry
 
     with database(home) as engine:
@@ -33,9 +34,9 @@ def ls(as_json: bool, home: Path | None) -> None:
     if as_json:
         print_json([{**row._asdict()} for row in rows])
     elif not rows:
-        click.echo("There is no project.")
+        click.echo("No projects yet; `projects add` creates one.")
     else:
-        table = table_of("id", "name", ">numbers", "since")
+        table = table_of("id", "name", ">numbers", "created")
         for row in rows:
             add_row(table, str(row.id), row.name, f"{row.composites:,}", row.created_at.strftime("%Y-%m-%d"))
         print_table(table)
@@ -45,7 +46,13 @@ def ls(as_json: bool, home: Path | None) -> None:
 @NAME
 @HOME_OPTION
 def add(name: str, home: Path | None) -> None:
-    """Make the project NAME. Exits with 1 if there is one of that name."""
+    """Create the project NAME.
+
+    \b
+    Exit status:
+      0  the project is created
+      1  there is a project of this name
+    """
     from coordinator.administration import project_edits as registry
 
     if not 0 < len(name.strip()) <= LONGEST_NAME:
@@ -60,11 +67,17 @@ def add(name: str, home: Path | None) -> None:
 @YES_OPTION
 @HOME_OPTION
 def rm(name: str, yes: bool, home: Path | None) -> None:
-    """Delete the project NAME; its numbers stay. Exits with 1 if there is none of that name."""
+    """Delete the project NAME; its numbers stay.
+
+    \b
+    Exit status:
+      0  the project is deleted
+      1  there is no project of this name
+    """
     from coordinator.administration import project_edits as registry
 
     if not yes:
         click.confirm(f"Delete the project {name.strip()}? Its numbers stay.", abort=True)
     with database(home) as engine, domain_errors_end_command():
         gone = registry.delete_project(engine, operator(), name=name.strip())
-    click.echo(f"project {gone['name']} is deleted; its {gone['composites']:,} numbers stay")
+    click.echo(f"project {gone['name']} is deleted; {counted(gone['composites'], 'number')} of it stay")

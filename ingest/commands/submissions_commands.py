@@ -1,4 +1,4 @@
-"""`ecm-coordinator submissions`: the dead letters, on the database itself."""
+"""`ecm-coordinator submissions`: list and retry rejected and failed results, in the database directly."""
 
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ SUBMISSION_ID = click.argument("submission_id", type=click.IntRange(0, 2**63 - 1
 
 @click.group()
 def submissions() -> None:
-    """What clients sent: look at it, and send again what was refused or failed.
+    """List and retry failed results.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
 @submissions.command()
-@click.option("--state", type=click.Choice(STATES), help="Default: rejected and failed ones.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@click.option("--state", type=click.Choice(STATES), help="State (default: rejected and failed).")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Most rows to list.")
 @JSON_OPTION
 @HOME_OPTION
 def ls(state: str | None, limit: int, as_json: bool, home: Path | None) -> None:
-    """Show submissions by state: refused ones that hold true factors first, then the newest first."""
+    """List submissions by state: rejected ones with true factors first, then the newest first."""
     from coordinator.administration import dead_letters
     from ingest.admin.admin_submissions import submission_answer
 
@@ -38,11 +38,11 @@ def ls(state: str | None, limit: int, as_json: bool, home: Path | None) -> None:
     if as_json:
         print_json(shown)
     elif not shown:
-        click.echo("There is no such submission.")
+        click.echo("No submissions match.")
     else:
         _print_submissions(shown)
     if len(rows) > limit:
-        click.echo(f"There are more than these {limit}; --limit shows them.", err=True)
+        click.echo(f"There are more submissions than {limit}; --limit shows more.", err=True)
 
 
 def _print_submissions(shown: list[dict[str, Any]]) -> None:
@@ -61,7 +61,13 @@ def _print_submissions(shown: list[dict[str, Any]]) -> None:
 @SUBMISSION_ID
 @HOME_OPTION
 def show(submission_id: int, home: Path | None) -> None:
-    """Show all of a submission, its payload and raw output too, as JSON. Exits with 1 if there is none."""
+    """Show a submission with its payload and raw output, as JSON.
+
+    \b
+    Exit status:
+      0  the submission is shown
+      1  there is no such submission
+    """
     from coordinator.administration import dead_letters
 
     with database(home) as engine, domain_errors_end_command():
@@ -71,12 +77,15 @@ def show(submission_id: int, home: Path | None) -> None:
 
 @submissions.command()
 @SUBMISSION_ID
-@click.option("--accept-factors", is_flag=True, help="Use the true factors of a refused one; it stays refused.")
+@click.option("--accept-factors", is_flag=True, help="Accept the true factors of a rejected one; it stays rejected.")
 @HOME_OPTION
 def retry(submission_id: int, accept_factors: bool, home: Path | None) -> None:
-    """Queue a refused or failed submission again; upkeep rings for it soon.
+    """Queue a rejected or failed submission again; housekeeping publishes it soon.
 
-    Exits with 1 if there is none, or it is neither.
+    \b
+    Exit status:
+      0  the submission is queued, or its factors are accepted
+      1  there is no such submission, or it is neither rejected nor failed
     """
     from coordinator.administration import dead_letters
 

@@ -1,4 +1,4 @@
-"""What commands show: tables on a terminal, JSON for programs."""
+"""The output of commands: tables for people, JSON for programs."""
 
 import json
 from datetime import datetime
@@ -9,12 +9,12 @@ import click
 if TYPE_CHECKING:  # a command's --help needs neither
     from rich.table import Table
 
-# Where there is no terminal nothing is known of a line's width: wide enough for every column.
+# Without a terminal there is no line width to keep to: wide enough for every column.
 UNBOUNDED_WIDTH = 240
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON, times and ids as texts."""
+    """Print `value` as indented JSON; times and ids become strings."""
     # Not orjson: it refuses integers past 64 bits, and a B2 may be one.
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_text))
 
@@ -24,7 +24,7 @@ def _text(value: Any) -> str:
 
 
 def table_of(*titles: str) -> "Table":
-    """A table with these columns, those with ">" right-aligned; the first one is never cut, for it is typed again."""
+    """Return a table with these columns, those with ">" right-aligned; the first is never cut."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -36,15 +36,15 @@ def table_of(*titles: str) -> "Table":
 
 
 def add_row(table: "Table", *cells: str) -> None:
-    """A row of plain text."""
+    """Add a row of plain text to `table`."""
     from rich.text import Text
 
-    # As text, for in what clients call themselves "[red]" is no colour.
+    # As Text, because "[red]" in the name of a client is no colour.
     table.add_row(*map(Text, cells))
 
 
 def print_table(table: "Table") -> None:
-    """Print it, as wide as the terminal, or as it needs where there is none."""
+    """Print `table` as wide as the terminal, or UNBOUNDED_WIDTH without one."""
     from rich.console import Console
 
     console = Console()
