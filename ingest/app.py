@@ -103,7 +103,7 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = request.environ.get("ecm.request_id", "")
     if request.path.startswith(openapi.API) and not request.path.startswith(f"{openapi.API}/admin"):
-        # Pages of any site may read; browsers send no credentials, so that the page gets nothing that curl would not get.
+        # Pages of any site may read; browsers send no credentials, so that such a page learns no secrets.
         response.headers["Access-Control-Allow-Origin"] = "*"
     endpoint = request.endpoint or "none"
     web_metrics.REQUEST_SECONDS.labels(endpoint, str(response.status_code)).observe(perf_counter() - g.began)

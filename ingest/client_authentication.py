@@ -52,7 +52,7 @@ class KeyOwners:
 
 
 def authenticate_client() -> None:
-    """Check the key of a request by a client, and that the request names no other client; raises a 401 or 403 problem."""
+    """Check the key of a request by a client, and that it names no other client; raises a 401 or 403 problem."""
     if request.blueprint not in BLUEPRINTS and request.endpoint not in ENDPOINTS:
         return
     given = request.headers.get("Authorization")
@@ -80,7 +80,8 @@ def named_clients() -> list[str]:
 
 def client_of_key() -> str | None:
     """Return the client whose key came with this request, or None."""
-    return g.get("client_by_key")
+    client: str | None = g.get("client_by_key")
+    return client
 
 
 def require_own_name(client_id: str) -> None:

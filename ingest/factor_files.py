@@ -12,11 +12,11 @@ from models.wire_reading import FactorListed
 FORMATS = ("csv", "ndjson")
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 COLUMNS = tuple(FactorListed.model_fields)
-# Spreadsheets take cells with these first characters for formulas, unless an apostrophe precedes (OWASP, CSV Injection).
+# Spreadsheets take cells with these first characters for formulas, unless after an apostrophe (OWASP, CSV Injection).
 FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def lines(batches: Iterable[list[Row]], form: str) -> Iterator[str]:
+def lines(batches: Iterable[list[Row[Any]]], form: str) -> Iterator[str]:
     """Yield the text of a file in pieces, from batches of rows of coordinator.reading.factors; `form` is in FORMATS."""
     if form == "ndjson":
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What load balancers, operators and Prometheus ask: health, ready, status, metrics."""
+"""Routes for load balancers, operators and Prometheus: health, ready, status, metrics."""
 
 import os
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ log = structlog.get_logger("operations")
 operations = openapi.blueprint("operations", openapi.OPERATIONS, url_prefix="/")
 
 operations.record(lambda made: watch_pool(made.app.config["ENGINE"]))
-# Of every answer of the application, not of this blueprint's alone.
+# For every answer of the application, not only for those of this blueprint.
 operations.after_app_request(security_headers.add_headers)
 
-# Longer than upkeep needs to ring for what was left behind.
+# Seconds; longer than housekeeping takes to publish results again.
 LAG_LIMIT = 120.0
 QUEUES = ("results", "analysis", "housekeeping")
 
 
 @operations.get("/health", operation_id="health")
 def health() -> Response:
-    """The process is up."""
+    """Return that the process is up."""
     return _json({"status": "ok"}, 200)
 
 
@@ -44,7 +44,7 @@ def health() -> Response:
     "/ready", operation_id="ready", responses={503: openapi.problem("`database_away` or `schema_outdated`")}
 )
 def ready() -> Response:
-    """Whether results can be taken: the database answers and its schema is the one this version needs."""
+    """Return whether results can be received: the database answers, and its schema is that of this version."""
     try:
         revision = health_queries.schema_revision(engine())
     except SQLAlchemyError as error:
@@ -127,7 +127,7 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
 
 
 class _CurrentMetrics(Collector):
-    """What the database and the broker say at this moment; of one that is away, only that it is."""
+    """Collects the current metrics of the database and the broker; of one that is away only that it is."""
 
     def collect(self) -> Iterator[Metric]:
         """Read everything, once for each scrape."""
@@ -180,7 +180,7 @@ def _broker_metrics() -> Iterator[Metric]:
 
 
 def _log_no_answer(part: str, error: Exception) -> None:
-    """Where a server is expected is for the log alone: anyone may ask these views."""
+    """Log the error of a server that does not answer; answers of these public routes must not show its address."""
     log.warning("A server does not answer", part=part, error=str(error)[:200])
 
 

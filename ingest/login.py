@@ -64,7 +64,7 @@ def log_in(key: str) -> None:
         raise Problem(
             403,
             "forbidden",
-            "That is not this server's admin key; the key is in the file admin.key in its home directory.",
+            "That is not this server's admin key; see admin.key in its home directory.",
         )
     session.clear()
     session.permanent = True

@@ -1,4 +1,4 @@
-"""Residues over HTTP: stage 1 is uploaded, stage 2 is claimed, downloaded and completed."""
+"""Residues over HTTP: clients upload stage 1; others claim, download and complete stage 2."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -34,7 +34,7 @@ HEADER = "X-Client-ID"
 CLAIM_HOURS = 24.0
 ASK_AGAIN = 300
 PIECE = 256 * 1024
-# What a multipart body has beside its file.
+# Bytes of a multipart body beside its file.
 ENVELOPE = 64 * 1024
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_residue`")}
 NOT_YOURS: dict[Any, Any] = {409: openapi.problem("`not_claimed`: not by this client")}
@@ -63,13 +63,13 @@ def _forbid_caching(response: Response) -> Response:
     },
 )
 def upload(query: UploadQuery) -> Response:
-    """Upload what `ecm -save` wrote: each line is checked, and all of the file is stored or nothing."""
+    """Upload a file of `ecm -save`: each line is checked, and the whole file is stored or nothing."""
     client, files = _client(), _storage()
     request.max_content_length = settings().max_residue + ENVELOPE
     sent = uploaded_file("c155.save")
     try:
         with files.writing() as (name, target):
-            # As it streams through, so that what is checked is what is stored.
+            # The file is checked while it is stored, so that both see the same bytes.
             saved = read_save_file(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
     except SaveFileError as error:
         raise Problem(400, "bad_residue", f"{error}.") from error
@@ -88,7 +88,7 @@ def upload(query: UploadQuery) -> Response:
             max_digits=settings().max_digits,
         )
     except DomainError:
-        # After any other fault it may have been committed all the same; what was not is swept up later.
+        # After other faults the row may be committed; housekeeping deletes files without a row.
         files.delete(name)
         raise
     row = made.residue
@@ -116,10 +116,10 @@ def _limited(target: BinaryIO) -> Any:
     responses={200: ResidueWork, 409: openapi.problem("`too_many_claims`"), **INVALID},
 )
 def work(query: ResidueWorkQuery) -> Response:
-    """Claim a residue to run stage 2 of: the highest priority first, then the oldest."""
-    chosen = query.model_dump(exclude={"claim_timeout_hours"})
-    wanted = registry.ResidueRequest(_client(), query.claim_timeout_hours or CLAIM_HOURS, **chosen)
-    row = registry.claim_residue(engine(), wanted, settings().max_work_per_client)
+    """Claim a residue for stage 2: the highest priority first, then the oldest."""
+    filters = query.model_dump(exclude={"claim_timeout_hours"})
+    request_ = registry.ResidueRequest(_client(), query.claim_timeout_hours or CLAIM_HOURS, **filters)
+    row = registry.claim_residue(engine(), request_, settings().max_work_per_client)
     nothing = dict.fromkeys(ResidueWork.model_fields)
     if row is None:
         return json_of(ResidueWork, nothing | {"retry_after": ASK_AGAIN, "message": registry.NO_RESIDUE})
@@ -179,9 +179,9 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     },
 )
 def complete(path: ResiduePath) -> Response:
-    """Say which attempt was its stage 2; idempotent. A result that names the residue has done the same already."""
-    said = read_body(Stage2Done)
-    done = registry.complete_residue(engine(), path.residue_id, _client(), said.stage2_attempt_id)
+    """Link the attempt of stage 2 to its residue. Idempotent; a result that names the residue has linked it already."""
+    body = read_body(Stage2Done)
+    done = registry.complete_residue(engine(), path.residue_id, _client(), body.stage2_attempt_id)
     publish_jobs(done.to_publish)
     row = done.residue
     fields = {
@@ -201,28 +201,28 @@ def complete(path: ResiduePath) -> Response:
     responses={200: ResidueState, **UNKNOWN, **NOT_YOURS, **INVALID},
 )
 def release(path: ResiduePath) -> Response:
-    """Give a claim back; idempotent."""
+    """Release a claim. Idempotent."""
     return residue_state(registry.release_claim(engine(), path.residue_id, _client()))
 
 
 @residues.get("/residues/<int:residue_id>", operation_id="residue", responses={200: ResidueState, **UNKNOWN})
 def one(path: ResiduePath) -> Response:
-    """How a residue stands."""
+    """Return the state of a residue."""
     return residue_state(registry.read_residue(engine(), path.residue_id))
 
 
 @residues.get("/residues/stats/summary", operation_id="residues_summary", responses={200: ResiduesSummary})
 def summary() -> Response:
-    """How many residues there are, by status."""
+    """Return how many residues there are by status."""
     return json_of(ResiduesSummary, registry.summarize_residues(engine()))
 
 
-def residue_state(row: Row) -> Response:
-    """A residue as anybody may read it."""
+def residue_state(row: Row[Any]) -> Response:
+    """Return the public state of a residue."""
     return json_of(ResidueState, {**row._asdict(), "checksum": row.sha256.hex()})
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Row[Any]) -> dict[str, Any]:
     return {
         "residue_id": row.id,
         "composite_id": row.composite_id,
@@ -239,7 +239,7 @@ def _fields(row: Row) -> dict[str, Any]:
 def _client() -> str:
     given = request.headers.get(HEADER)
     if given is None:
-        detail = f"Say who asks in the header {HEADER}."
+        detail = f"Send the name of the client in the header {HEADER}."
         raise Problem(422, "invalid", detail, errors=[{"field": HEADER, "message": "is required"}])
     return checked_name(HEADER, given)
 

@@ -1,4 +1,4 @@
-"""Taking results in: check the shape, store, ring, and say what became of them."""
+"""Receiving results: check their shape, store them, publish them to the workers, and answer with their outcome."""
 
 import re
 import time
@@ -49,12 +49,12 @@ Answer = TypeVar("Answer")
     },
 )
 def submit_result() -> Response:
-    """Store one result, ring for it, and answer with its outcome if it is settled within the wait."""
+    """Store one result, publish it, and answer with its outcome if a worker settles it within the wait."""
     result = read_body(SubmitResult)
     client_authentication.require_own_name(result.client_id)
     rate_limits.limit_client(result.client_id)
     inbox.check_numbers(result, settings().max_digits)
-    # Whatever can be wrong with a header is found before anything is stored.
+    # Check the headers before anything is stored.
     key, seconds = _idempotency_key(), _wait_seconds(settings().default_wait)
     receipt = _store_with_retries(
         lambda: inbox.receive(
@@ -86,10 +86,10 @@ def submit_result() -> Response:
     responses={200: BatchAnswer, 422: openapi.problem("No batch, or too large a one"), **openapi.CLIENT_KEY},
 )
 def submit_results() -> Response:
-    """Store up to 1,000 results (a JSON array or NDJSON); one verdict each, an invalid one hurts no other.
+    """Store up to 1,000 results (a JSON array or NDJSON) with a verdict for each; an invalid result affects no other.
 
-    An array that is not valid JSON is refused whole (422), for where its results end is unknown; with NDJSON such a
-    fault stays within its line.
+    An array that is not valid JSON is refused as a whole (422), because the end of each result is unknown. With NDJSON
+    such a fault affects its line only.
     """
     items = _batch_items()
     verdicts: list[dict[str, Any]] = []
@@ -136,13 +136,13 @@ class SubmissionPath(BaseModel):
     responses={200: SubmissionState, 404: openapi.problem("`unknown_submission`")},
 )
 def submission_state(path: SubmissionPath) -> Response:
-    """What became of a submission."""
+    """Return the state of a submission and its outcome."""
     row = None
     if path.submission_id < 2**63:
         row = inbox.submission_row(engine(), path.submission_id)
     if row is None:
         raise Problem(404, "unknown_submission", f"There is no submission {str(path.submission_id)[:30]}.")
-    # A duplicate's own attempt was reserved and never made: its outcome names the one that counted.
+    # The attempt id that a duplicate reserved was never used: its outcome names the attempt that counted.
     outcome = _success(row) if row.state in ("applied", "duplicate") else None
     return _json(
         {
@@ -163,11 +163,7 @@ def submission_state(path: SubmissionPath) -> Response:
 
 
 def _batch_items() -> list[Any]:
-    """The values of an array, or the lines still to be parsed.
-
-    A line that is no JSON is refused by itself; where an array is none, nobody can say where its items end, so all of
-    it is refused.
-    """
+    """Return the parsed values of an array, or the lines of NDJSON, still to be parsed. Raises a 422 problem."""
     body = request.get_data(cache=False)
     is_array = body.lstrip()[:1] == b"["
     items = parse_json(body, nul_allowed=True) if is_array else [line for line in body.splitlines() if line.strip()]
@@ -180,7 +176,7 @@ def _batch_items() -> list[Any]:
 
 
 def _verdict(receipt: inbox.Receipt) -> dict[str, Any]:
-    """What a batch says of a stored result: by what became of the first, if this is a replay of it."""
+    """Return the verdict on a stored result; on a replay it is the outcome of the first submission."""
     first = receipt.settled
     if first is None:
         return {"status": "accepted", "submission_id": receipt.submission_id, "attempt_id": receipt.attempt_id}
@@ -210,33 +206,33 @@ def _idempotency_key() -> str | None:
 
 
 def _publish(receipt: inbox.Receipt, result: SubmitResult) -> bool:
-    """Ring for a stored result; whether that worked. It never raises: what is stored is not answered with an error."""
+    """Publish a stored result; returns whether that worked. Never raises: a stored result must not get an error."""
     try:
         return publishing.publish_submission(receipt.submission_id, result.client_id, result.composite)
     except Exception:
-        log.exception("Cannot ring; upkeep will", submission=receipt.submission_id)
+        log.exception("Publishing a result failed; housekeeping will publish it", submission=receipt.submission_id)
         return False
 
 
 def _wait_seconds(default: float) -> float:
-    """How long this request waits (RFC 7240): `Prefer: respond-async` or `Prefer: wait=N`, else the default."""
+    """Return the seconds to wait (RFC 7240): from `Prefer: respond-async` or `Prefer: wait=N`, else `default`."""
     prefer = request.headers.get("Prefer")
     if not prefer:
         return default
-    wishes = [wish.strip().lower() for wish in prefer.split(",")]
-    if "respond-async" in wishes:
+    preferences = [preference.strip().lower() for preference in prefer.split(",")]
+    if "respond-async" in preferences:
         return 0.0
-    for wish in wishes:
-        name, _, value = wish.partition("=")
+    for preference in preferences:
+        name, _, value = preference.partition("=")
         if name.strip() == "wait":
-            # RFC 7240: a preference that cannot be understood is ignored. float() takes digits however many (inf).
+            # RFC 7240: a preference that is not understood is ignored. float() accepts any number of digits (inf).
             seconds = value.strip().strip('"')
             return min(LONGEST_WAIT, float(seconds)) if SECONDS.fullmatch(seconds) else default
     return default
 
 
 def _store_with_retries(store: Callable[[], Answer], seconds: float) -> Answer:
-    """`store()`, tried again while the database is away, for at most `seconds` seconds."""
+    """Return `store()`, retried for at most `seconds` while the database is away; raises a 503 problem then."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,6 +1,7 @@
 """Administration of numbers: find, show, set the priority, complete, delete, and recalculate effort."""
 
 import re
+from typing import Any
 
 from flask import Response, request
 from sqlalchemy import Row
@@ -56,7 +57,7 @@ def find(query: FindQuery) -> Response:
     return answer({"composites": [short(row) for row in rows]})
 
 
-def short(row: Row) -> dict[str, object]:
+def short(row: Row[Any]) -> dict[str, object]:
     """Return a number as lists show it."""
     fields = dict(row._asdict())
     return {"composite_id": fields.pop("id"), **fields}
@@ -185,7 +186,7 @@ def recalculate_status() -> Response:
     return answer(recalculation_answer(row))
 
 
-def recalculation_answer(row: Row) -> dict[str, object]:
+def recalculation_answer(row: Row[Any]) -> dict[str, object]:
     """Return the state of a recalculation as clients get it."""
     given_up = row.finished_at is None and getattr(row, "job_state", None) == "failed"
     state = recalculation.FAILED if given_up else row.state

@@ -1,5 +1,7 @@
 """Administration of rejected and failed results: list them, retry them, accept the true factors of a rejected one."""
 
+from typing import Any
+
 from flask import Response
 from sqlalchemy import Row
 
@@ -27,7 +29,7 @@ def submissions(query: SubmissionsQuery) -> Response:
     return answer({"submissions": [submission_answer(row) for row in rows], "next": following})
 
 
-def submission_answer(row: Row) -> dict[str, object]:
+def submission_answer(row: Row[Any]) -> dict[str, object]:
     """Return a submission as lists show it."""
     return {
         "submission_id": row.id,

@@ -4,7 +4,8 @@ from typing import Any
 
 import orjson
 from flask import Response, request
-from flask_openapi import APIBlueprint, Tag
+from flask_openapi.blueprint import APIBlueprint
+from flask_openapi.models.tag import Tag
 
 from coordinator.base.audit import ADMIN, Actor
 from ingest import openapi

@@ -170,9 +170,7 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
             cofactor_is_prime=prime,
             max_digits=settings().max_digits,
         )
-    click.echo(
-        f"composite {done.row.id} is fully factored; {counted(len(done.new), 'factor')} of these {'was' if len(done.new) == 1 else 'were'} new"
-    )
+    click.echo(f"composite {done.row.id} is fully factored, with {counted(len(done.new), 'new factor')}")
 
 
 @composites.command()

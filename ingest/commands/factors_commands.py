@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -57,7 +57,7 @@ def ls(
 
     filters = registry.FactorFilters(number and number.strip(), project, client, min_digits, max_digits)
     order = registry.LARGEST if largest else registry.NEWEST
-    rows: list[Row] = []
+    rows: list[Row[Any]] = []
     cursor = None
     with database(home) as engine, domain_errors_end_command():
         while len(rows) < limit:

@@ -7,7 +7,6 @@ import click
 from ingest.commands.database import HOME_OPTION, database, one_line, operator
 from ingest.commands.options_and_errors import JSON_OPTION, YES_OPTION, domain_errors_end_command
 from ingest.commands.text_tables import add_row, print_json, print_table, table_of
-from ingest.plurals import counted
 
 MANY = 10_000
 LONGEST_NAME = 200
@@ -80,4 +79,4 @@ def rm(name: str, yes: bool, home: Path | None) -> None:
         click.confirm(f"Delete the project {name.strip()}? Its numbers stay.", abort=True)
     with database(home) as engine, domain_errors_end_command():
         gone = registry.delete_project(engine, operator(), name=name.strip())
-    click.echo(f"project {gone['name']} is deleted; {counted(gone['composites'], 'number')} of it stay")
+    click.echo(f"project {gone['name']} is deleted; its numbers stay: {gone['composites']:,}")

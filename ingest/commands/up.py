@@ -30,6 +30,8 @@ WATCH_EVERY = 5.0
 # Seconds that an external database may take to answer at the start; an embedded one may recover for any time.
 DATABASE_TIMEOUT = 30.0
 
+PORT_RANGE = click.IntRange(1, 65535)
+
 
 @click.command()
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Where data lives (default: $ECM_HOME).")
@@ -39,7 +41,7 @@ DATABASE_TIMEOUT = 30.0
     envvar="PORT",
     default=8000,
     show_default=True,
-    type=click.IntRange(1, 65535),
+    type=PORT_RANGE,
     help="Port of the web process.",
 )
 @click.option(
@@ -47,7 +49,7 @@ DATABASE_TIMEOUT = 30.0
     envvar="FLOWER_PORT",
     default=5555,
     show_default=True,
-    type=click.IntRange(1, 65535),
+    type=PORT_RANGE,
     help="Port of Flower.",
 )
 @click.option("--no-flower", is_flag=True, help="Do not run Flower.")

@@ -76,8 +76,8 @@ def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
     found = json.loads(said)
     assert (invariant, table) in {(one["invariant"], one["table"]) for one in found}
     code, said, error = call(doctor)
-    assert (code, invariant in said, f"{len(found)} violations" in error) == (1, True, True)
-    assert "1 or more violations" in call(doctor, "--most", 1)[2]
+    assert (code, invariant in said, f"{len(found)} violation" in error) == (1, True, True)
+    assert "1 violation or more" in call(doctor, "--most", 1)[2]
 
 
 def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
@@ -116,7 +116,7 @@ def test_numbers_are_completed_and_deleted(call, engine):
     assert (code, "is composite" in error) == (1, True)
     assert rows(engine, "SELECT id FROM factors") == []
     code, said, _ = call(composites_commands.complete, number, P9, P20, P40, "--source", "a book")
-    assert (code, said) == (0, f"composite {number} is finished; 3 of these factors were new\n")
+    assert (code, said) == (0, f"composite {number} is fully factored, with 3 new factors\n")
     assert call(composites_commands.rm, number)[0] == 1  # nobody answers
     code, said, _ = call(composites_commands.rm, number, "--yes")
     assert (code, said.startswith(f"composite {number} is deleted: ")) == (0, True)
@@ -127,7 +127,7 @@ def test_numbers_are_completed_and_deleted(call, engine):
 
 
 def test_projects_on_the_command_line(call, engine):
-    assert call(projects, "ls")[1] == "There is no project.\n"
+    assert call(projects, "ls")[1] == "No projects yet; `projects add` creates one.\n"
     assert call(projects, "add", "Cunningham")[0] == 0
     code, _, error = call(projects, "add", "Cunningham")
     assert (code, "already" in error) == (1, True)
@@ -136,12 +136,12 @@ def test_projects_on_the_command_line(call, engine):
     (row,) = json.loads(call(projects, "ls", "--json")[1])
     assert (row["name"], row["composites"]) == ("Cunningham", 1)
     assert "Cunningham" in call(projects, "ls")[1]
-    assert "its 1 numbers stay" in call(projects, "rm", "Cunningham", "--yes")[1]
+    assert "its numbers stay: 1" in call(projects, "rm", "Cunningham", "--yes")[1]
     assert call(projects, "rm", "Cunningham", "--yes")[0] == 1
 
 
 def test_dead_letters_on_the_command_line(call, engine):
-    assert call(submissions, "ls")[1] == "There is no such submission.\n"
+    assert call(submissions, "ls")[1] == "No submissions match.\n"
     applied = submit(engine, result(NUMBER))
     refused = submit(engine, result(NUMBER, str(P9), "999"))
     (row,) = json.loads(call(submissions, "ls", "--json")[1])

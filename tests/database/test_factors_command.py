@@ -34,8 +34,8 @@ def test_factors_are_shown_newest_or_largest_first(run):
     assert [one["factor"] for one in found] == [str(prime(15))]
     assert found[0]["sigma"] == "17"
     assert len(json.loads(run("ls", NUMBER, "--json", "--min-digits", "20").output)) == 1
-    assert "There may be more than these 1" in run("ls", "--limit", "1").output
-    assert run("ls", "--client", "nobody").output == "There is no such factor.\n"
+    assert "There may be more factors than 1" in run("ls", "--limit", "1").output
+    assert run("ls", "--client", "nobody").output == "No factors match.\n"
 
 
 def test_what_there_is_not_is_said(run, tmp_path):

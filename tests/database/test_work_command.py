@@ -87,13 +87,13 @@ def test_more_leases_than_are_shown_are_said(call, engine, numbers):
     claim(engine, M)
     cut = call("ls", "--json", "--limit", "1")
     assert len(json.loads(cut.stdout)) == 1
-    assert "more than these 1" in cut.stderr
+    assert "more rows than 1" in cut.stderr
     assert call("ls", "--json", "--limit", "2").stderr == ""
 
 
 def test_nothing_to_show(call):
-    assert call("ls").stdout == "No lease is open.\n"
-    assert call("ls", "--held").stdout == "No number is paused or parked.\n"
+    assert call("ls").stdout == "No leases are open.\n"
+    assert call("ls", "--held").stdout == "No number is paused or set aside.\n"
     assert json.loads(call("ls", "--held", "--json").stdout) == []
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_lease_cannot_be_cancelled(call, engine, numbers, work_id, sa
 def test_cleanup_times_out_what_is_overdue_and_nothing_else(call, engine, numbers):
     lease(engine, numbers[0], expires="now() - interval '1 second'")
     kept = lease(engine, numbers[1])
-    assert call("cleanup").stdout == "1 overdue leases timed out.\n"
+    assert call("cleanup").stdout == "1 overdue lease timed out.\n"
     assert call("cleanup").stdout == "0 overdue leases timed out.\n"
     states = rows(engine, "SELECT status FROM work_assignments ORDER BY id <> :kept", kept=kept)
     assert [row.status for row in states] == ["assigned", "timeout"]
@@ -155,13 +155,13 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
     result = call("pause", named, "--reason", "looked at")
     assert (result.exit_code, result.stdout) == (
         0,
-        f"composite {numbers[0]} is paused: looked at; 0 open leases go on\n",
+        f"composite {numbers[0]} is paused: looked at; open leases that go on: 0\n",
     )
     assert not composite(engine, str(N)).ecm_eligible
     assert isinstance(claim(engine, N), claims.NoWork)
     for _ in range(2):
         result = call("resume", named)
-        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor parked\n")
+        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor set aside\n")
     assert isinstance(claim(engine, N), claims.Claim)
     assert "it wants no ECM now" in call("resume", named).stdout  # it is leased
 
@@ -234,14 +234,14 @@ def test_json_is_all_that_goes_to_standard_output(database_url, engine, numbers)
 
 def test_help_says_what_each_does():
     listed = CliRunner().invoke(main, ["--help"]).stdout
-    assert "Leases and numbers kept from work" in listed
+    assert "List and cancel leases" in listed
     group = CliRunner().invoke(main, ["work", "--help"]).stdout
     for verb, words in {
         "ls": ("--client", "--held", "--json", "--limit", "open leases"),
-        "cancel": ("WORK_ID", "--reason", "Exits with 1"),
+        "cancel": ("WORK_ID", "--reason", "Exit status:"),
         "cleanup": ("overdue",),
-        "pause": ("NUMBER", "--reason", "its id", "Exits with 1"),
-        "resume": ("NUMBER", "parked", "Exits with 1"),
+        "pause": ("NUMBER", "--reason", "its id", "Exit status:"),
+        "resume": ("NUMBER", "set aside", "Exit status:"),
     }.items():
         assert f"\n  {verb} " in group
         shown = " ".join(CliRunner().invoke(main, ["work", verb, "--help"]).stdout.split())

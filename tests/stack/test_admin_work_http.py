@@ -11,6 +11,7 @@ from traffic import prime
 
 from config.settings import settings
 from ingest.commands.leases_commands import work
+from ingest.plurals import counted
 from models.wire_work import Assignment
 
 pytestmark = pytest.mark.stack
@@ -215,7 +216,7 @@ def test_overdue_leases_are_timed_out_on_demand_or_before(stack, key):
     past = "UPDATE work_assignments SET expires_at = now() - interval '1 minute' WHERE id = :id"
     stack.run_sql(past, id=lease["work_id"])
     said = tell(stack, "POST", "/admin/work/cleanup", key).json()
-    assert said["message"] == f"{said['expired']} overdue leases timed out"
+    assert said["message"] == f"{counted(said['expired'], 'overdue lease')} timed out"
     (shown,) = stack.get(f"/work/status/{client}").json()["assignments"]
     assert (shown["status"], shown["message"]) == ("timeout", "its time ran out")
 
