@@ -114,5 +114,5 @@ def _going_on(leases: int) -> str:
     return f"{counted(leases, 'open lease')} on it {verbs}"
 
 
-def _hold(row: Row, message: str) -> Response:
+def _hold(row: Row[Any], message: str) -> Response:
     return answer({"composite_id": row.id, "hold": row.hold, "hold_reason": row.hold_reason, "message": message})
