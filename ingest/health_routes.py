@@ -75,7 +75,7 @@ def read_components() -> dict[str, dict[str, Any]]:
 
 @operations.get("/metrics", operation_id="metrics")
 def prometheus() -> Response:
-    """What all processes have counted, and gauges read from the database and the broker now."""
+    """Return the counters of all processes, and gauges read now from the database and the broker."""
     now = CollectorRegistry()
     now.register(_CurrentMetrics())
     return Response(_counted() + generate_latest(now), 200, content_type=CONTENT_TYPE_LATEST)

@@ -73,9 +73,9 @@ def any_work(query: AnyWorkQuery) -> Response:
         work_request = WorkRequest(
             query.client_id, method, shared=method == "ecm", min_digits=query.min_digits, max_digits=query.max_digits
         )
-        made = _claim(work_request)
-        answer = _json(AnyWork, _any_fields(made) if isinstance(made, Claim) else _no_work(made))
-        if isinstance(made, Claim):
+        claim = _claim(work_request)
+        answer = _json(AnyWork, _any_fields(claim) if isinstance(claim, Claim) else _no_work(claim))
+        if isinstance(claim, Claim):
             break
     if answer is None:
         raise ValueError("AnyWorkQuery.methods names at least one method")
@@ -194,57 +194,57 @@ def _claim(work_request: WorkRequest) -> Claim | NoWork:
 
 
 def _answer(model: type[BaseModel], work_request: WorkRequest, fields: Callable[[Claim], dict[str, Any]]) -> Response:
-    made = _claim(work_request)
-    return _json(model, fields(made) if isinstance(made, Claim) else _no_work(made))
+    claim = _claim(work_request)
+    return _json(model, fields(claim) if isinstance(claim, Claim) else _no_work(claim))
 
 
 def _no_work(none: NoWork) -> dict[str, Any]:
     return {"message": none.message, "retry_after": none.retry_after}
 
 
-def _common_fields(made: Claim) -> dict[str, Any]:
+def _common_fields(claim: Claim) -> dict[str, Any]:
     return {
-        "work_id": str(made.work_id),
-        "composite_id": made.composite.id,
-        "composite": made.composite.current_composite,
-        "digit_length": made.composite.digit_length,
-        "current_t_level": made.composite.current_t_level,
-        "target_t_level": made.composite.target_t_level,
-        "expires_at": made.expires_at,
-        "method": made.method,
+        "work_id": str(claim.work_id),
+        "composite_id": claim.composite.id,
+        "composite": claim.composite.current_composite,
+        "digit_length": claim.composite.digit_length,
+        "current_t_level": claim.composite.current_t_level,
+        "target_t_level": claim.composite.target_t_level,
+        "expires_at": claim.expires_at,
+        "method": claim.method,
         "message": "Work leased",
     }
 
 
-def _ecm_fields(made: Claim) -> dict[str, Any]:
-    if made.plan is None:
+def _ecm_fields(claim: Claim) -> dict[str, Any]:
+    if claim.plan is None:
         raise ValueError("an ECM lease has a plan")
-    return _common_fields(made) | {
-        "prior_t_level": made.prior_t_level,
-        "b1": made.plan.b1,
-        "b2": _b2(made.plan.b2),
-        "curves": made.plan.curves,
-        "parametrization": made.plan.parametrization,
-        "shared": made.shared,
+    return _common_fields(claim) | {
+        "prior_t_level": claim.prior_t_level,
+        "b1": claim.plan.b1,
+        "b2": _b2(claim.plan.b2),
+        "curves": claim.plan.curves,
+        "parametrization": claim.plan.parametrization,
+        "shared": claim.shared,
     }
 
 
-def _p1_fields(made: Claim) -> dict[str, Any]:
-    return _common_fields(made) | {"pm1_b1": made.pm1_b1, "pp1_b1": made.pp1_b1}
+def _p1_fields(claim: Claim) -> dict[str, Any]:
+    return _common_fields(claim) | {"pm1_b1": claim.pm1_b1, "pp1_b1": claim.pp1_b1}
 
 
-def _any_fields(made: Claim) -> dict[str, Any]:
-    if made.plan is None:
-        parameters: dict[str, Any] = {"b1": made.pm1_b1 or made.pp1_b1, "b2": None}
+def _any_fields(claim: Claim) -> dict[str, Any]:
+    if claim.plan is None:
+        parameters: dict[str, Any] = {"b1": claim.pm1_b1 or claim.pp1_b1, "b2": None}
     else:
         parameters = {
-            "b1": made.plan.b1,
-            "b2": _b2(made.plan.b2),
-            "curves": made.plan.curves,
-            "parametrization": made.plan.parametrization,
+            "b1": claim.plan.b1,
+            "b2": _b2(claim.plan.b2),
+            "curves": claim.plan.curves,
+            "parametrization": claim.plan.parametrization,
         }
-    minutes = None if made.minutes is None else round(made.minutes, 2)
-    return _common_fields(made) | {"parameters": parameters, "estimated_time_minutes": minutes}
+    minutes = None if claim.minutes is None else round(claim.minutes, 2)
+    return _common_fields(claim) | {"parameters": parameters, "estimated_time_minutes": minutes}
 
 
 def _b2(b2: int) -> int | None:

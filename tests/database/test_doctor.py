@@ -89,7 +89,7 @@ def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
     assert [row["id"] for row in json.loads(call(composites_commands.ls, "2^1061-1", "--json")[1])] == [other]
     code, said, error = call(composites_commands.ls, "--limit", 1)
     assert (code, str(number) in said, f"--after {number}" in error) == (0, True, True)
-    assert "no such number" in call(composites_commands.ls, "3^99-1")[1]
+    assert "No numbers match" in call(composites_commands.ls, "3^99-1")[1]
     shown = json.loads(call(composites_commands.show, NUMBER, "--json")[1])
     assert (shown["id"], shown["projects"], shown["factors"][0]["factor"]) == (number, ["main"], str(P9))
     said = call(composites_commands.show, number)[1]

@@ -163,7 +163,7 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
         result = call("resume", named)
         assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor set aside\n")
     assert isinstance(claim(engine, N), claims.Claim)
-    assert "it wants no ECM now" in call("resume", named).stdout  # it is leased
+    assert "it needs no ECM now" in call("resume", named).stdout  # it is leased
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
