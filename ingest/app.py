@@ -1,4 +1,4 @@
-"""The Flask application: one for each gunicorn process, made after the fork."""
+"""The Flask application: one per gunicorn process, created after the fork."""
 
 import gc
 import uuid
@@ -11,35 +11,35 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
-from ingest import keys, limits, login, metrics, openapi
-from ingest.admin.composites import admin_composites
-from ingest.admin.composites_upload import admin_upload
-from ingest.admin.pages import admin_pages
-from ingest.admin.records import admin_records
-from ingest.admin.residues import admin_residues
-from ingest.admin.submissions import admin_submissions
-from ingest.admin.work import admin_work
-from ingest.directory import directory
-from ingest.factors import factors
+from ingest import client_authentication, login, openapi, rate_limits, web_metrics
+from ingest.admin.admin_composites import admin_composites
+from ingest.admin.admin_leases import admin_leases
+from ingest.admin.admin_loading import admin_loading
+from ingest.admin.admin_pages import admin_pages
+from ingest.admin.admin_records import admin_records
+from ingest.admin.admin_residues import admin_residues
+from ingest.admin.admin_submissions import admin_submissions
+from ingest.composites_routes import composites
+from ingest.factors_routes import factors
 from ingest.guide import GUIDE, guide
-from ingest.operations import health, operations
-from ingest.pages import pages, respond
+from ingest.health_routes import health, operations
+from ingest.leases_routes import leases
+from ingest.outcome_polling import OutcomePoller
 from ingest.problems import answer_with_problems
-from ingest.residues import residues
-from ingest.results import results
-from ingest.stats import stats
-from ingest.waiting import OutcomePoller
-from ingest.work import work
+from ingest.projects_clients_routes import directory
+from ingest.public_pages import pages, respond
+from ingest.residues_routes import residues
+from ingest.results_routes import results
 from models.engine import process_engine
 from models.wire.common import PRINTABLE
 from tasks import heartbeats, publishing
 
-# Nothing that a request asks takes this long of a database in health; a thread must not stand still for one in trouble.
+# No statement of a request takes this long on a healthy database; on an unhealthy one threads must not be stuck.
 STATEMENT_TIMEOUT_MS = 20_000
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The intake, with an engine and a poller of its own."""
+    """Return the application, with its own engine and outcome poller."""
     settings = settings or process_settings()
     configure_logging(settings.log_format, settings.log_level)
     publishing.use_short_timeouts()
@@ -50,20 +50,20 @@ def create_app(settings: Settings | None = None) -> Flask:
         BROKER=heartbeats.connect(settings.redis_url),
         MAX_CONTENT_LENGTH=settings.max_body,
         GUIDE=GUIDE,
-        KEY_OWNERS=keys.Owners(),
-        LIMITS=limits.Counters(settings),
+        KEY_OWNERS=client_authentication.KeyOwners(),
+        LIMITS=rate_limits.Counters(settings),
     )
     if settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
     app.register_api(results)
-    app.register_api(stats)
+    app.register_api(composites)
     app.register_api(factors)
     app.register_api(directory)
-    app.register_api(work)
+    app.register_api(leases)
     app.register_api(residues)
-    app.register_api(admin_work)
-    app.register_api(admin_upload)
+    app.register_api(admin_leases)
+    app.register_api(admin_loading)
     app.register_api(admin_composites)
     app.register_api(admin_records)
     app.register_api(admin_submissions)
@@ -77,18 +77,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.serve(app)
     answer_with_problems(app, respond)
     app.before_request(_begin)
-    app.before_request(limits.limit_request)
-    app.before_request(keys.check_key)
-    app.before_request(limits.limit_named)
+    app.before_request(rate_limits.limit_request)
+    app.before_request(client_authentication.authenticate_client)
+    app.before_request(rate_limits.limit_named)
     app.after_request(_end)
-    app.after_request(limits.say_limit)
+    app.after_request(rate_limits.set_limit_headers)
     return app
 
 
 def keep_what_is_made() -> None:
-    """Let no collection of garbage look through modules and views again, as a process does before its first request.
+    """Exclude the objects that exist now, modules and views, from garbage collection. Call it before the first request.
 
-    Looking through these 150,000 objects takes 0.1 s, and a request waits meanwhile.
+    A collection of these 150,000 objects takes 0.1 s, and a request waits meanwhile.
     """
     gc.collect()
     gc.freeze()
@@ -106,8 +106,8 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = request.environ.get("ecm.request_id", "")
     if request.path.startswith(openapi.API) and not request.path.startswith(f"{openapi.API}/admin"):
-        # Anyone may read from anywhere; without credentials, so nothing is given away that curl would not get.
+        # Pages of any site may read; browsers send no credentials, so that such a page learns no secrets.
         response.headers["Access-Control-Allow-Origin"] = "*"
     endpoint = request.endpoint or "none"
-    metrics.REQUEST_SECONDS.labels(endpoint, str(response.status_code)).observe(perf_counter() - g.began)
+    web_metrics.REQUEST_SECONDS.labels(endpoint, str(response.status_code)).observe(perf_counter() - g.began)
     return response

@@ -1,4 +1,4 @@
-"""The `ecm-coordinator` command; each subcommand is imported only when it is asked for, so that --help is quick."""
+"""The `ecm-coordinator` command. It imports a subcommand only when that is run, so that --help is quick."""
 
 import importlib
 
@@ -6,40 +6,40 @@ import click
 
 COMMANDS = {
     "up": "ingest.commands.up:up",
-    "migrate": "ingest.commands.migrate:migrate",
+    "migrate": "ingest.commands.migrate_command:migrate",
     "backup": "ingest.commands.backup:backup",
     "restore": "ingest.commands.backup:restore",
-    "composites": "ingest.commands.composites:composites",
-    "projects": "ingest.commands.projects:projects",
-    "factors": "ingest.commands.factors:factors",
-    "submissions": "ingest.commands.submissions:submissions",
+    "composites": "ingest.commands.composites_commands:composites",
+    "projects": "ingest.commands.projects_commands:projects",
+    "factors": "ingest.commands.factors_commands:factors",
+    "submissions": "ingest.commands.submissions_commands:submissions",
     "doctor": "ingest.commands.doctor:doctor",
-    "work": "ingest.commands.work:work",
+    "work": "ingest.commands.leases_commands:work",
     "tlevel": "ingest.commands.tlevel:tlevel",
-    "clients": "ingest.commands.clients:clients",
+    "clients": "ingest.commands.clients_commands:clients",
     "agent": "agent.cli:agent",
     "demo": "ingest.commands.demo:demo",
 }
 SUMMARIES = {
-    "up": "Run everything on this machine.",
-    "migrate": "Bring the database's schema to this version.",
-    "backup": "Write everything into one file.",
-    "restore": "Read such a file back.",
-    "composites": "Numbers: import a list, look, change, remove.",
-    "projects": "Projects: look, make, delete.",
-    "factors": "Factors: look, and write them into a file.",
-    "submissions": "Dead letters: look, and send again.",
-    "doctor": "Check every invariant on the live database.",
-    "work": "Leases and numbers kept from work: look, cancel, pause, resume.",
-    "tlevel": "How much has been done: t-level and missed-factor chances of curves.",
-    "clients": "Keys that clients prove their names with: add, look, revoke.",
-    "agent": "Run GMP-ECM and send its results.",
-    "demo": "The main job end to end, on a private server and real numbers.",
+    "up": "Run the whole coordinator on this machine.",
+    "migrate": "Migrate the database schema to this version.",
+    "backup": "Write the database and the residue files to one file.",
+    "restore": "Restore the database and the residue files from a backup.",
+    "composites": "Import, list, change and delete numbers.",
+    "projects": "List, create and delete projects.",
+    "factors": "List factors and export them to a file.",
+    "submissions": "List and retry failed results.",
+    "doctor": "Check every invariant of the live database.",
+    "work": "List and cancel leases; pause and resume numbers.",
+    "tlevel": "Compute the t-level that curves amount to.",
+    "clients": "Add, list and revoke the keys of clients.",
+    "agent": "Run GMP-ECM and submit its results.",
+    "demo": "Demonstrate the whole coordinator on a private server.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its subcommands by name and imports one when it is run."""
+    """A group that lists its subcommands by name and imports one when it is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,7 +48,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -58,4 +59,4 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ecm-coordinator")
 def main() -> None:
-    """ECM Coordinator: the server that a distributed factorization effort runs on."""
+    """Run and administer ECM Coordinator, the server of a distributed factorization effort."""

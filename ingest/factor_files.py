@@ -1,4 +1,4 @@
-"""Factors as a file: CSV that spreadsheets open, and NDJSON for programs."""
+"""Files of factors: CSV for spreadsheets, NDJSON for programs."""
 
 import csv
 import io
@@ -12,12 +12,12 @@ from models.wire.reading import FactorListed
 FORMATS = ("csv", "ndjson")
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 COLUMNS = tuple(FactorListed.model_fields)
-# What a spreadsheet takes a cell for a formula by, were it not for an apostrophe (OWASP, "CSV Injection").
+# Spreadsheets take cells with these first characters for formulas, unless after an apostrophe (OWASP, CSV Injection).
 FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def lines(batches: Iterable[list[Row[Any]]], form: str) -> Iterator[str]:
-    """The file's text, piece by piece, of batches of coordinator.reading.factors' rows; `form` is one of FORMATS."""
+    """Yield the text of a file in pieces, from batches of rows of coordinator.reading.factors; `form` is in FORMATS."""
     if form == "ndjson":
         for batch in batches:
             yield "".join(f"{FactorListed.model_validate(row._mapping).model_dump_json()}\n" for row in batch)
@@ -37,7 +37,7 @@ def _csv(rows: Iterable[Iterable[str]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # Numbers may be negative (a B2 of -1); only what somebody wrote can be meant as a formula.
+    # Numbers may be negative (a B2 of -1); only strings can be formulas.
     if isinstance(value, str):
         return f"'{value}" if value.startswith(FORMULA_BEGINNINGS) else value
     return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What all of administration shares: the key, and who asks."""
+"""What the routes of administration share: blueprints behind the key, the actor, and JSON answers."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from flask_openapi.models.tag import Tag
 
 from coordinator.base.audit import ADMIN, Actor
 from ingest import openapi
-from ingest.admin.access import require_key
+from ingest.admin.admin_key import require_key
 
 UNKNOWN_COMPOSITE: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 
 
 def make(name: str, tag: Tag) -> APIBlueprint:
-    """A blueprint behind the key."""
+    """Return a blueprint whose routes require the admin key."""
     blueprint = openapi.admin_blueprint(name, tag)
     blueprint.before_request(require_key)
     return blueprint
 
 
 def request_actor() -> Actor:
-    """Who asks, as the audit trail names it."""
+    """Return the actor of this request for the audit log."""
     return Actor(ADMIN, request.environ.get("ecm.request_id"))
 
 

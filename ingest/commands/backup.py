@@ -35,12 +35,18 @@ FORMAT = 1
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @HOME_OPTION
 def backup(file: Path, home: Path | None) -> None:
-    """Write the database and the residue files to FILE. The coordinator may be running."""
+    """Write the database and the residue files to FILE. The coordinator may be running.
+
+    \b
+    Exit status:
+      0  FILE is written
+      1  something failed; no FILE was written
+    """
     with _errors():
         home = prepare_home(home or default_home())
         with _database(home, while_running=True) as url, tempfile.TemporaryDirectory(dir=_beside(file)) as scratch:
             dump = Path(scratch, "database.dump")
-            # The dump first: a residue uploaded meanwhile is a file without a row, and not a row without its file.
+            # The dump comes first: a residue uploaded meanwhile is then a file without a row, not a row without a file.
             _run(_tool("pg_dump", url), "--format=custom", f"--file={dump}", url=url)
             manifest = _manifest(url)
             part = Path(scratch, "backup")
@@ -56,7 +62,7 @@ def backup(file: Path, home: Path | None) -> None:
             part.replace(file)
         click.echo(f"{file}: {file.stat().st_size:,} bytes, schema {manifest['schema']}")
         if elsewhere := settings().residue_storage_url:
-            click.echo(f"the residue files at {elsewhere} are not in it: back them up too, afterwards", err=True)
+            click.echo(f"the residue files at {elsewhere} are not in the backup: back them up afterwards", err=True)
 
 
 def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:
@@ -68,10 +74,16 @@ def _add_residues(tar: tarfile.TarFile, directory: Path) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace what the database and the home hold.")
+@click.option("--force", is_flag=True, help="Replace the data in the database and in the home directory.")
 @HOME_OPTION
 def restore(file: Path, force: bool, home: Path | None) -> None:
-    """Put the database and the residue files back as they are in FILE, all of it or nothing."""
+    """Restore the database and the residue files from FILE: all of it, or nothing.
+
+    \b
+    Exit status:
+      0  everything is restored
+      1  something failed; nothing was changed
+    """
     with _errors():
         home = prepare_home(home or default_home())
         with tempfile.TemporaryDirectory(dir=home) as scratch:
@@ -88,7 +100,7 @@ def restore(file: Path, force: bool, home: Path | None) -> None:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """Say what is wrong in a sentence, with a status other than 0."""
+    """End the command with one sentence and exit status 1 on an expected error."""
     from sqlalchemy.exc import OperationalError
 
     try:
@@ -102,7 +114,7 @@ def _errors() -> Iterator[None]:
 
 
 def _beside(file: Path) -> Path:
-    """The directory of `file`, where a temporary one can be moved into its place in one step."""
+    """Return the directory of `file`: a temporary file beside it can replace it in one step."""
     if not file.absolute().parent.is_dir():
         raise HomeError(f"{file.absolute().parent} is not a directory")
     return file.absolute().parent
@@ -110,7 +122,7 @@ def _beside(file: Path) -> Path:
 
 @contextlib.contextmanager
 def _database(home: Path, *, while_running: bool) -> Iterator[str]:
-    """The database's URL: DATABASE_URL, or the embedded one's, which is started alone unless `up` runs it already."""
+    """Yield the URL of the database: DATABASE_URL, or that of the embedded one, started here unless `up` runs it."""
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
@@ -144,7 +156,7 @@ def _rows(url: str, *statements: str) -> list[Any]:
 
 
 def _manifest(url: str) -> dict[str, Any]:
-    """What a person, or a later version, wants to know of a backup before reading all of it."""
+    """Return the manifest of a backup: what a person or a later version has to know before reading all of it."""
     (migrated,) = _rows(url, "SELECT to_regclass('public.alembic_version') IS NOT NULL")
     schema = _rows(url, "SELECT version_num FROM public.alembic_version")[0] if migrated else None
     return {
@@ -172,9 +184,9 @@ def _tool(name: str, url: str) -> Path:
 
 
 def _run(program: Path, *arguments: str, url: str | None = None) -> None:
-    """Run a client program; the URL goes by the environment, for its password must not show in the list of processes.
+    """Run a client program; it gets the URL in the environment, so that no list of processes shows the password.
 
-    Raises HomeError with the program's last words.
+    Raises HomeError with the last lines of the program.
     """
     environment = {**os.environ, "PGOPTIONS": "--client-min-messages=warning"}
     if url is not None:
@@ -233,7 +245,7 @@ def _unpack(file: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _holds(url: str, home: Path) -> str:
-    """What a restore would replace, in words; empty when there is nothing."""
+    """Return in words what a restore would replace; empty if there is nothing."""
     names = ("composites", "submissions", "ecm_attempts", "projects")
     existing = _rows(url, *(f"SELECT to_regclass('public.{name}') IS NOT NULL" for name in names))
     for name, exists in zip(names, existing, strict=True):
@@ -245,7 +257,7 @@ def _holds(url: str, home: Path) -> str:
 def _replace_database(url: str, scratch: Path) -> None:
     """Replace everything in the schema `public` by the dump, in one transaction.
 
-    The dump becomes a script first: read straight into psql, one that breaks off half-way would look complete.
+    The dump becomes a script first: a dump that breaks off half-way, read directly into psql, would look complete.
     """
     script = scratch / "database.sql"
     _run(_tool("pg_restore", url), "--no-owner", "--no-privileges", f"--file={script}", str(scratch / "database.dump"))

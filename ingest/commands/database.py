@@ -1,4 +1,4 @@
-"""The coordinator's database for commands that work on it directly, while everything runs or not."""
+"""The database of commands that work on it directly, whether the coordinator runs or not."""
 
 import contextlib
 import getpass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def one_line(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """A text that the database takes and a table can show."""
+    """Return `value` if it is one line of printable UTF-8; raises BadParameter."""
     try:
         return value and printable(value.encode().decode())
     except UnicodeEncodeError:
@@ -30,7 +30,7 @@ def one_line(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 
 def operator() -> "Actor":
-    """Who runs this command, for the audit trail."""
+    """Return the account that runs this command as the actor for the audit log."""
     from coordinator.base.audit import Actor
 
     try:
@@ -41,18 +41,18 @@ def operator() -> "Actor":
 
 @contextlib.contextmanager
 def database(home: Path | None) -> Iterator["Engine"]:
-    """An engine for the coordinator's database; what is wrong with that is said in a sentence."""
+    """Yield an engine for the database; its faults end the command with one sentence."""
     from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 
     from models.engine import make_engine
 
-    # Lines of transactions are no news here, and never go where JSON goes.
+    # Log lines of transactions would only disturb, and must not mix with JSON output.
     configure_logging(settings().log_format, "WARNING")
     url = settings().database_url or _embedded_url(home or default_home())
     try:
         engine = make_engine(url)
     except ArgumentError as error:
-        raise click.ClickException("DATABASE_URL is not like postgresql://user:password@host/database") from error
+        raise click.ClickException("DATABASE_URL should be like postgresql://user:password@host/database") from error
     try:
         yield engine
     except OperationalError as error:
@@ -60,7 +60,7 @@ def database(home: Path | None) -> Iterator["Engine"]:
     except ProgrammingError as error:
         raise click.ClickException(
             f"the database's schema is not this version's ({str(error.orig).splitlines()[0]});"
-            " `ecm-coordinator migrate` brings it there"
+            " run `ecm-coordinator migrate`"
         ) from error
     finally:
         engine.dispose()

@@ -7,23 +7,33 @@ from pathlib import Path
 import click
 
 from config.settings import settings
-from ingest.commands.answers import JSON_OPTION
 from ingest.commands.database import database
 from ingest.commands.home import HOME_OPTION
-from ingest.commands.tables import add_row, print_json, print_table, table_of
+from ingest.commands.options_and_errors import JSON_OPTION
+from ingest.commands.text_tables import add_row, print_json, print_table, table_of
+from ingest.plurals import counted
 
 
 @click.command()
 @click.option(
-    "--most", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="List at most so many."
+    "--most",
+    type=click.IntRange(1, 1_000_000),
+    default=1000,
+    show_default=True,
+    help="Most violations to list.",
 )
 @JSON_OPTION
 @HOME_OPTION
 def doctor(most: int, as_json: bool, home: Path | None) -> None:
-    """Check every invariant on the live database; nothing is locked or changed.
+    """Check every invariant of the live database; nothing is locked or changed.
 
-    Works on the database of DATABASE_URL, or on that of the `up` that runs on --home, while everything runs. Exits with
-    1 and a list if one is broken: `composites recalculate --all` mends effort, the rest needs a person.
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
+    `composites recalculate --all` corrects violations of effort; the others need a person.
+
+    \b
+    Exit status:
+      0  every invariant holds
+      1  at least one is violated; a list names the rows
     """
     from coordinator.reading import invariants
 
@@ -37,7 +47,7 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
         for one in found:
             add_row(table, one.invariant, one.table, str(one.id), one.detail)
         print_table(table)
-        click.echo(f"{len(found)}{' or more' if len(found) == most else ''} violations.", err=True)
+        click.echo(f"{counted(len(found), 'violation')}{' or more' if len(found) == most else ''}.", err=True)
     else:
         click.echo("Every invariant holds.")
     raise SystemExit(1 if found else 0)
@@ -45,7 +55,7 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """What is being checked, and how many rows were, on a terminal."""
+    """Yield a function that shows on a terminal the current check and how many rows it has read."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -57,9 +67,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, int] = {}
 
-        def tell(stage: str, rows: int) -> None:
+        def advance(stage: str, rows: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=None)
             bars.update(tasks[stage], advance=rows)  # type: ignore[arg-type]
 
-        yield tell
+        yield advance

@@ -1,4 +1,4 @@
-"""`ecm-coordinator tlevel`: what ECM work amounts to, without a server or a database."""
+"""`ecm-coordinator tlevel`: the t-level of curves, without a server or a database."""
 
 import json
 from pathlib import Path
@@ -19,15 +19,20 @@ LONGEST_TITLE = 70
 @click.command()
 @click.argument("curves")
 @click.option(
-    "--target", type=click.FloatRange(10, 100), help="T-level to reach (default: the next multiple of 5 above)."
+    "--target", type=click.FloatRange(10, 100), help="T-level to reach, in digits (default: the next multiple of 5)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curve: FILE.svg or FILE.png.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw the chart to FILE.svg or FILE.png.",
+)
 def tlevel(*, curves: str, target: float | None, as_json: bool, plot: Path | None) -> None:
-    """The t-level that CURVES amount to, the chance of a missed factor by its digits, and the curves still to run.
+    """Compute the t-level that CURVES amount to, the chance of a missed factor, and the curves still to run.
 
-    CURVES is like "5208@11e6;261@5e4,p=3;5208/8192@11e6": curves@B1[,B2][,p=N], where 5208/8192 says that only 5208
-    of 8192 curves had a stage 2. B2 is GMP-ECM's default unless given, the parametrization 1.
+    CURVES is like "5208@11e6;261@5e4,p=3;5208/8192@11e6": curves@B1[,B2][,p=N]. 5208/8192 means that only 5208 of
+    8192 curves had a stage 2. The default of B2 is that of GMP-ECM, the default parametrization is 1.
     """
     try:
         runs = effort.parse_curves(curves)

@@ -1,4 +1,4 @@
-"""`ecm-coordinator up`: everything on one machine, kept running until it is told to stop."""
+"""`ecm-coordinator up`: the whole coordinator on one machine, supervised until a signal stops it."""
 
 import http.client
 import json
@@ -25,23 +25,46 @@ from config.local.supervisord import Supervisor
 from config.settings import default_home
 from ingest.commands.home import HOME_OPTION
 
-# Workers and beat show that they live every few seconds. One silent for this long while the broker answers is frozen:
-# a worker that merely stopped consuming sees that itself and ends, sooner.
-SILENCE = 30.0
-# How long one that was restarted may take to be heard of before it is restarted again.
+# Seconds. Workers and beat send heartbeats every few seconds. A program without one for this long, while the broker
+# answers, is frozen; a worker that only stopped consuming notices that sooner and exits by itself.
+FROZEN_AFTER = 30.0
+# Seconds in which a restarted program may send its first heartbeat before it is restarted again.
 GRACE = 60.0
 WATCH_EVERY = 5.0
-# An external database that is away when we start; an embedded one may recover for as long as it takes.
+# Seconds that an external database may take to answer at the start; an embedded one may recover for any time.
 DATABASE_TIMEOUT = 30.0
+
+PORT_RANGE = click.IntRange(1, 65535)
 
 
 @click.command()
 @HOME_OPTION
 @click.option("--host", envvar="HOST", default="127.0.0.1", show_default=True, help="Address of the web process.")
-@click.option("--port", envvar="PORT", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--flower-port", envvar="FLOWER_PORT", default=5555, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--port",
+    envvar="PORT",
+    default=8000,
+    show_default=True,
+    type=PORT_RANGE,
+    help="Port of the web process.",
+)
+@click.option(
+    "--flower-port",
+    envvar="FLOWER_PORT",
+    default=5555,
+    show_default=True,
+    type=PORT_RANGE,
+    help="Port of Flower.",
+)
 @click.option("--no-flower", is_flag=True, help="Do not run Flower.")
-@click.option("--workers", envvar="WORKER_CONCURRENCY", default=2, show_default=True, type=click.IntRange(1, 256))
+@click.option(
+    "--workers",
+    envvar="WORKER_CONCURRENCY",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Worker processes.",
+)
 @click.option("--procfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), hidden=True)
 def up(
     *, home: Path | None, host: str, port: int, flower_port: int, no_flower: bool, workers: int, procfile: Path | None
@@ -73,7 +96,7 @@ def _interrupt(_signum: int, _frame: Any) -> NoReturn:
 
 
 def _check_port(option: str, host: str, port: int) -> None:
-    """Refuse a port that somebody else has, before anything starts."""
+    """Raise HomeError if another program listens on the port."""
     if not is_free(host, port):
         raise HomeError(f"cannot listen on port {port} of {host}: it is in use; choose another with {option}")
 
@@ -96,7 +119,7 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
     except KeyboardInterrupt:
         pass
     finally:
-        # From here on a second Ctrl-C would only leave things half stopped.
+        # A second Ctrl-C would leave programs running.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         supervisor.stop()
@@ -105,19 +128,19 @@ def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_p
 
 
 def _empty(directory: Path) -> Path:
-    """An empty directory in the place of `directory`."""
+    """Replace `directory` by an empty one."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     return directory
 
 
 def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]:
-    """Make the embedded servers ready that no URL replaces, and put their URLs into `environment`."""
+    """Prepare the embedded servers that no URL replaces, and put their URLs into `environment`; returns their names."""
     servers = []
     if not environment.get("DATABASE_URL"):
         from config.local import postgres
 
-        postgres.prepare_postgres(home)  # whatever is wrong with the cluster is said here, once, and not in a log
+        postgres.prepare_postgres(home)  # reports faults of the cluster here instead of in a log
         environment["DATABASE_URL"] = postgres.postgres_url(home)
         servers.append("postgres")
     if not environment.get("REDIS_URL"):
@@ -139,14 +162,14 @@ def _bring_up(supervisor: Supervisor) -> None:
     from models import migrate
 
     supervisor.start()
-    began = said = time.monotonic()
+    began = reported = time.monotonic()
     while True:
         try:
             if migrate.upgrade(supervisor.environment["DATABASE_URL"]):
                 eligibility_refresh.refresh_database(supervisor.environment["DATABASE_URL"])
             break
         except ArgumentError as error:
-            raise HomeError("DATABASE_URL is not like postgresql://user:password@host/database") from error
+            raise HomeError("DATABASE_URL should be like postgresql://user:password@host/database") from error
         except CommandError as error:
             raise HomeError(
                 f"the database's schema is unknown to this version of ecm-coordinator ({error}); "
@@ -156,8 +179,8 @@ def _bring_up(supervisor: Supervisor) -> None:
             now = time.monotonic()
             if "postgres" not in supervisor.servers and now - began > DATABASE_TIMEOUT:
                 raise HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error
-            if now - said > 10:
-                said = now
+            if now - reported > 10:
+                reported = now
                 click.echo(f"waiting for the database: {str(error.orig).strip()}", err=True)
             supervisor.start_failed()
             time.sleep(0.1)
@@ -169,9 +192,9 @@ def _keep(supervisor: Supervisor, host: str, port: int, key_place: str) -> NoRet
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     status_url = f"http://{_bracketed(reachable)}:{port}/status"
     ready, began, next_watch = False, time.monotonic(), 0.0
-    told, pause = began, 1.0
+    reported, pause = began, 1.0
     restarted: dict[str, float] = {}
-    silence = SilenceWatch(socket.gethostname())
+    watch = HeartbeatWatch(socket.gethostname())
     while True:
         now = time.monotonic()
         if supervisor.has_ended():
@@ -185,10 +208,12 @@ def _keep(supervisor: Supervisor, host: str, port: int, key_place: str) -> NoRet
             supervisor.start_failed()
             if ready:
                 _, status = fetch_status(status_url)
-                for name in silence.frozen(status, now):
+                for name in watch.frozen_programs(status, now):
                     if name in supervisor.programs and now - restarted.get(name, -GRACE) >= GRACE:
                         restarted[name] = now
-                        click.echo(f"{name} has not been heard of for over {SILENCE:.0f} s; restarting it", err=True)
+                        click.echo(
+                            f"{name} has sent no heartbeat for over {FROZEN_AFTER:.0f} s; restarting it", err=True
+                        )
                         supervisor.restart(name)
         if not ready:
             code, status = fetch_status(status_url)
@@ -196,8 +221,8 @@ def _keep(supervisor: Supervisor, host: str, port: int, key_place: str) -> NoRet
                 ready = True
                 click.echo(f"admin key: {key_place}", err=True)
                 click.echo(f"ready: http://{_bracketed(host)}:{port}")
-            elif now - told > 30:
-                told = now
+            elif now - reported > 30:
+                reported = now
                 click.echo(f"not ready yet: {supervisor.states()}; logs are in {supervisor.home / 'logs'}", err=True)
         time.sleep(1.0 if ready else 0.1)
 
@@ -207,7 +232,7 @@ def _bracketed(host: str) -> str:
 
 
 def fetch_status(url: str) -> tuple[int, dict[str, Any]]:
-    """GET /status: its HTTP status and JSON; (0, {}) when there is no such answer within 5 s."""
+    """Return the HTTP status and the JSON of GET /status; (0, {}) without an answer within 5 seconds."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status, json.load(answer)
@@ -221,29 +246,29 @@ def fetch_status(url: str) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
-class SilenceWatch:
-    """Which programs of a `host` (worker, analysis, beat) are frozen, from what /status says at each look.
+class HeartbeatWatch:
+    """Finds the frozen programs (worker, analysis, beat) of a `host` from the heartbeats in /status.
 
-    Heartbeats pass through the broker: while it does not answer nobody can be heard, and for `SILENCE` after it came
-    back nobody is called frozen, because all that is known then are heartbeats from before.
+    Heartbeats pass through the broker. While it does not answer, and for FROZEN_AFTER seconds after it answers again,
+    no program counts as frozen, because only heartbeats from before are known.
     """
 
     def __init__(self, host: str) -> None:
         self.host = host
-        # None: the broker did not answer at the last look. It answers when the first one is taken.
-        self._heard_since: float | None = -math.inf
+        # None: the broker did not answer last time. At first it is assumed to have always answered.
+        self._answers_since: float | None = -math.inf
 
-    def frozen(self, status: dict[str, Any], now: float) -> list[str]:
-        """The programs whose heartbeat is older than `SILENCE`, though the broker answered all that time."""
+    def frozen_programs(self, status: dict[str, Any], now: float) -> list[str]:
+        """Return the programs whose heartbeat is older than FROZEN_AFTER although the broker answered all that time."""
         if not status.get("broker", {}).get("ok"):
-            self._heard_since = None
+            self._answers_since = None
             return []
-        if self._heard_since is None:
-            self._heard_since = now
-        if now - self._heard_since < SILENCE:
+        if self._answers_since is None:
+            self._answers_since = now
+        if now - self._answers_since < FROZEN_AFTER:
             return []
         beats = [beat for part in ("workers", "beat") for beat in status.get(part, {}).get("heartbeats", [])]
-        silent = {beat["name"]: beat["role"] for beat in beats if beat["age"] > SILENCE}
-        # A worker is called program@host, beat by its host alone; other hosts' have others to look after them.
+        silent = {beat["name"]: beat["role"] for beat in beats if beat["age"] > FROZEN_AFTER}
+        # Workers are named program@host, beat by its host alone; each host watches its own.
         here = {name: role for name, role in silent.items() if name.rpartition("@")[2] == self.host}
         return sorted(name.rpartition("@")[0] or role for name, role in here.items())

@@ -1,7 +1,7 @@
 "use strict";
 
-// What a page says is brought up to date every few seconds while somebody looks: the parts marked data-live are taken
-// from the page as the server would send it now. Copying a number is all that is left to do here.
+// Every few seconds, while the page is visible, this script fetches the page again and replaces the parts marked
+// data-live. It also copies numbers to the clipboard.
 const EVERY = 5000;
 
 async function renew() {
@@ -11,7 +11,7 @@ async function renew() {
   const now = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = now.getElementById(old.id);
-    // Whoever is within a part with the keyboard is not thrown out of it; a click only leaves its focus there.
+    // A part that has the keyboard focus stays, so that nobody loses their place; a mouse click does not count.
     const within = old.contains(document.activeElement) && document.activeElement.matches(":focus-visible");
     if (fresh && fresh.innerHTML !== old.innerHTML && !within) {
       old.replaceChildren(...fresh.childNodes);
@@ -24,16 +24,16 @@ async function copy(button) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(value.textContent);
   } else {
-    // Pages have a clipboard over HTTPS only, and from this very machine.
+    // Browsers give pages a clipboard over HTTPS and on localhost only.
     getSelection().selectAllChildren(value);
     document.execCommand("copy");
   }
-  const words = button.textContent;
+  const label = button.textContent;
   button.textContent = "Copied";
-  setTimeout(() => { button.textContent = words; }, 1500);
+  setTimeout(() => { button.textContent = label; }, 1500);
 }
 
-// Parts come and go, and buttons with them.
+// Buttons inside live parts are replaced, so the listener is on the document.
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) copy(button);

@@ -79,7 +79,7 @@ def test_the_menu_leads_everywhere(page):
         page.get_by_role("navigation", name="Pages").get_by_role("link", name=words).click()
         expect(page.locator("h1")).to_have_text(words)
     page.get_by_role("link", name="ECM Coordinator").click()
-    expect(page.locator("h1")).to_have_text("What goes on")
+    expect(page.locator("h1")).to_have_text("Overview")
 
 
 def test_charts_draw(page, finished):
@@ -144,7 +144,7 @@ def test_a_result_that_arrives_shows_without_loading_the_page_again(page, stack,
     body = {"client_id": "heidi", "composite": value, "parameters": {"b1": 250_000}}
     assert stack.submit(body | {"results": {"curves_completed": 77}}).status_code == 200
     expect(page.locator("#work")).to_contain_text("heidi")
-    expect(page.locator("#standing")).to_contain_text("78 curves")
+    expect(page.locator("#summary")).to_contain_text("78 curves")
     assert page.evaluate("window.hasNotBeenLoadedAgain")
 
 
@@ -192,7 +192,7 @@ def test_a_value_is_copied_where_the_browser_has_no_clipboard_for_pages(page, fr
 def test_the_keyboard_reaches_everything(page):
     page.goto("/numbers")
     page.keyboard.press("Tab")
-    skip = page.get_by_role("link", name="To the content")
+    skip = page.get_by_role("link", name="Skip to content")
     expect(skip).to_be_focused()
     expect(skip).to_be_in_viewport()
     page.keyboard.press("Enter")
@@ -202,7 +202,7 @@ def test_the_keyboard_reaches_everything(page):
     page.keyboard.type("1234567")
     page.keyboard.press("Enter")
     page.wait_for_url("**text=1234567**")
-    expect(page.get_by_text("There is none.")).to_be_visible()
+    expect(page.get_by_text("No numbers match.")).to_be_visible()
 
 
 def grave(page):
@@ -232,7 +232,7 @@ def test_a_wrong_key_is_refused_and_the_right_one_leads_back(page, stack):
     expect(page.get_by_role("alert")).to_contain_text("not this server's admin key")
     page.get_by_label("Admin key").fill((stack.home / "admin.key").read_text().strip())
     page.get_by_role("button", name="Log in").click()
-    expect(page.locator("h1")).to_have_text("Dead letters")
+    expect(page.locator("h1")).to_have_text("Rejected and failed results")
     page.get_by_role("button", name="Log out").click()
     page.goto("/admin")
     expect(page.get_by_label("Admin key")).to_be_visible()
@@ -259,9 +259,9 @@ def test_numbers_are_loaded_from_a_list_and_from_a_file(operator, stack, tmp_pat
     operator.expected.append("422")
     operator.get_by_role("button", name="Load").click()
     expect(operator.get_by_role("alert")).to_contain_text("nothing was stored")
-    expect(operator.get_by_role("region", name="What is not valid")).to_contain_text("six")
+    expect(operator.get_by_role("region", name="Invalid lines")).to_contain_text("six")
     operator.get_by_label("or a file").set_input_files(tmp_path / "list.csv")
-    operator.get_by_label("leave out what is not valid").check()
+    operator.get_by_label("Skip invalid lines").check()
     operator.get_by_role("button", name="Load").click()
     expect(operator.get_by_role("status")).to_contain_text("1 new")
     operator.goto("/numbers?project=loaded here")
@@ -293,13 +293,13 @@ def test_a_dead_letter_is_sent_again(operator, stack):
     row = operator.get_by_role("row").filter(has_text="999983").first
     expect(row).to_contain_text(SCRIPT)
     row.get_by_role("checkbox").check()
-    operator.get_by_role("button", name="Send those chosen again").click()
-    expect(operator.get_by_role("status")).to_contain_text("1 queued again")
+    operator.get_by_role("button", name="Retry selected").click()
+    expect(operator.get_by_role("status")).to_contain_text("1 result queued again")
 
 
 def test_effort_is_computed_anew_while_somebody_looks(operator):
     operator.goto("/admin")
-    operator.get_by_role("button", name="Compute all anew").click()
-    expect(operator.get_by_role("status")).to_contain_text("computed anew")
+    operator.get_by_role("button", name="Recalculate all").click()
+    expect(operator.get_by_role("status")).to_contain_text("Recalculating the effort")
     expect(operator.locator("#recalculation")).to_contain_text(" is done: ")
-    expect(operator.get_by_role("region", name="What was done last")).to_contain_text("recalculate")
+    expect(operator.get_by_role("region", name="Audit log")).to_contain_text("recalculate")

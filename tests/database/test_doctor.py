@@ -8,10 +8,10 @@ from pipeline import assert_sound, composite, result, rows, run_sql, scalar, sub
 from primes import prime, product
 
 from config.settings import settings
-from ingest.commands import composites_admin
+from ingest.commands import composites_commands
 from ingest.commands.doctor import doctor
-from ingest.commands.projects import projects
-from ingest.commands.submissions import submissions
+from ingest.commands.projects_commands import projects
+from ingest.commands.submissions_commands import submissions
 
 P9, P20, P40, P80 = prime(9), prime(20), prime(40), prime(80)
 NUMBER = str(product(P9, P20, P40, P80))
@@ -76,49 +76,49 @@ def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
     found = json.loads(output)
     assert (invariant, table) in {(violation["invariant"], violation["table"]) for violation in found}
     code, output, error = call(doctor)
-    assert (code, invariant in output, f"{len(found)} violations" in error) == (1, True, True)
-    assert "1 or more violations" in call(doctor, "--most", 1)[2]
+    assert (code, invariant in output, f"{len(found)} violation" in error) == (1, True, True)
+    assert "1 violation or more" in call(doctor, "--most", 1)[2]
 
 
 def test_numbers_are_listed_shown_and_given_a_priority(call, engine):
     number = submit(engine, result(NUMBER, str(P9), project="main")).composite_id
     other = submit(engine, result("2^1061-1")).composite_id
-    code, output, _ = call(composites_admin.ls, "--json")
+    code, output, _ = call(composites_commands.ls, "--json")
     assert (code, [row["id"] for row in json.loads(output)]) == (0, [number, other])
-    assert [row["id"] for row in json.loads(call(composites_admin.ls, "--json", "--project", "main")[1])] == [number]
-    assert [row["id"] for row in json.loads(call(composites_admin.ls, "2^1061-1", "--json")[1])] == [other]
-    code, output, error = call(composites_admin.ls, "--limit", 1)
+    assert [row["id"] for row in json.loads(call(composites_commands.ls, "--json", "--project", "main")[1])] == [number]
+    assert [row["id"] for row in json.loads(call(composites_commands.ls, "2^1061-1", "--json")[1])] == [other]
+    code, output, error = call(composites_commands.ls, "--limit", 1)
     assert (code, str(number) in output, f"--after {number}" in error) == (0, True, True)
-    assert "no such number" in call(composites_admin.ls, "3^99-1")[1]
-    shown = json.loads(call(composites_admin.show, NUMBER, "--json")[1])
+    assert "No numbers match" in call(composites_commands.ls, "3^99-1")[1]
+    shown = json.loads(call(composites_commands.show, NUMBER, "--json")[1])
     assert (shown["id"], shown["projects"], shown["factors"][0]["factor"]) == (number, ["main"], str(P9))
-    output = call(composites_admin.show, number)[1]
+    output = call(composites_commands.show, number)[1]
     for word in (str(P9), "alice", "main", "50,000", "100"):
         assert word in output
-    assert call(composites_admin.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
+    assert call(composites_commands.priority, number, 9)[:2] == (0, f"composite {number} has priority 9; it was 0\n")
     assert composite(engine, NUMBER).priority == 9
-    for command in (composites_admin.show, composites_admin.rm):
+    for command in (composites_commands.show, composites_commands.rm):
         code, _, error = call(command, "77777")
         assert (code, "neither a number of this server nor the id of one" in error) == (1, True)
 
 
 def test_bounds_past_64_bits_are_shown(call, engine):
     submit(engine, result(NUMBER, b2=10**21))
-    (row,) = json.loads(call(composites_admin.show, NUMBER, "--json")[1])["effort"]
+    (row,) = json.loads(call(composites_commands.show, NUMBER, "--json")[1])["effort"]
     assert row["b2"] == 10**21
-    assert call(composites_admin.show, NUMBER)[0] == 0
+    assert call(composites_commands.show, NUMBER)[0] == 0
     assert json.loads(call(submissions, "show", 1)[1])["payload"]["parameters"]["b2"] == 10**21
 
 
 def test_numbers_are_completed_and_deleted(call, engine):
     number = submit(engine, result(NUMBER)).composite_id
-    code, _, error = call(composites_admin.complete, number, P9)
+    code, _, error = call(composites_commands.complete, number, P9)
     assert (code, "is composite" in error) == (1, True)
     assert rows(engine, "SELECT id FROM factors") == []
-    code, output, _ = call(composites_admin.complete, number, P9, P20, P40, "--source", "a book")
-    assert (code, output) == (0, f"composite {number} is finished; 3 of these factors were new\n")
-    assert call(composites_admin.rm, number)[0] == 1  # nobody answers
-    code, output, _ = call(composites_admin.rm, number, "--yes")
+    code, output, _ = call(composites_commands.complete, number, P9, P20, P40, "--source", "a book")
+    assert (code, output) == (0, f"composite {number} is fully factored, with 3 new factors\n")
+    assert call(composites_commands.rm, number)[0] == 1  # nobody answers
+    code, output, _ = call(composites_commands.rm, number, "--yes")
     assert (code, output.startswith(f"composite {number} is deleted: ")) == (0, True)
     assert rows(engine, "SELECT id FROM composites") == []
     (actor,) = {row.actor for row in rows(engine, "SELECT actor FROM admin_events")}
@@ -128,21 +128,23 @@ def test_numbers_are_completed_and_deleted(call, engine):
 
 def test_effort_is_recalculated_on_the_command_line(call, engine):
     number = submit(engine, result(NUMBER, curves=50)).composite_id
-    assert call(composites_admin.recalculate, "--all")[:2] == (0, "0 numbers differed.\n")
+    assert call(composites_commands.recalculate, "--all")[:2] == (0, "0 numbers differed.\n")
     run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
-    code, output, _ = call(composites_admin.recalculate, "--all", "--json")
+    code, output, _ = call(composites_commands.recalculate, "--all", "--json")
     found = [(difference["composite_id"], difference["what"]) for difference in json.loads(output)]
     assert (code, found) == (1, [(number, "sums")])
     run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
-    code, output, _ = call(composites_admin.recalculate, number)
+    code, output, _ = call(composites_commands.recalculate, number)
     assert (code, output.startswith(f"composite {number}: sums corrected, t")) == (1, True)
-    assert call(composites_admin.recalculate, number)[0] == call(composites_admin.recalculate, "--missing")[0] == 0
-    assert call(composites_admin.recalculate)[0] == call(composites_admin.recalculate, number, "--all")[0] == 2
+    assert (
+        call(composites_commands.recalculate, number)[0] == call(composites_commands.recalculate, "--missing")[0] == 0
+    )
+    assert call(composites_commands.recalculate)[0] == call(composites_commands.recalculate, number, "--all")[0] == 2
     assert_sound(engine)
 
 
 def test_projects_on_the_command_line(call, engine):
-    assert call(projects, "ls")[1] == "There is no project.\n"
+    assert call(projects, "ls")[1] == "No projects yet; `projects add` creates one.\n"
     assert call(projects, "add", "Cunningham")[0] == 0
     code, _, error = call(projects, "add", "Cunningham")
     assert (code, "already" in error) == (1, True)
@@ -151,12 +153,12 @@ def test_projects_on_the_command_line(call, engine):
     (row,) = json.loads(call(projects, "ls", "--json")[1])
     assert (row["name"], row["composites"]) == ("Cunningham", 1)
     assert "Cunningham" in call(projects, "ls")[1]
-    assert "its 1 numbers stay" in call(projects, "rm", "Cunningham", "--yes")[1]
+    assert "its numbers stay: 1" in call(projects, "rm", "Cunningham", "--yes")[1]
     assert call(projects, "rm", "Cunningham", "--yes")[0] == 1
 
 
 def test_dead_letters_on_the_command_line(call, engine):
-    assert call(submissions, "ls")[1] == "There is no such submission.\n"
+    assert call(submissions, "ls")[1] == "No submissions match.\n"
     applied = submit(engine, result(NUMBER))
     refused = submit(engine, result(NUMBER, str(P9), "999"))
     (row,) = json.loads(call(submissions, "ls", "--json")[1])

@@ -9,7 +9,7 @@ from pipeline import result, submit
 from primes import prime, product
 
 from config.settings import settings
-from ingest.commands.factors import factors
+from ingest.commands.factors_commands import factors
 
 NUMBER = str(product(prime(15), prime(25), prime(70), prime(71)))
 
@@ -34,8 +34,8 @@ def test_factors_are_shown_newest_or_largest_first(run):
     assert [factor["factor"] for factor in found] == [str(prime(15))]
     assert found[0]["sigma"] == "17"
     assert len(json.loads(run("ls", NUMBER, "--json", "--min-digits", "20").output)) == 1
-    assert "There may be more than these 1" in run("ls", "--limit", "1").output
-    assert run("ls", "--client", "nobody").output == "There is no such factor.\n"
+    assert "There may be more factors than 1" in run("ls", "--limit", "1").output
+    assert run("ls", "--client", "nobody").output == "No factors match.\n"
 
 
 def test_an_unknown_number_or_project_is_reported(run, tmp_path):

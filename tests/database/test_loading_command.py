@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from pipeline import rows, scalar
 
 from config.settings import settings
-from ingest.commands.composites import composites
+from ingest.commands.composites_commands import composites
 
 
 @pytest.fixture

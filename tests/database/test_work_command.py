@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 from click.testing import CliRunner
+from models.wire_work import Assignment
 from pipeline import composite, lease, rows, run_sql, scalar, submit
 from pipeline import result as body
 from primes import prime, product
@@ -17,8 +18,7 @@ from config.settings import settings
 from coordinator.leases import claims, reservations
 from coordinator.leases.work_request import WorkRequest
 from ingest.cli import main
-from ingest.commands.work import work
-from models.wire.work import Assignment
+from ingest.commands.leases_commands import work
 
 N = product(prime(30), prime(40), prime(50))
 M = product(prime(31), prime(41), prime(51))
@@ -87,13 +87,13 @@ def test_a_cut_list_of_leases_is_reported(call, engine, numbers):
     claim(engine, M)
     cut = call("ls", "--json", "--limit", "1")
     assert len(json.loads(cut.stdout)) == 1
-    assert "more than these 1" in cut.stderr
+    assert "more rows than 1" in cut.stderr
     assert call("ls", "--json", "--limit", "2").stderr == ""
 
 
 def test_nothing_to_show(call):
-    assert call("ls").stdout == "No lease is open.\n"
-    assert call("ls", "--held").stdout == "No number is paused or parked.\n"
+    assert call("ls").stdout == "No leases are open.\n"
+    assert call("ls", "--held").stdout == "No number is paused or set aside.\n"
     assert json.loads(call("ls", "--held", "--json").stdout) == []
 
 
@@ -141,7 +141,7 @@ def test_unknown_leases_cannot_be_cancelled(call, engine, numbers, work_id, mess
 def test_cleanup_ends_overdue_leases_and_no_others(call, engine, numbers):
     lease(engine, numbers[0], expires="now() - interval '1 second'")
     kept = lease(engine, numbers[1])
-    assert call("cleanup").stdout == "1 overdue leases timed out.\n"
+    assert call("cleanup").stdout == "1 overdue lease timed out.\n"
     assert call("cleanup").stdout == "0 overdue leases timed out.\n"
     states = rows(engine, "SELECT status FROM work_assignments ORDER BY id <> :kept", kept=kept)
     assert [row.status for row in states] == ["assigned", "timeout"]
@@ -156,15 +156,15 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
     result = call("pause", named, "--reason", "looked at")
     assert (result.exit_code, result.stdout) == (
         0,
-        f"composite {numbers[0]} is paused: looked at; 0 open leases go on\n",
+        f"composite {numbers[0]} is paused: looked at; open leases that go on: 0\n",
     )
     assert not composite(engine, str(N)).ecm_eligible
     assert isinstance(claim(engine, N), claims.NoWork)
     for _ in range(2):
         result = call("resume", named)
-        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor parked\n")
+        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor set aside\n")
     assert isinstance(claim(engine, N), claims.Claim)
-    assert "it wants no ECM now" in call("resume", named).stdout  # it is leased
+    assert "it needs no ECM now" in call("resume", named).stdout  # it is leased
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
@@ -235,14 +235,14 @@ def test_standard_output_has_nothing_but_json(database_url, engine, numbers):
 
 def test_help_describes_every_command():
     listed = CliRunner().invoke(main, ["--help"]).stdout
-    assert "Leases and numbers kept from work" in listed
+    assert "List and cancel leases" in listed
     group = CliRunner().invoke(main, ["work", "--help"]).stdout
     for verb, words in {
         "ls": ("--client", "--held", "--json", "--limit", "open leases"),
-        "cancel": ("WORK_ID", "--reason", "Exits with 1"),
+        "cancel": ("WORK_ID", "--reason", "Exit status:"),
         "cleanup": ("overdue",),
-        "pause": ("NUMBER", "--reason", "its id", "Exits with 1"),
-        "resume": ("NUMBER", "parked", "Exits with 1"),
+        "pause": ("NUMBER", "--reason", "its id", "Exit status:"),
+        "resume": ("NUMBER", "set aside", "Exit status:"),
     }.items():
         assert f"\n  {verb} " in group
         shown = " ".join(CliRunner().invoke(main, ["work", verb, "--help"]).stdout.split())

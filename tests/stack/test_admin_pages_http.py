@@ -68,7 +68,7 @@ class Browser:
 
 def said(answer, kind):
     """What the page says was done or refused."""
-    found = re.findall(rf'<p class="said {kind}"[^>]*>([^<]*)</p>', answer.text)
+    found = re.findall(rf'<p class="message {kind}"[^>]*>([^<]*)</p>', answer.text)
     assert len(found) == 1, answer.text
     return found[0]
 
@@ -165,7 +165,7 @@ def test_places_that_are_no_numbers_are_passed_over(stack, browser):
     for place in ("1-\u00b2", "1-", "x", "1-9999999999999999999"):
         browser.open(f"/admin/letters?cursor={place}")
     answer = browser.send("/admin/letters", "/admin/letters", submission="\u00b2", do="retry")
-    assert "None was chosen" in said(answer, "refused")
+    assert "Select at least one result first" in said(answer, "refused")
 
 
 def test_a_reader_sees_nothing_of_administration_and_the_cookie_opens_no_api(stack, browser):
@@ -196,7 +196,7 @@ def test_a_number_gets_a_priority_is_paused_resumed_and_computed_anew(stack, bro
     assert "a &lt;b&gt;look&lt;/b&gt;" in browser.open("/admin/work").text
     browser.send(page, f"{forms}/resume")
     assert state() == (7, None, None)
-    assert "It was right" in said(browser.send(page, f"{forms}/recalculate"), "done")
+    assert "The t-level was right" in said(browser.send(page, f"{forms}/recalculate"), "done")
     # All of it is in the audit trail, and shown there.
     number = page.removeprefix("/numbers/")
     actions = [
@@ -289,17 +289,19 @@ def test_dead_letters_are_sent_again_and_their_true_factors_used(stack, browser)
     letter = str(refused.json()["submission_id"])
     assert str(factor) in browser.open("/admin/letters").text
     answer = browser.send("/admin/letters", "/admin/letters", submission=letter, do="accept")
-    assert "1 factors were used" in said(answer, "done")
+    assert "1 factor accepted" in said(answer, "done")
     assert stack.scalar("SELECT count(*) FROM factors WHERE factor = :factor", factor=str(factor)) == 1
     again = browser.send("/admin/letters", "/admin/letters", submission=[letter, "0"], do="retry")
-    assert said(again, "done").startswith("1 queued again. 0: ")
+    assert said(again, "done").startswith("1 result queued again. 0: ")
     until(lambda: stack.scalar("SELECT state FROM submissions WHERE id = :id", id=int(letter)) == "rejected")
-    assert "None was chosen" in said(browser.send("/admin/letters", "/admin/letters", do="retry"), "refused")
+    assert "Select at least one result first" in said(
+        browser.send("/admin/letters", "/admin/letters", do="retry"), "refused"
+    )
 
 
 def test_effort_is_computed_anew_and_its_progress_shown(stack, browser):
     answer = browser.send("/admin", "/admin/recalculate")
-    assert "computed anew" in answer.text
+    assert "Recalculating the effort of " in answer.text
     until(lambda: " is done: " in browser.open("/admin").text, 60)
 
 

@@ -6,12 +6,13 @@ import pytest
 from bodies import plain, problem
 from click.testing import CliRunner
 from leasing import admin_key, ask, bring, named, registered, tell, told
+from models.wire_work import Assignment
 from stacks import until
 from traffic import prime
 
 from config.settings import settings
-from ingest.commands.work import work
-from models.wire.work import Assignment
+from ingest.commands.leases_commands import work
+from ingest.plurals import counted
 
 pytestmark = pytest.mark.stack
 
@@ -217,7 +218,7 @@ def test_overdue_leases_are_timed_out_on_demand_or_before(stack, key):
     past = "UPDATE work_assignments SET expires_at = now() - interval '1 minute' WHERE id = :id"
     stack.run_sql(past, id=lease["work_id"])
     said = tell(stack, "POST", "/admin/work/cleanup", key).json()
-    assert said["message"] == f"{said['expired']} overdue leases timed out"
+    assert said["message"] == f"{counted(said['expired'], 'overdue lease')} timed out"
     (shown,) = stack.get(f"/work/status/{client}").json()["assignments"]
     assert (shown["status"], shown["message"]) == ("timeout", "its time ran out")
 

@@ -72,7 +72,7 @@ def test_numbers_are_filtered_sorted_and_go_on(stack):
     assert onward.startswith("/numbers?project=")
     assert text.count("/numbers/") == 2
     assert rest.count("/numbers/") == 1
-    assert "There is none." in page(stack, f"/numbers?project={project}&state=prime")
+    assert "No numbers match." in page(stack, f"/numbers?project={project}&state=prime")
     assert page(stack, f"/numbers?text={values[0]}").count("/numbers/") == 1
 
 
@@ -83,11 +83,11 @@ def test_factors_of_a_client(stack, known):
 
 def test_the_queue_shows_what_was_refused(stack, known):
     text = page(stack, "/queue")
-    for state in ("results wait", "applied", "duplicate", "rejected", "failed"):
+    for state in ("results waiting", "applied", "duplicate", "rejected", "failed"):
         assert f"<dt>{state}</dt>" in text
     assert re.search(r"<dt>applied</dt><dd>[1-9][0-9,]*</dd>", text)
     assert "factor_does_not_divide" in text
-    assert "not well" not in text
+    assert "<strong>Down</strong>" not in text
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,9 @@ def test_the_queue_shows_what_was_refused(stack, known):
     ],
 )
 def test_what_cannot_be_shown_is_said_on_a_page(stack, path, status):
-    assert f"<h1>{status}</h1>" in page(stack, path, status)
+    text = page(stack, path, status)
+    assert f"<h1>{'Page not found' if status == 404 else 'Invalid request'}</h1>" in text
+    assert f"Error {status}" in text
 
 
 @pytest.mark.parametrize("name", STATIC)

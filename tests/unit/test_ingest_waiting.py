@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from coordinator.results import inbox
-from ingest.waiting import LONGEST_PAUSE, OutcomePoller
+from ingest.outcome_polling import LONGEST_PAUSE, OutcomePoller
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from time import monotonic
 import pytest
 
 from config.settings import Settings
-from ingest.limits import TIMEOUT, Counters
+from ingest.rate_limits import TIMEOUT, Counters
 from tasks import broker_circuit, publishing
 
 

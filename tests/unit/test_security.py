@@ -7,7 +7,7 @@ import re
 import pytest
 from flask import Flask, Response
 
-from ingest import security
+from ingest import security_headers
 
 PAGE = "<!doctype html><script>alert(1)</script><p>client</p>"
 
@@ -15,7 +15,7 @@ PAGE = "<!doctype html><script>alert(1)</script><p>client</p>"
 @pytest.fixture
 def answers():
     app = Flask("test", static_folder=None)
-    app.after_request(security.add_headers)
+    app.after_request(security_headers.add_headers)
     app.add_url_rule("/page", "page", lambda: PAGE)
     app.add_url_rule("/docs/viewer", "viewer", lambda: f"<style>p {{}}</style>{PAGE}<script src='x.js'></script>")
     app.add_url_rule("/json", "json", lambda: Response("{}", content_type="application/json"))
@@ -64,7 +64,7 @@ def test_a_view_may_have_its_own(answers):
 
 
 def test_hashes_are_of_what_stands_between_the_tags():
-    assert re.findall(security._INLINE, b"<SCRIPT type='x'>\n1<2\n</SCRIPT><script src=a></script>") == [
+    assert re.findall(security_headers._INLINE, b"<SCRIPT type='x'>\n1<2\n</SCRIPT><script src=a></script>") == [
         b"\n1<2\n",
         b"",
     ]
