@@ -79,16 +79,20 @@ STATES = (
 
 @dataclass(frozen=True)
 class NumberKind:
-    """Numbers of the same size and state: the columns that coordinator/composites/eligibility.py reads."""
+    """Numbers of the same size and state."""
 
     digit_length: int
     state: str
     effort: np.ndarray
     run: tuple[int, int | None, int, int]
     target_t_level: float
-    pm1_b1: int = 0
-    pp1_b1: int = 0
-    open_residues: int = 0
+
+    @property
+    def inputs(self) -> eligibility.EligibilityInputs:
+        """The columns that decide which work these numbers are eligible for."""
+        return eligibility.EligibilityInputs(
+            self.effort, self.digit_length, self.is_prime, self.is_fully_factored, self.target_t_level, self.hold
+        )
 
     @property
     def is_prime(self) -> bool | None:
@@ -136,7 +140,7 @@ def kinds() -> list[dict[str, Any]]:
             kind = NumberKind(digits, state, vector, run, target)
             lease = LEASES.get(state)
             rows.append(
-                eligibility.compute_eligibility(kind, [lease] if lease else [])
+                eligibility.compute_eligibility(kind.inputs, [lease] if lease else [])
                 | {
                     "kind": len(rows),
                     "digits": digits,

@@ -1,6 +1,6 @@
 """The guide at /docs/guide/: the documents as a site, where `make docs` has built it.
 
-The site is files. Pages are read as a whole, so that ingest/security_headers.py can name the scripts in them by their hashes.
+The site is files. A page is read as a whole, so that ingest/security_headers.py can name its scripts by their hashes.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The specification at /openapi.json and its viewer at /docs, generated from the models that validate.
 
-flask-openapi collects the operations with their answers. Views read raw bytes themselves (ingest/request_bodies.py), so bodies
-are documented here without the library parsing them; and its own schema classes round 64-bit bounds and drop keywords,
-so all schemas come from pydantic directly.
+flask-openapi collects the operations with their answers. Views read raw bytes themselves (ingest/request_bodies.py), so
+bodies are documented here without the library parsing them; and its own schema classes round 64-bit bounds and drop
+keywords, so all schemas come from pydantic directly.
 """
 
 import inspect

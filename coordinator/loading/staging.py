@@ -30,8 +30,9 @@ from models.tables import Composite
 CHUNK = 50_000
 
 _ELIGIBILITY = ", ".join(Eligibility._fields)
+_DIALECT = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
 _ELIGIBILITY_TYPES = ", ".join(
-    f"{name} {Composite.__table__.columns[name].type.compile(postgresql.dialect())}" for name in Eligibility._fields
+    f"{name} {Composite.__table__.columns[name].type.compile(_DIALECT)}" for name in Eligibility._fields
 )
 
 # Rows take their ids from the real tables' sequences on arrival, so ids follow the order of the list.

@@ -10,12 +10,12 @@ from coordinator.housekeeping import lease_expiry
 from coordinator.leases import reservations
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
-from ingest.leases_routes import WorkPath, assignment, lease_state, with_lease
+from ingest.leases_routes import assignment, lease_state, with_lease
 from ingest.plurals import counted
 from ingest.request_bodies import read_body
 from ingest.view_context import engine, settings
 from models.wire.administration import HoldState, OpenWork, OverdueEnded, ReasonQuery, Reservation, Reserved
-from models.wire.common import CompositePath
+from models.wire.common import CompositePath, WorkPath
 from models.wire.work import LeaseState
 
 admin_leases = make("admin_leases", openapi.ADMIN_WORK)
