@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from coordinator.composites import statistics
-from coordinator.housekeeping import retention
 
 YEARS = 5
 CLIENTS = 1_000
@@ -139,7 +138,7 @@ def fill(engine: Engine, history: History) -> None:
         connection.execute(text("ANALYZE submissions, ecm_attempts"))
         for statement in _REST:
             connection.execute(text(statement), sizes)
-    retention.update_clients(engine)
+    statistics.update_clients(engine)
     statistics.aggregate_attempts(engine, datetime.now(UTC), timedelta())
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))

@@ -117,7 +117,7 @@ def collect_residue_garbage() -> None:
 @_skip_transient_faults()
 def aggregate_statistics() -> None:
     """Update the clients and their statistics from new results."""
-    retention.update_clients(engine())
+    statistics.update_clients(engine())
     statistics.aggregate_attempts(
         engine(), datetime.now(UTC), timedelta(seconds=settings().task_time_limit + COMMIT_SECONDS)
     )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator.base.unit_of_work import unit_of_work
-from models.tables import Client, ClientHourlyStats, EcmAttempt, Factor, Watermark
+from models.tables import Client, ClientHourlyStats, EcmAttempt, Factor, Submission, Watermark
 from models.types import AnyRow
 
 WATERMARK = "client_hourly_stats"
@@ -70,6 +70,26 @@ FROM (
     FROM removed GROUP BY client_id
 ) removed WHERE clients.name = removed.client_id
 """
+
+
+def update_clients(engine: Engine) -> None:
+    """Insert and update the rows of `clients` from the submissions since the last call."""
+    with unit_of_work(engine, "update_clients") as connection:
+        # Calls overlap by some minutes, because the row of a slow request can become visible after a younger one.
+        newest = select(func.coalesce(func.max(Client.last_seen), func.to_timestamp(0))).scalar_subquery()
+        seen = (
+            select(Submission.client_id, func.min(Submission.created_at), func.max(Submission.created_at))
+            .where(Submission.created_at > newest - func.make_interval(0, 0, 0, 0, 0, 5))
+            .group_by(Submission.client_id)
+            .order_by(Submission.client_id)
+        )
+        new = insert(Client).from_select(["name", "first_seen", "last_seen"], seen)
+        connection.execute(
+            new.on_conflict_do_update(
+                index_elements=[Client.name],
+                set_={"last_seen": func.greatest(Client.last_seen, new.excluded.last_seen)},
+            )
+        )
 
 
 def aggregate_attempts(engine: Engine, now: datetime, late: timedelta) -> None:

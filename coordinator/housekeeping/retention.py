@@ -1,37 +1,16 @@
-"""Housekeeping of tables: brings `clients` up to date, and deletes data that its retention setting does not keep.
+"""Deletes data that is older than its retention setting.
 
 Every function may run twice, late, or beside itself.
 """
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Engine, delete, select, update
 
 from coordinator.base.unit_of_work import unit_of_work
-from models.tables import Client, Job, Submission
+from models.tables import Job, Submission
 
 PRUNE_BATCH = 5_000
-
-
-def update_clients(engine: Engine) -> None:
-    """Insert and update the rows of `clients` from the submissions since the last call."""
-    with unit_of_work(engine, "update_clients") as connection:
-        # Calls overlap by some minutes, because the row of a slow request can become visible after a younger one.
-        newest = select(func.coalesce(func.max(Client.last_seen), func.to_timestamp(0))).scalar_subquery()
-        seen = (
-            select(Submission.client_id, func.min(Submission.created_at), func.max(Submission.created_at))
-            .where(Submission.created_at > newest - func.make_interval(0, 0, 0, 0, 0, 5))
-            .group_by(Submission.client_id)
-            .order_by(Submission.client_id)
-        )
-        new = insert(Client).from_select(["name", "first_seen", "last_seen"], seen)
-        connection.execute(
-            new.on_conflict_do_update(
-                index_elements=[Client.name],
-                set_={"last_seen": func.greatest(Client.last_seen, new.excluded.last_seen)},
-            )
-        )
 
 
 def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None) -> dict[str, int]:

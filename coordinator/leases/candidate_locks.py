@@ -68,7 +68,7 @@ def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFi
     """Ids of the first composites that match the request, also of those that other claims hold."""
     order = _order(request)
     for eligible in request.eligibility_columns:
-        found = connection.execute(candidates.candidate_ids(eligible, order, filters.names), filters.values)
+        found = connection.execute(candidates.select_candidates(eligible, order, filters.names), filters.values)
         if ids := list(found.scalars()):
             return ids
     return []
@@ -125,10 +125,10 @@ def lock_composite(
     from a locked one).
     """
     values = {**filters.values, "id": composite_id}
-    at_once = connection.execute(candidates.lock_candidate(filters.names, wait=False), values).all()
+    at_once = connection.execute(candidates.select_locked(filters.names, wait=False), values).all()
     if at_once or not wait:
         return list(at_once) or None
-    return _execute_with_lock_timeout(connection, candidates.lock_candidate(filters.names, wait=True), values)
+    return _execute_with_lock_timeout(connection, candidates.select_locked(filters.names, wait=True), values)
 
 
 def _order(request: WorkRequest) -> str:
@@ -139,13 +139,13 @@ def _free_candidates(connection: Connection, request: WorkRequest, filters: Clai
     """Yield the ids of matching composites that no other claim holds, in order; takes the advisory lock of each."""
     order = _order(request)
     for eligible in request.eligibility_columns:
-        statement = candidates.lock_first_free(eligible, order, filters.names)
+        statement = candidates.select_first_free(eligible, order, filters.names)
         free = connection.execute(statement, filters.values).scalar_one_or_none()
         passed: list[int] = []
         while free is not None:
             yield free
             passed.append(free)
-            others = candidates.lock_first_free(eligible, order, (*filters.names, "passed"))
+            others = candidates.select_first_free(eligible, order, (*filters.names, "passed"))
             free = connection.execute(others, {**filters.values, "passed": passed}).scalar_one_or_none()
 
 

@@ -59,25 +59,25 @@ PROJECT_ID = select(projects.id).where(projects.name == bindparam("project"))
 
 
 @lru_cache(maxsize=1000)
-def candidate_ids(eligible: str, order: str, filters: FilterNames) -> Select[int]:
+def select_candidates(eligible: str, order: str, filters: FilterNames) -> Select[int]:
     """Ids of the first CANDIDATES composites, in `order`, that pass `filters` and whose column `eligible` is true."""
     found = select(composites.id).where(composites[eligible], *(FILTERS[name] for name in filters))
     return found.order_by(*ORDERS[order]).limit(CANDIDATES)
 
 
 @lru_cache(maxsize=1000)
-def lock_first_free(eligible: str, order: str, filters: FilterNames) -> Select[int]:
+def select_first_free(eligible: str, order: str, filters: FilterNames) -> Select[int]:
     """The first candidate whose advisory lock is free.
 
     The statement takes that lock, and no other, until the end of the transaction.
     """
-    candidate = candidate_ids(eligible, order, filters).subquery("candidate").c
+    candidate = select_candidates(eligible, order, filters).subquery("candidate").c
     can_lock = func.pg_try_advisory_xact_lock(COMPOSITE_LOCK, func.hashint8(candidate.id))
     return select(candidate.id).where(can_lock).limit(1)
 
 
 @lru_cache(maxsize=1000)
-def lock_candidate(filters: FilterNames, *, wait: bool) -> Select[Any]:
+def select_locked(filters: FilterNames, *, wait: bool) -> Select[Any]:
     """SELECT ... FOR NO KEY UPDATE of composite `id` if it still passes `filters`; wait=False adds SKIP LOCKED."""
     found = select(COMPOSITES).where(composites.id == bindparam("id"), *(FILTERS[name] for name in filters))
     return found.with_for_update(key_share=True, skip_locked=not wait, of=COMPOSITES)

@@ -11,7 +11,6 @@ from primes import prime, product
 from coordinator.administration import deletions
 from coordinator.base.audit import OPERATOR
 from coordinator.composites import statistics
-from coordinator.housekeeping import retention
 
 NUMBER = str(product(prime(15), prime(40), prime(60)))
 LATE = timedelta(seconds=90)
@@ -38,7 +37,7 @@ def test_results_curves_and_factors_are_added_once(engine, now):
     send(engine, str(prime(15)), curves=7)
     send(engine, curves=3)
     send(engine, client="bob", method="pm1", curves=1)
-    retention.update_clients(engine)
+    statistics.update_clients(engine)
     for _ in range(3):
         statistics.aggregate_attempts(engine, now, LATE)
     assert known(engine) == {"alice": (2, 10, 1), "bob": (1, 0, 0)}
@@ -70,7 +69,7 @@ def test_voided_and_deleted_attempts_are_subtracted_and_not_added_later(engine, 
     deleted = submit(engine, result(NUMBER, client="bob", curves=7), key="deleted")
     moved = "UPDATE ecm_attempts SET created_at = now() - interval '3 hours' WHERE id = :attempt"
     run_sql(engine, moved, attempt=deleted.attempt_id)
-    retention.update_clients(engine)
+    statistics.update_clients(engine)
     statistics.aggregate_attempts(engine, now - timedelta(hours=1), LATE)
     assert known(engine) == {"alice": (1, 1000, 0), "bob": (1, 7, 0)}
     alices = {"client_id": "alice", "since": now - timedelta(days=1), "until": now + timedelta(days=1)}

@@ -79,7 +79,7 @@ def test_rows_that_a_filter_passes_over_are_not_read(many, index):
 
 
 def test_a_claim_locks_only_one_number(many):
-    statement = candidates.lock_first_free("ecm_eligible", "best", ())
+    statement = candidates.select_first_free("ecm_eligible", "best", ())
     locks = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
     with many.connect() as connection, many.connect() as another:
         first = connection.execute(statement).scalar_one()
@@ -128,11 +128,11 @@ def test_a_number_that_can_no_longer_be_leased_leaves_every_index(engine):
     submit(engine, result(numbers[4], b1=3_000_000, curves=10_000))
     with engine.connect() as connection:
         by_curves = [
-            list(connection.execute(candidates.candidate_ids(f"{ECM}_eligible", order, ())).scalars())
+            list(connection.execute(candidates.select_candidates(f"{ECM}_eligible", order, ())).scalars())
             for order in candidates.ORDERS
         ]
         by_p1 = [
-            set(connection.execute(candidates.candidate_ids(column, "standard", ())).scalars())
+            set(connection.execute(candidates.select_candidates(column, "standard", ())).scalars())
             for column in ("pm1_eligible", "pp1_eligible")
         ]
     assert by_curves == [[eligible]] * len(candidates.ORDERS)

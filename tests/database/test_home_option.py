@@ -50,7 +50,7 @@ def value_for(parameter, file):
 
 def words_for(command, file):
     """The arguments and options that the command requires."""
-    words = []
+    words = ["--missing"] if command.name == "recalculate" else []  # it needs one of several options
     for parameter in command.params:
         if parameter.required:
             name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]

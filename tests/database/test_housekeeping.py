@@ -10,7 +10,7 @@ from primes import prime, product
 
 from coordinator.base import jobs
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import lease_lifecycle
+from coordinator.composites import lease_lifecycle, statistics
 from coordinator.housekeeping import lease_expiry, republishing, retention
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
@@ -200,10 +200,10 @@ def test_jobs_are_published_again_until_they_are_done(engine):
 def test_clients_are_stored_once_with_when_they_were_first_and_last_seen(engine):
     receive(engine, result(NUMBER, curves=1))
     run_sql(engine, "UPDATE submissions SET created_at = now() - interval '2 days'")
-    eight_at_once(lambda: retention.update_clients(engine))
+    eight_at_once(lambda: statistics.update_clients(engine))
     receive(engine, result(NUMBER, curves=2))
     receive(engine, result(NUMBER, curves=3, client="bob"))
-    eight_at_once(lambda: retention.update_clients(engine))
+    eight_at_once(lambda: statistics.update_clients(engine))
     seen = rows(engine, "SELECT name, last_seen - first_seen > interval '1 day' FROM clients ORDER BY name")
     assert seen == [("alice", True), ("bob", False)]
 

@@ -20,7 +20,7 @@ from tasks import publishing
 
 NOWHERE = "postgresql://ecm@/ecm?host=/nowhere/at-all"
 # What browsers look at, the specification itself, and a second address of /health.
-UNDOCUMENTED_BLUEPRINTS = {"pages", "admin_pages", "swagger"}
+UNDOCUMENTED_BLUEPRINTS = {"pages", "admin_pages", "guide", "swagger"}
 UNDOCUMENTED = {"openapi_json", "docs", "api_health"}
 
 
