@@ -1,19 +1,19 @@
-# `make run` starts a coordinator on this machine, `make test` proves it; both do all of the set-up they need.
+# `make run` starts a coordinator on this machine, `make test` tests it; both do all of the set-up that they need.
 # Arguments go through ARGS: make run ARGS="--port 8001", make test ARGS="tests/unit -k spool".
 
 PYTHON ?= python3
 ARGS ?=
-# A checkout that others may only read needs its environment elsewhere: make VENV=~/ecm-venv test
+# If the checkout is read-only, its environment must be elsewhere: make VENV=~/ecm-venv test
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := embedded,agent,plot,test,docs
-# Written when an installation is complete. It holds the checkout's path: an environment does not survive a move.
+# This file marks a complete installation. It holds the checkout's path: an environment does not survive a move.
 INSTALLED := $(VENV)/installed-for
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: install run test demo bench docs screenshots lint lint-rules lint-format lint-types lint-floors constraints
+.PHONY: install run test demo bench docs screenshots lint lint-rules lint-format lint-types lint-imports constraints
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -39,12 +39,12 @@ demo: install
 bench: install
 	@exec $(BIN)/python -m bench $(ARGS)
 
-# The tests of one file share servers, so a file stays with one of the processes. In the order of their names the slow
-# ones (database, stack) begin first, and the many quick ones fill in.
+# The tests of one file share servers, so one process runs the whole file. The files run in the order of their names:
+# the slow ones (database, stack) begin first, and the many quick ones fill the gaps.
 test: install
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The guide: HTML that the web process serves at /docs/guide/, and that a wheel built after this contains.
+# The guide: HTML that the web process serves at /docs/guide/. A wheel that is built after this contains it.
 docs: install
 	@exec $(BIN)/python -m docs $(ARGS)
 
@@ -52,15 +52,15 @@ docs: install
 screenshots: install
 	@exec $(BIN)/python -m pytest -q tests/browser/screenshots.py
 
-# Separate targets, so that `make -k lint` reports all that is wrong at once.
-lint: lint-rules lint-format lint-types lint-floors
+# Separate targets, so that `make -k lint` reports all errors at once.
+lint: lint-rules lint-format lint-types lint-imports
 lint-rules: install
 	$(BIN)/ruff check .
 lint-format: install
 	$(BIN)/ruff format --check .
 lint-types: install
 	$(BIN)/mypy
-lint-floors: install
+lint-imports: install
 	$(BIN)/lint-imports --config setup.cfg --no-cache --no-logo
 
 # The newest versions that setup.cfg allows; run the tests before you commit them.

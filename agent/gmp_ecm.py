@@ -38,7 +38,7 @@ class EcmFailedError(Exception):
 
 
 @dataclass
-class Factor:
+class EcmFactor:
     """A factor as GMP-ECM printed it, with the curve ("parametrization:sigma") that found it."""
 
     value: str
@@ -57,7 +57,7 @@ class EcmOutput:
     b2: int | None = None  # the effective one; 0 where only stage 1 is run
     sigma: str | None = None  # of the first curve, as "parametrization:sigma"
     last_sigma: str | None = None
-    factors: list[Factor] = field(default_factory=list)
+    factors: list[EcmFactor] = field(default_factory=list)
     found_input_number: bool = False
     cofactor: str | None = None  # of the last factor: prime, probable prime or composite
     _open: bool = field(default=False, repr=False)
@@ -75,7 +75,7 @@ class EcmOutput:
             self.sigma = self.sigma or self.last_sigma
             self._open = True
         elif match := FACTOR.match(line):
-            self.factors.append(Factor(match["factor"], self.last_sigma, int(match["step"])))
+            self.factors.append(EcmFactor(match["factor"], self.last_sigma, int(match["step"])))
             return self._complete()
         elif match := KIND.match(line):
             if self.factors and self.factors[-1].value == match["factor"]:

@@ -56,7 +56,7 @@ class LeaseRequest:
     requested_b1: int | None = None
 
 
-class LeaseState(NamedTuple):
+class LeaseReply(NamedTuple):
     """The state of a lease: `open`, `over` for any reason, or `unclear` because the answer does not tell."""
 
     state: Literal["open", "over", "unclear"]
@@ -99,7 +99,7 @@ def list_open_leases(session: requests.Session, server: str, client_id: str) -> 
     return found
 
 
-def start_lease(session: requests.Session, server: str, client_id: str, work_id: str) -> LeaseState:
+def start_lease(session: requests.Session, server: str, client_id: str, work_id: str) -> LeaseReply:
     """Report that the first curves of a lease begin.
 
     The server answers 404 for a lease that runs already, so `over` becomes `unclear`; report_progress() tells.
@@ -109,20 +109,20 @@ def start_lease(session: requests.Session, server: str, client_id: str, work_id:
     return state._replace(state="unclear") if state.state == "over" else state
 
 
-def report_progress(session: requests.Session, server: str, client_id: str, work_id: str, curves: int) -> LeaseState:
+def report_progress(session: requests.Session, server: str, client_id: str, work_id: str, curves: int) -> LeaseReply:
     """Send a heartbeat: `curves` of the lease have been run so far, whether or not their results were sent."""
     parameters: dict[str, Any] = {"client_id": client_id, "curves_completed": curves}
     url = f"{api_url(server)}/work/{quote(work_id)}/progress"
     return read_lease_state(send_request(session, "PUT", url, params=parameters))
 
 
-def complete_lease(session: requests.Session, server: str, client_id: str, work_id: str) -> LeaseState:
+def complete_lease(session: requests.Session, server: str, client_id: str, work_id: str) -> LeaseReply:
     """Close a lease as done although not all of its curves were run."""
     url = f"{api_url(server)}/work/{quote(work_id)}/complete"
     return read_closing_state(send_request(session, "POST", url, params={"client_id": client_id}))
 
 
-def abandon_lease(session: requests.Session, server: str, client_id: str, work_id: str, reason: str) -> LeaseState:
+def abandon_lease(session: requests.Session, server: str, client_id: str, work_id: str, reason: str) -> LeaseReply:
     """Return the rest of a lease to the server. The reason is cut to MAX_REASON_LENGTH printable characters."""
     printable = re.sub(r"[^ -~]+", " ", reason)[:MAX_REASON_LENGTH].strip()
     url = f"{api_url(server)}/work/{quote(work_id)}"
@@ -163,32 +163,32 @@ def read_whole_number(body: dict[str, Any], name: str, low: int, high: int) -> i
     return value
 
 
-def read_lease_state(response: requests.Response | NoAnswer) -> LeaseState:
+def read_lease_state(response: requests.Response | NoAnswer) -> LeaseReply:
     """Decide from an answer whether a lease is open or over.
 
     It is over if the server shows it with a final status or does not know it; every other answer is unclear.
     """
     if isinstance(response, NoAnswer):
-        return LeaseState("unclear", response.message)
+        return LeaseReply("unclear", response.message)
     body = read_json_object(response)
     message = str(body.get("message") or body.get("status") or "")
     if response.status_code == 200 and _is_open(body):
-        return LeaseState("open", message)
+        return LeaseReply("open", message)
     if response.status_code == 200 and body.get("status") in OVER_STATUSES:
-        return LeaseState("over", message)
+        return LeaseReply("over", message)
     if response.status_code == 404 and body.get("reason") == "unknown_work":
-        return LeaseState("over", describe_problem(body))
-    return LeaseState("unclear", describe_unclear_answer(response, body), read_retry_after(response))
+        return LeaseReply("over", describe_problem(body))
+    return LeaseReply("unclear", describe_unclear_answer(response, body), read_retry_after(response))
 
 
-def read_closing_state(response: requests.Response | NoAnswer) -> LeaseState:
+def read_closing_state(response: requests.Response | NoAnswer) -> LeaseReply:
     """Decide like read_lease_state(), and take 400, 409 and 422 as over, because asking again would change nothing."""
     state = read_lease_state(response)
     if isinstance(response, NoAnswer) or state.is_final:
         return state
     body = read_json_object(response)
     if body.get("reason") and response.status_code in (400, 409, 422):
-        return LeaseState("over", describe_problem(body))
+        return LeaseReply("over", describe_problem(body))
     return state
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from agent import gmp_ecm
 from agent.ecm_run import MAX_RAW_OUTPUT, process_start_time
-from agent.gmp_ecm import EcmFailedError, EcmOutput, Factor
+from agent.gmp_ecm import EcmFactor, EcmFailedError, EcmOutput
 from agent.stage_task import StageTask
 
 POLL_SECONDS = 0.2
@@ -34,7 +34,7 @@ class CombinedOutput:
 
     curves_completed: int = 0
     sigmas: list[str] = field(default_factory=list)
-    factors: list[Factor] = field(default_factory=list)
+    factors: list[EcmFactor] = field(default_factory=list)
     version: str | None = None
     parametrization: int | None = None
     found_input_number: bool = False

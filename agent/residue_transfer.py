@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class ResidueRequest:
+class ResidueFilters:
     """The filters of GET /residues/work; None leaves the choice to the server."""
 
     min_digits: int | None = None
@@ -52,10 +52,10 @@ class TransferResult(NamedTuple):
 
 
 def request_residue(
-    session: requests.Session, server: str, client_id: str, wanted: ResidueRequest
+    session: requests.Session, server: str, client_id: str, filters: ResidueFilters
 ) -> Offer[dict[str, Any]]:
     """Claim a residue for stage 2 and return its fields."""
-    parameters = {name: value for name, value in vars(wanted).items() if value is not None}
+    parameters = {name: value for name, value in vars(filters).items() if value is not None}
     url = f"{api_url(server)}/residues/work"
     response = send_request(session, "GET", url, params=parameters, headers={CLIENT_HEADER: client_id})
     return read_offer(response, "residue_id", "residue", read_residue)

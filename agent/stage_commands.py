@@ -159,12 +159,12 @@ def stage2_command(
     with the same name and spool continues.
     """
     session = _create_session(server, name, threads=threads, root=root, ecm=ecm, timeout=timeout)
-    wanted = residue_transfer.ResidueRequest(min_digits, max_digits, min_b1, max_b1, project, hours)
+    filters = residue_transfer.ResidueFilters(min_digits, max_digits, min_b1, max_b1, project, hours)
     max_tasks = 1 if once else max_residues
     deadline = time.monotonic() + timeout if once else None
 
     def next_task() -> StageTask | str | None:
-        offer = residue_transfer.request_residue(session.http, server, name, wanted)
+        offer = residue_transfer.request_residue(session.http, server, name, filters)
         return _task_of(session, offer, lambda residue: stage2.create_stage2_task(session, residue, b2), deadline)
 
     with _stop_or_fail(session):

@@ -22,7 +22,7 @@ from agent.command_options import (
     timeout_option,
 )
 from agent.ecm_run import EcmOrder, check_order, recover_runs
-from agent.gmp_ecm import Factor
+from agent.gmp_ecm import EcmFactor
 from agent.lease_api import LeaseRequest
 from agent.lease_heartbeat import send_heartbeats
 from agent.lease_source import TICK_SECONDS
@@ -182,7 +182,7 @@ def print_summary(pool: WorkerPool, once: bool) -> int:
     return EXIT_NO_WORK if once and not pool.source.leases_given and not pool.stop_requested else 0
 
 
-def print_factors(composite: str, factors: list[Factor]) -> None:
+def print_factors(composite: str, factors: list[EcmFactor]) -> None:
     """Print factors, on standard output as well, where scripts can collect them."""
     for factor in factors:
         print_line(f"Factor of {shorten(composite)}: {factor.value}")

@@ -21,7 +21,7 @@ import requests
 from agent import lease_api, spool
 from agent.ecm_run import EcmOrder, StopFlag, check_order, run_curves
 from agent.gmp_ecm import EcmFailedError, EcmOutput
-from agent.lease_api import LeaseRequest, LeaseState
+from agent.lease_api import LeaseReply, LeaseRequest
 from agent.lease_source import TICK_SECONDS, LeaseSource
 from agent.local_lease import LocalLease
 from agent.result_delivery import DeliveryAnswer
@@ -296,7 +296,7 @@ def close_lease(pool: WorkerPool, local: LocalLease, session: requests.Session, 
         local.remove_when_counted()
         return
 
-    def close() -> LeaseState:
+    def close() -> LeaseReply:
         if how == "complete":
             return lease_api.complete_lease(session, pool.server, pool.client_id, lease.work_id)
         return lease_api.abandon_lease(session, pool.server, pool.client_id, lease.work_id, reason)

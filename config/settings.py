@@ -34,67 +34,71 @@ class Settings(BaseSettings):
     ecm_home: Path = Field(default_factory=default_home, description="where embedded servers keep their data")
     admin_api_key: SecretStr = Field(SecretStr(""), description="the key for /api/v1/admin")
 
-    # The web process
+    # Web process
     host: str = Field("127.0.0.1", description="address the web process listens on")
     port: int = Field(8000, description="port the web process listens on")
     web_processes: int = Field(2, ge=1, le=64, description="gunicorn processes")
     web_threads: int = Field(48, ge=4, le=512, description="request threads in each web process")
-    max_waiters: int = Field(40, ge=0, description="requests in one process that may wait for their outcome at once")
+    max_waiters: int = Field(40, ge=0, description="requests in one process that may wait for their outcome at a time")
     default_wait: float = Field(10.0, ge=0, le=20, description="how long a request waits for its outcome")
     database_timeout: float = Field(15.0, ge=0, le=60, description="how long a request waits for the database")
     max_body: int = Field(16 * 1024 * 1024, description="largest request body")
 
-    # What is accepted
+    # Input limits
     max_digits: int = Field(50_000, ge=50, le=1_000_000, description="largest number, in decimal digits")
     max_raw_output: int = Field(64 * 1024, ge=0, description="how much of a client's raw output is kept (its tail)")
     accept_unknown_composites: bool = Field(True, description="register numbers first seen in a result")
     implicit_key_window: float = Field(
-        24 * 3600.0, ge=0, description="how long a payload without sigma and key stands for itself"
+        24 * 3600.0, ge=0, description="how long a payload without sigma and key is recognized as a retry"
     )
 
-    # Who may ask, and how often
+    # Access and rate limits
     require_client_keys: bool = Field(False, description="take results and lease work only with a client's key")
     rate_limit_per_client: str = Field(
         "60000/minute",
         pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
-        description="requests of one client (a number/second, /minute or /hour, or off)",
+        description="limit for one client (N/second, N/minute, N/hour or off)",
     )
     rate_limit_per_address: str = Field(
         "120000/minute",
         pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
-        description="requests from one address, likewise",
+        description="limit for one address (same format)",
     )
-    trusted_proxies: int = Field(0, ge=0, le=10, description="proxies in front whose X-Forwarded-For is believed")
+    trusted_proxies: int = Field(0, ge=0, le=10, description="proxies in front whose X-Forwarded-For is trusted")
 
-    # The workers
+    # Workers
     worker_concurrency: int = Field(2, ge=1, le=256, description="worker processes")
-    max_deliveries: int = Field(5, ge=1, le=100, description="unit-of-work attempts before a submission is failed")
-    task_time_limit: int = Field(60, ge=5, description="hard limit on applying one result")
-    analysis_time_limit: int = Field(1800, ge=5, description="hard limit on one job (splits, primality)")
+    max_deliveries: int = Field(5, ge=1, le=100, description="delivery attempts before a submission or a job fails")
+    task_time_limit: int = Field(60, ge=5, description="hard time limit for applying one result")
+    analysis_time_limit: int = Field(1800, ge=5, description="hard time limit for one job (splits, primality)")
 
-    # Work
+    # Leases
     lease_target_minutes: float = Field(
-        60, gt=0, le=30 * 24 * 60, description="how long a client should be busy with one shared lease"
+        60, gt=0, le=30 * 24 * 60, description="time that one shared lease should take a client"
     )
     max_active_per_composite: int = Field(64, ge=1, le=10_000, description="leases of ECM on one number at a time")
     max_work_per_client: int = Field(500, ge=1, description="open leases of one client at a time")
-    hold_after: int = Field(3, ge=1, description="different clients in a row that give a number up before it is parked")
+    hold_after: int = Field(3, ge=1, description="a number is set aside after so many clients in a row give it up")
 
     # Residues
-    residue_storage_url: str = Field("", description="where residue files lie: any fsspec URL (default: in the home)")
+    residue_storage_url: str = Field(
+        "", description="where residue files are stored: any fsspec URL (default: in the home)"
+    )
     max_residue: int = Field(50 * 1024 * 1024, ge=1024, description="largest residue file")
     residue_expiry_days: float = Field(90, gt=0, le=3650, description="how long a residue waits for its stage 2")
 
-    # Upkeep
-    republish_after: float = Field(15.0, ge=1, description="a submission that waited this long is rung again")
-    republish_batch: int = Field(500, ge=1, description="most submissions rung again at a time")
-    housekeeping_every: float = Field(10.0, ge=0.5, description="how often beat looks for what was left behind")
-    retain_raw_output_days: float | None = Field(None, ge=0, description="drop raw output this old (default: keep)")
-    retain_jobs_days: float | None = Field(30, ge=0, description="drop finished jobs this old")
+    # Housekeeping
+    republish_after: float = Field(15.0, ge=1, description="a submission or job that waited this long is republished")
+    republish_batch: int = Field(500, ge=1, description="most submissions republished at a time")
+    housekeeping_every: float = Field(10.0, ge=0.5, description="how often beat starts housekeeping")
+    retain_raw_output_days: float | None = Field(
+        None, ge=0, description="delete raw output of this age (default: keep)"
+    )
+    retain_jobs_days: float | None = Field(30, ge=0, description="delete finished jobs of this age")
 
     # Operators
     flower_port: int = Field(5555, description="port Flower listens on")
-    flower_basic_auth: SecretStr = Field(SecretStr(""), description="user:password that Flower asks for")
+    flower_basic_auth: SecretStr = Field(SecretStr(""), description="user:password for Flower")
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

@@ -19,7 +19,7 @@ from ingest.problems import ProblemError, database_away, invalid, unreadable_num
 from ingest.request_bodies import parse_json, read_body, received_body, without_nul
 from ingest.view_context import engine, settings
 from models.wire.common import PRINTABLE, SubmissionStatePath
-from models.wire.results import BatchAnswer, ResultAnswer, Submission, SubmitResult
+from models.wire.results import BatchAnswer, ResultAnswer, SubmissionStatus, SubmitResult
 from tasks import publishing
 
 log = structlog.get_logger("results")
@@ -137,7 +137,7 @@ def submit_results() -> Response:
 @results.get(
     "/submissions/<int:submission_id>",
     operation_id="submission_state",
-    responses={200: Submission, 404: openapi.problem("`unknown_submission`")},
+    responses={200: SubmissionStatus, 404: openapi.problem("`unknown_submission`")},
 )
 def submission_state(path: SubmissionStatePath) -> Response:
     """Return the state of a submission, and its outcome once it is settled."""

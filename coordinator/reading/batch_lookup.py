@@ -50,7 +50,7 @@ def compute_lookup_keys(numbers: Sequence[str], max_digits: int) -> LookupKeys:
     return LookupKeys([registry.sha256(number) for number in numbers], evaluated, problems)
 
 
-class NumberStatus(NamedTuple):
+class LookupResult(NamedTuple):
     """The status of one number of a request: its row (search.COLUMNS) or None, and why it could not be read."""
 
     number: str
@@ -58,7 +58,7 @@ class NumberStatus(NamedTuple):
     problem: str | None
 
 
-def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -> list[NumberStatus]:
+def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -> list[LookupResult]:
     """Return the status of each of these numbers, in their order; one query for all.
 
     A number stands for the composite that `registry.find` returns; ids are not looked up.
@@ -83,7 +83,7 @@ def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -
     with engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [
-        NumberStatus(number, None if row.id is None else row, problem if row.id is None else None)
+        LookupResult(number, None if row.id is None else row, problem if row.id is None else None)
         for number, row, problem in zip(numbers, rows, keys.problems, strict=True)
     ]
 

@@ -260,7 +260,7 @@ class BatchAnswer(WireModel):
     results: list[BatchVerdict]
 
 
-class Submission(WireModel):
+class SubmissionStatus(WireModel):
     """What happened to a submission."""
 
     submission_id: int

@@ -29,7 +29,7 @@ MIDDLE = [prime(11, 1), prime(12), prime(41)]  # FLINT splits their products in 
 
 
 @dataclass(frozen=True)
-class Number:
+class SpelledNumber:
     """A number, and several texts for it."""
 
     primes: tuple[int, ...]
@@ -45,11 +45,11 @@ class Number:
 
 
 NUMBERS = [
-    Number((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
-    Number((SMALL[2], SMALL[2], SMALL[3], LARGE[0], LARGE[2])),  # a repeated factor, and a part in common
-    Number((SMALL[0], MIDDLE[0], MIDDLE[1], MIDDLE[2])),
-    Number((MIDDLE[2], MIDDLE[2], LARGE[1])),
-    Number((SMALL[1], SMALL[3])),
+    SpelledNumber((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
+    SpelledNumber((SMALL[2], SMALL[2], SMALL[3], LARGE[0], LARGE[2])),  # a repeated factor, and a part in common
+    SpelledNumber((SMALL[0], MIDDLE[0], MIDDLE[1], MIDDLE[2])),
+    SpelledNumber((MIDDLE[2], MIDDLE[2], LARGE[1])),
+    SpelledNumber((SMALL[1], SMALL[3])),
 ]
 
 runs = st.fixed_dictionaries(
@@ -196,9 +196,9 @@ def eval_claim(text):
 
 # Numbers without a common part, so that a cofactor belongs to the same number in any order.
 ALONE = [
-    Number((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
-    Number((SMALL[2], SMALL[2], SMALL[3], prime(80), prime(81))),
-    Number((prime(8), prime(12), prime(12, 1), prime(82))),
+    SpelledNumber((SMALL[0], SMALL[1], LARGE[0], LARGE[1])),
+    SpelledNumber((SMALL[2], SMALL[2], SMALL[3], prime(80), prime(81))),
+    SpelledNumber((prime(8), prime(12), prime(12, 1), prime(82))),
 ]
 
 

@@ -8,7 +8,6 @@ import uuid
 
 import pytest
 from click.testing import CliRunner
-from models.wire_work import Assignment
 from pipeline import composite, lease, rows, run_sql, scalar, submit
 from pipeline import result as body
 from primes import prime, product
@@ -19,6 +18,7 @@ from coordinator.leases import claims, reservations
 from coordinator.leases.work_request import WorkRequest
 from ingest.cli import main
 from ingest.commands.leases_commands import work
+from models.wire.work import Assignment
 
 N = product(prime(30), prime(40), prime(50))
 M = product(prime(31), prime(41), prime(51))

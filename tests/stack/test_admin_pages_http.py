@@ -270,7 +270,7 @@ def test_a_pasted_list_may_be_as_long_as_a_body(stack, browser):
     pasted = "\n".join([*["# " + "a" * 100_000] * 100, "15"])
     answer = browser.send("/admin/load", "/admin/load", numbers=pasted, dry_run="true")
     assert answer.status_code == 200, said(answer, "refused")
-    assert "1 numbers" in said(answer, "done")
+    assert "1 number: " in said(answer, "done")
 
 
 def test_a_number_is_found_by_its_value_or_its_id(stack, browser):

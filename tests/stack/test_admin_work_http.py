@@ -6,13 +6,13 @@ import pytest
 from bodies import plain, problem
 from click.testing import CliRunner
 from leasing import admin_key, ask, bring, named, registered, tell, told
-from models.wire_work import Assignment
 from stacks import until
 from traffic import prime
 
 from config.settings import settings
 from ingest.commands.leases_commands import work
 from ingest.plurals import counted
+from models.wire.work import Assignment
 
 pytestmark = pytest.mark.stack
 

@@ -8,7 +8,7 @@ from agent import retrying
 from agent.retrying import BackOff, Delays, call_until_answered
 
 
-class Reply(NamedTuple):
+class FakeReply(NamedTuple):
     is_final: bool
     retry_after: float = 0.0
 
@@ -43,28 +43,28 @@ def call(_clock, *replies, deadline=2000.0):
 
 
 def test_a_final_reply_ends_it_at_once(clock):
-    assert call(clock, Reply(True)) == (Reply(True), [])
+    assert call(clock, FakeReply(True)) == (FakeReply(True), [])
 
 
 def test_pauses_double_up_to_the_longest(clock):
-    again = Reply(False)
-    assert call(clock, *[again] * 6, Reply(True)) == (Reply(True), [1.0, 2.0, 4.0, 8.0, 8.0, 8.0])
+    again = FakeReply(False)
+    assert call(clock, *[again] * 6, FakeReply(True)) == (FakeReply(True), [1.0, 2.0, 4.0, 8.0, 8.0, 8.0])
     assert clock.now == 1031.0
 
 
 def test_no_pause_is_shorter_than_retry_after(clock):
-    assert call(clock, Reply(False, 30.0), Reply(False), Reply(True))[1] == [30.0, 2.0]
+    assert call(clock, FakeReply(False, 30.0), FakeReply(False), FakeReply(True))[1] == [30.0, 2.0]
 
 
 def test_a_pause_beyond_the_deadline_is_not_begun(clock):
-    assert call(clock, Reply(False), deadline=1007.5) == (Reply(False), [1.0, 2.0, 4.0])
+    assert call(clock, FakeReply(False), deadline=1007.5) == (FakeReply(False), [1.0, 2.0, 4.0])
     assert clock.now == 1007.0
-    assert call(clock, Reply(False, 3600.0)) == (Reply(False, 3600.0), [])
+    assert call(clock, FakeReply(False, 3600.0)) == (FakeReply(False, 3600.0), [])
 
 
 def test_the_deadline_may_move_meanwhile(clock):
-    reply = call_until_answered(lambda: Reply(False), lambda: 1100.0 if clock.now < 1010.0 else clock.now)
-    assert reply == Reply(False)
+    reply = call_until_answered(lambda: FakeReply(False), lambda: 1100.0 if clock.now < 1010.0 else clock.now)
+    assert reply == FakeReply(False)
     assert 1010.0 <= clock.now < 1020.0
 
 
