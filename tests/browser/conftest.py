@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from bodies import SCRIPT
 from browsers import PROGRAM
-from stacks import Stack, until
+from stacks import Stack, wait_until
 
 from ingest.commands.demo import read_composites
 
 WIDTHS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 # A machine that also runs the rest of the suite takes its time.
-PATIENCE_MS = 30_000
+TIMEOUT_MS = 30_000
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def chromium():
     """The browser; one for all tests of a pytest process."""
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
 
     with sync_playwright() as playwright:
         # As root, chromium has no sandbox; /dev/shm is small in containers.
@@ -38,13 +38,13 @@ def stack(chromium, tmp_path_factory):
     running = Stack(tmp_path_factory.mktemp("pages") / "home", "--no-flower", LEASE_TARGET_MINUTES="0.02")
     try:
         running.start()
-        fill(running, tmp_path_factory.mktemp("spool"))
+        fill_with_results(running, tmp_path_factory.mktemp("spool"))
         yield running
     finally:
         running.stop()
 
 
-def fill(stack: Stack, spool: Path) -> None:
+def fill_with_results(stack: Stack, spool: Path) -> None:
     numbers = [number for number, _ in read_composites()]
     for number in numbers:
         body = {"client_id": SCRIPT, "composite": number, "parameters": {"b1": 100}, "project": "demonstration"}
@@ -65,7 +65,7 @@ def fill(stack: Stack, spool: Path) -> None:
     stack.run_sql("UPDATE ecm_attempts SET created_at = created_at - interval '1 hour'")
     stack.run_sql("UPDATE factors SET created_at = created_at - interval '1 hour'")
     stack.run_sql("DELETE FROM watermarks")
-    until(lambda: stack.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
+    wait_until(lambda: stack.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
 
 
 @pytest.fixture(params=WIDTHS)
@@ -77,21 +77,23 @@ def width(request):
 @pytest.fixture
 def page(chromium, stack):
     """A window at a desk; whatever a browser complains of while a test looks fails it."""
-    yield from window(chromium, stack, WIDTHS["desktop"])
+    yield from open_window(chromium, stack, WIDTHS["desktop"])
 
 
 @pytest.fixture
 def any_page(chromium, stack, width):
     """A window of each width."""
-    yield from window(chromium, stack, width)
+    yield from open_window(chromium, stack, width)
 
 
-def window(chromium, stack, viewport):
+def open_window(chromium, stack, viewport):
     context = chromium.new_context(viewport=viewport, base_url=stack.url)
-    context.set_default_timeout(PATIENCE_MS)
+    context.set_default_timeout(TIMEOUT_MS)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened, complaints = context.new_page(), []
-    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     # Leaving a page breaks off what it fetches; that is no complaint.
@@ -100,6 +102,6 @@ def window(chromium, stack, viewport):
     )
     opened.expected = []
     yield opened
-    unexpected = [one for one in complaints if not any(words in one for words in opened.expected)]
+    unexpected = [complaint for complaint in complaints if not any(words in complaint for words in opened.expected)]
     context.close()
     assert unexpected == []

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from browsers import need_one
+from browsers import skip_without_browser
 from conftest import WIDTHS
 from PIL import Image
-from stacks import Stack, until
+from stacks import Stack, wait_until
 
 from ingest.commands.demo import read_composites
 
-need_one()
+skip_without_browser()
 PICTURES = Path(__file__).parents[2] / "docs" / "screenshots"
 LARGE = ("2^1277-1", "10^323-1", "2^1619-1", "3^607-1", "7^373-1", "12^281-1", "5^457-1", "2^1237+1")
 CLIENTS = ("ada", "bob", "grace", "heidi", "ivan")
@@ -48,7 +48,7 @@ def shown(tmp_path_factory):
         running.run_sql("UPDATE ecm_attempts SET created_at = now() - (0.1 + 47 * random()) * interval '1 hour'")
         running.run_sql("UPDATE factors SET created_at = now() - (0.1 + 47 * random()) * interval '1 hour'")
         running.run_sql("DELETE FROM watermarks")
-        until(lambda: running.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
+        wait_until(lambda: running.scalar("SELECT sum(results) FROM client_hourly_stats") is not None, 30)
         yield running
     finally:
         running.stop()

@@ -3,7 +3,7 @@
 from threading import Thread
 
 import pytest
-from browsers import need_one
+from browsers import skip_without_browser
 from werkzeug.serving import make_server
 
 from config.settings import Settings
@@ -12,7 +12,7 @@ from ingest.app import create_app
 from models.engine import make_engine
 from tasks import publishing
 
-need_one()
+skip_without_browser()
 pytestmark = pytest.mark.browser
 
 PAGES = ("", "operations.html", "reference/commands.html", "reference/settings.html", "reference/api.html")

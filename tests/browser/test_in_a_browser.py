@@ -6,11 +6,11 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bodies import SCRIPT
-from browsers import need_one
+from browsers import skip_without_browser
 from playwright.sync_api import expect
 from traffic import prime
 
-need_one()
+skip_without_browser()
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 PATHS = ("/", "/numbers", "/factors", "/clients", "/projects", "/queue")
@@ -49,7 +49,7 @@ def texts(page, column):
     return [text.strip() for text in page.locator("table").first.locator(f"td:nth-child({column})").all_inner_texts()]
 
 
-def sideways(page):
+def overflow_width(page):
     """By how many pixels a page is wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
@@ -62,12 +62,12 @@ def test_every_page_loads_and_fits(any_page, path):
     answer = any_page.goto(path)
     assert answer.status == 200
     expect(any_page.locator("h1")).to_be_visible()
-    assert sideways(any_page) <= 0
+    assert overflow_width(any_page) <= 0
 
 
 def test_one_number_loads_and_fits(any_page, finished):
     assert any_page.goto(finished).status == 200
-    assert sideways(any_page) <= 0
+    assert overflow_width(any_page) <= 0
     # Its tree of factors goes down to primes.
     assert set(texts(any_page, 3)) <= {"yes", "no"}
     assert "yes" in texts(any_page, 3)
@@ -205,7 +205,7 @@ def test_the_keyboard_reaches_everything(page):
     expect(page.get_by_text("No numbers match.")).to_be_visible()
 
 
-def grave(page):
+def serious_violations(page):
     """What axe-core finds that is serious or critical: which rule, and where."""
     found = Axe().run(page).response["violations"]
     return [
@@ -218,7 +218,7 @@ def grave(page):
 def test_nothing_grave_keeps_anybody_out(any_page, finished, stack):
     for path in (*PATHS, finished, "/admin/login"):
         any_page.goto(path)
-        assert grave(any_page) == [], path
+        assert serious_violations(any_page) == [], path
 
 
 # Administration -------------------------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def test_nothing_grave_keeps_an_operator_out(operator, finished):
         operator.set_viewport_size(viewport)
         for path in (*ADMIN_PATHS, finished):
             operator.goto(path)
-            assert sideways(operator) <= 0, path
-            assert grave(operator) == [], path
+            assert overflow_width(operator) <= 0, path
+            assert serious_violations(operator) == [], path
 
 
 def test_numbers_are_loaded_from_a_list_and_from_a_file(operator, stack, tmp_path):

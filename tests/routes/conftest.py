@@ -2,11 +2,11 @@
 
 import itertools
 import random
-import re
 
 import fakeredis
 import gmpy2
 import pytest
+from page_forms import PageBrowser
 from pipeline import result, submit
 
 from config.settings import Settings
@@ -121,41 +121,28 @@ def rejected(engine, known):
     return row.id
 
 
-class Browser:
-    """Opens pages, and sends their forms with the token that each of them hides."""
+class ClientBrowser(PageBrowser):
+    """A browser that sends its requests through Flask's client."""
 
     def __init__(self, client):
         self.client = client
 
-    def open(self, path, status=200):
-        answer = self.client.get(path, follow_redirects=True)
-        assert (answer.status_code, answer.mimetype) == (status, "text/html"), answer.text[:500]
-        return answer
+    def get(self, path):
+        return self.client.get(path, follow_redirects=True)
 
-    def token(self, page):
-        return re.search(r'name="csrf_token" value="([^"]+)"', self.open(page).text)[1]
-
-    def send(self, page, path, **fields):
-        """Send a form of `page` to `path`, and follow where that leads."""
-        data = {"csrf_token": self.token(page), **fields}
-        return self.client.post(path, data=data, follow_redirects=True)
-
-
-def message(answer, kind):
-    """The one message of this kind (done, refused) on a page."""
-    (found,) = re.findall(rf'<p class="message {kind}"[^>]*>([^<]*)</p>', answer.text)
-    return found
+    def post(self, path, data, files):
+        return self.client.post(path, data=data | (files or {}), follow_redirects=True)
 
 
 @pytest.fixture
 def stranger(client):
-    return Browser(client)
+    return ClientBrowser(client)
 
 
 @pytest.fixture
 def browser(client):
     """A browser whose user has logged in."""
-    made = Browser(client)
+    made = ClientBrowser(client)
     answer = made.send("/admin/login", "/admin/login", key=ADMIN_KEY)
     assert answer.request.path == "/admin"
     return made

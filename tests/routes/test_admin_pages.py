@@ -4,7 +4,8 @@ import io
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from conftest import ADMIN_KEY, message, random_prime
+from conftest import ADMIN_KEY, random_prime
+from page_forms import message
 from pipeline import lease, rows, scalar
 
 PAGES = ("/admin", "/admin/load", "/admin/work", "/admin/letters")

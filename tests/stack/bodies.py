@@ -1,10 +1,10 @@
-"""Bodies as clients send them, and what every refusal of one has."""
+"""Bodies of results as clients send them, and a check of problem answers."""
 
 import random
 
-from traffic import number
+from traffic import random_number
 
-# What a client may call itself; as text it does no harm.
+# A client may have this name; pages must show it as text.
 SCRIPT = "<script>alert(1)</script>"
 FIELDS = {
     "status",
@@ -20,17 +20,17 @@ PROBLEM_FIELDS = {"type", "title", "status", "detail", "reason", "instance"}
 
 
 def plain(composite=None, **fields):
-    """A result without a factor, unlike any other."""
+    """Return a result without a factor that no other test sends."""
     return {
         "client_id": "alice",
-        "composite": composite or number().value,
+        "composite": composite or random_number().value,
         "parameters": {"b1": 50_000, "curves": 100, "sigma": f"1:{random.randrange(10**18)}"},
         **fields,
     }
 
 
 def claiming(body, *factors, **parameters):
-    """`body` with these factors claimed."""
+    """Return `body` with claims of these factors."""
     return body | {
         "results": {"factors_found": [{"factor": str(factor)} for factor in factors]},
         "parameters": body["parameters"] | parameters,
@@ -38,7 +38,7 @@ def claiming(body, *factors, **parameters):
 
 
 def problem(answer, status, reason):
-    """The body of a problem answer, checked for what every problem has."""
+    """Check that an answer is a problem with this status and reason; returns its body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["X-Request-ID"]

@@ -1,4 +1,4 @@
-"""The browser that tests look with, if this machine has one."""
+"""The browser of this machine, if it has one."""
 
 import shutil
 
@@ -8,7 +8,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
-def need_one():
-    """Called by a module as it is loaded: leave all of its tests out where there is none, with one line."""
+def skip_without_browser():
+    """Skip all tests of the module that calls this while it is imported, if there is no browser."""
     if PROGRAM is None:
         pytest.skip("no browser: apt-get install chromium (then these tests run)", allow_module_level=True)

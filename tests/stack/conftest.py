@@ -1,4 +1,4 @@
-"""Coordinators to test against: one that all flows of a pytest process share, and private ones to break."""
+"""Coordinators for tests: one that all tests of a pytest process share, and private ones that tests may break."""
 
 import pytest
 from stacks import Stack
@@ -7,7 +7,7 @@ from traffic import Traffic
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """A running coordinator, shared: tests use numbers of their own and leave it as whole as they found it."""
+    """A running coordinator that tests share: each test uses its own numbers and breaks nothing."""
     running = Stack(tmp_path_factory.mktemp("stack") / "home", FLOWER_UNAUTHENTICATED_API="true")
     try:
         yield running.start()
@@ -16,8 +16,8 @@ def stack(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ending():
-    """Coordinators that were told to stop: they take seconds, in which other tests can begin."""
+def stopping():
+    """Coordinators that are stopping. That takes seconds, in which other tests can begin."""
     stacks: list[Stack] = []
     yield stacks
     for stack in stacks:
@@ -25,8 +25,8 @@ def ending():
 
 
 @pytest.fixture(scope="module")
-def make_stack(tmp_path_factory, ending):
-    """Starts private coordinators, stopped when the module is done."""
+def make_stack(tmp_path_factory, stopping):
+    """Starts private coordinators; they stop after the module's last test."""
     made = []
 
     def make(*arguments: str, **settings: str) -> Stack:
@@ -35,11 +35,11 @@ def make_stack(tmp_path_factory, ending):
 
     yield make
     for running in made:
-        running.end()
-    ending.extend(made)
+        running.begin_stop()
+    stopping.extend(made)
 
 
 @pytest.fixture
 def traffic(stack):
-    """Clients that know what must come of what they send."""
+    """Clients that know the expected outcome of every result that they send."""
     return Traffic(stack)

@@ -1,4 +1,4 @@
-"""Requests written byte by byte, and the answers to them: what no HTTP library would send."""
+"""Requests that no HTTP library would send, written byte by byte, and the answers to them."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 FIELDS = {"type", "title", "status", "detail", "reason", "instance"}
 
 
@@ -22,28 +22,28 @@ class RawAnswer(NamedTuple):
 
 
 def exchange(port: int, request: bytes, *, half_close: bool = False) -> RawAnswer:
-    """Send `request` and read everything until the server closes; `half_close`: say that no more is coming."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+    """Send `request` and read until the server closes; `half_close` closes our direction after the request."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
 
         def send() -> None:
-            with contextlib.suppress(OSError):  # refused before we were done
+            with contextlib.suppress(OSError):  # the server refused it before its end
                 connection.sendall(request)
                 if half_close:
                     connection.shutdown(socket.SHUT_WR)
 
-        # The server may stop reading, and answer, long before the end.
+        # The server may stop reading and answer before the end of the request.
         sending = threading.Thread(target=send)
         sending.start()
         received = b""
         with contextlib.suppress(ConnectionError):
             while data := connection.recv(65536):
                 received += data
-        sending.join(PATIENCE)
+        sending.join(TIMEOUT)
     return parse(received)
 
 
 def parse(received: bytes) -> RawAnswer:
-    """The first answer in what was received."""
+    """Return the first answer in the received bytes."""
     head, _, rest = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -53,7 +53,7 @@ def parse(received: bytes) -> RawAnswer:
 
 
 def assert_problem(answer: RawAnswer, status: int, reason: str) -> dict[str, Any]:
-    """The body of an answer that is a problem with all that a problem has."""
+    """Check that an answer is a problem with this status and reason; returns its body."""
     assert answer.status == status, answer
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"]

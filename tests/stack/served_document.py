@@ -1,7 +1,7 @@
-"""Real answers against the served specification: every answer that tests get is of a documented status and shape.
+"""Compares every answer that tests receive with the served specification: its status and its shape are documented.
 
-An answer is looked at where it arrives, possibly in a thread of a test's own; what does not agree is kept until the
-test ends, and fails it then (tests/conftest.py).
+An answer is checked in the thread that receives it. Violations are collected, and fail the test at its end
+(tests/conftest.py).
 """
 
 import json
@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 
 # Parameters of these paths may contain slashes.
 WITH_SLASHES = ("/stats/{composite}", "/by-name/{name}", "/work/status/{client_id}")
-# Outside of these, the web process has pages.
+# All other paths of the web process are pages.
 DOCUMENTED = re.compile(r"/api/v1/.*|/(health|ready|status|metrics)")
 PROBLEM = "application/problem+json"
 
@@ -30,18 +30,18 @@ _documents: dict[str, "ServedDocument"] = {}
 
 
 class ServedDocument:
-    """A specification, ready to judge answers by."""
+    """A specification that answers can be compared with."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         self._paths = sorted(
             ((_pattern(path, operations), path) for path, operations in document["paths"].items()),
-            key=lambda one: one[1].count("{"),
+            key=lambda entry: entry[1].count("{"),
         )
         self._validators: dict[str, Any] = {}
 
     def disagreement(self, method: str, path: str, status: int, content_type: str, body: bytes | None) -> str | None:
-        """Return what is wrong with an answer, if anything is; `body` is None if it is not to be looked at."""
+        """Return what is wrong with an answer, or None; `body` is None if it must not be read."""
         operation = self._operation(method.lower(), path)
         if operation is None:
             documented = {PROBLEM: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
@@ -100,7 +100,7 @@ def _note(document: ServedDocument, method: str, path: str, *answer: Any) -> Non
 
 @contextmanager
 def every_answer_is_checked() -> Iterator[None]:
-    """Look at every answer that Flask's test client, and requests from one of `servers`, get meanwhile."""
+    """Check every answer that Flask's test client gets, or requests gets from one of `servers`, in a `with` block."""
     send, call = requests.Session.send, FlaskClient.open
 
     def checked_send(session: requests.Session, request: Any, **options: Any) -> requests.Response:
@@ -113,7 +113,7 @@ def every_answer_is_checked() -> Iterator[None]:
                     served = send(session, requests.Request("GET", f"{server}/openapi.json").prepare(), timeout=40)
                     _documents["stack"] = ServedDocument(served.json())
             content_type = answer.headers.get("Content-Type", "").partition(";")[0]
-            # A file that is streamed to the test is not for us to read.
+            # A streamed file must stay unread: the test reads it.
             body = answer.content if "json" in content_type and not options.get("stream") else None
             _note(_documents["stack"], request.method, unquote(url.path), answer.status_code, content_type, body)
         return answer

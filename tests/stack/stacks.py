@@ -1,4 +1,4 @@
-"""A whole coordinator to test against: what `ecm-coordinator up` runs, its database, its broker and its processes."""
+"""A whole coordinator for tests: `ecm-coordinator up` with its database, its broker and its processes."""
 
 import contextlib
 import signal
@@ -23,7 +23,7 @@ from config.local.valkey import valkey_url
 from coordinator.reading import invariants
 from ingest.commands.private_stack import start_coordinator, wait_until_ready
 
-# Upkeep in seconds rather than minutes, so that what it repairs is repaired while a test looks on.
+# Housekeeping runs every second, so that a test sees its repairs within seconds.
 QUICK = {"HOUSEKEEPING_EVERY": "1", "REPUBLISH_AFTER": "2"}
 RECORDS = (
     "submissions",
@@ -40,17 +40,17 @@ RECORDS = (
 Value = TypeVar("Value")
 
 
-def until(condition: Callable[[], Value], patience: float = 20.0, pause: float = 0.05) -> Value:
-    """What `condition` returns as soon as that is true; fails the test after `patience` seconds."""
-    deadline = time.monotonic() + patience
+def wait_until(condition: Callable[[], Value], timeout: float = 20.0, pause: float = 0.05) -> Value:
+    """Return the value of `condition` as soon as it is true; fails the test after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:.0f} s in vain"
+        assert time.monotonic() < deadline, f"waited {timeout:.0f} s, and the condition is still false"
         time.sleep(pause)
     return value
 
 
 class Stack:
-    """One `up` and what it runs. `arguments` go to `up`, `settings` into its environment."""
+    """One `up` and its processes. `arguments` go to `up`, `settings` into its environment."""
 
     def __init__(self, home: Path, *arguments: str, **settings: str) -> None:
         self.home = home
@@ -75,8 +75,8 @@ class Stack:
         self.broker = redis.Redis.from_url(valkey_url(self.home), decode_responses=True)
         return self
 
-    def end(self) -> None:
-        """Have everything stop, whatever state a test has left it in; `stop` waits for it."""
+    def begin_stop(self) -> None:
+        """Let frozen processes continue and make `up` stop, without waiting for the end."""
         for name in self.names():
             for process in self.processes(name):
                 with contextlib.suppress(psutil.Error):
@@ -85,8 +85,8 @@ class Stack:
             self.process.terminate()
 
     def stop(self) -> None:
-        """Stop everything, and leave nothing behind."""
-        self.end()
+        """Stop all processes and remove their sockets outside of the home."""
+        self.begin_stop()
         if self.process is not None:
             self.process.wait(30)
         stop_strays(self.home.resolve(), list(read_procfile(find_procfile())))
@@ -102,7 +102,7 @@ class Stack:
         return find_processes(self.home.resolve(), name)
 
     def leader(self, name: str) -> psutil.Process:
-        """The process of a program that its other processes descend from, as soon as there is one."""
+        """Return the parent of a program's other processes, as soon as it runs."""
 
         def find() -> psutil.Process | None:
             found = self.processes(name)
@@ -111,7 +111,7 @@ class Stack:
                 return next((process for process in found if process.ppid() not in pids), None)
             return None
 
-        return until(find, 30)
+        return wait_until(find, 30)
 
     def children(self, name: str) -> list[psutil.Process]:
         """The child processes of a program's leader: a worker's pool, gunicorn's workers."""
@@ -123,7 +123,7 @@ class Stack:
         """SIGKILL a program's leader and wait until another has taken its place."""
         old = self.leader(name)
         old.send_signal(signal.SIGKILL)
-        until(lambda: self.leader(name).pid != old.pid, 30)
+        wait_until(lambda: self.leader(name).pid != old.pid, 30)
 
     def freeze(self, *names: str) -> None:
         """SIGSTOP every process of these programs."""
@@ -154,38 +154,38 @@ class Stack:
         return self.http.post(self.api + path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
 
     def status(self) -> dict[str, Any]:
-        """What /status says, whether well or not."""
+        """Return the body of /status, whatever its HTTP status is."""
         answer: dict[str, Any] = self.http.get(f"{self.url}/status", timeout=10).json()
         return answer
 
     # The database ------------------------------------------------------------------------------------------------
 
     def rows(self, statement: str, **parameters: Any) -> list[Any]:
-        """What an SQL text selects."""
+        """Return the rows that an SQL text selects."""
         with self.database.connect() as connection:
             return list(connection.execute(text(statement), parameters))
 
     def scalar(self, statement: str, **parameters: Any) -> Any:
-        """The one value that an SQL text selects."""
+        """Return the one value that an SQL text selects."""
         ((value,),) = self.rows(statement, **parameters)
         return value
 
     def run_sql(self, statement: str, **parameters: Any) -> None:
-        """Run statements that change something: what tests arrange behind the pipeline's back."""
+        """Run statements that change the database directly, without the application."""
         with self.database.begin() as connection:
             connection.execute(text(statement), parameters)
 
     def counts(self) -> dict[str, int]:
-        """How many rows each table holds that a result can write to."""
+        """Return the number of rows of each table that a result can write to."""
         parts = [f"SELECT '{name}' AS name, count(*) AS n FROM {name}" for name in RECORDS]
         return {row.name: row.n for row in self.rows(" UNION ALL ".join(parts))}
 
     def unsettled(self) -> int:
-        """How many submissions and jobs wait."""
+        """Return how many submissions and jobs wait."""
         waiting = "SELECT (SELECT count(*) FROM submissions WHERE state = 'received')"
         count: int = self.scalar(f"{waiting} + (SELECT count(*) FROM jobs WHERE state = 'waiting')")
         return count
 
     def assert_sound(self) -> None:
-        """Every invariant holds."""
+        """Check that every invariant of the database holds."""
         assert invariants.violations(self.database, max_digits=50_000) == []

@@ -1,6 +1,5 @@
-"""Administration in a browser, by its forms: who may, what they do, and what they refuse."""
+"""The forms of administration in a browser: who may send them, what they do, and what they refuse."""
 
-import re
 import time
 from itertools import count
 from urllib.parse import parse_qs, urlsplit
@@ -8,9 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import requests
 from bodies import SCRIPT, claiming, plain
-from leasing import ask, named, registered
+from leasing import register_number, request_work, unique_name
+from page_forms import PageBrowser, message
 from requests.adapters import HTTPAdapter
-from stacks import until
+from stacks import wait_until
 from traffic import prime
 
 pytestmark = pytest.mark.stack
@@ -26,15 +26,15 @@ def key(stack):
 @pytest.fixture
 def browser(stack, key):
     """A browser whose user has logged in."""
-    made = Browser(stack.url)
+    made = HttpBrowser(stack.url)
     answer = made.send("/admin/login", "/admin/login", key=key)
     assert answer.url == f"{stack.url}/admin"
     yield made
     made.session.close()
 
 
-class Somewhere(HTTPAdapter):
-    """Connects from an address of its own, for logins are counted by address."""
+class OwnAddressAdapter(HTTPAdapter):
+    """Connects from an address of its own, because the server counts logins by address."""
 
     addresses = count(1)
 
@@ -44,46 +44,31 @@ class Somewhere(HTTPAdapter):
         super().init_poolmanager(*args, **options)
 
 
-class Browser:
-    """Sends forms as a browser does: with what the page's form hides."""
+class HttpBrowser(PageBrowser):
+    """A browser that speaks HTTP to a coordinator, from an address of its own."""
 
     def __init__(self, url):
         self.url, self.session = url, requests.Session()
-        self.session.mount("http://", Somewhere())
+        self.session.mount("http://", OwnAddressAdapter())
 
-    def open(self, path, status=200):
-        answer = self.session.get(self.url + path, timeout=40)
-        assert answer.status_code == status, answer.text[:500]
-        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-        return answer
+    def get(self, path):
+        return self.session.get(self.url + path, timeout=40)
 
-    def token(self, page):
-        return re.search(r'name="csrf_token" value="([^"]+)"', self.open(page).text)[1]
-
-    def send(self, page, path, files=None, **fields):
-        """Send a form of `page` to `path`, and go where that leads."""
-        data = {"csrf_token": self.token(page), **fields}
+    def post(self, path, data, files):
         return self.session.post(self.url + path, data=data, files=files, timeout=60)
 
 
-def said(answer, kind):
-    """What the page says was done or refused."""
-    found = re.findall(rf'<p class="message {kind}"[^>]*>([^<]*)</p>', answer.text)
-    assert len(found) == 1, answer.text
-    return found[0]
-
-
 def number_page(stack, **facts):
-    value = registered(stack, **facts)
+    value = register_number(stack, **facts)
     return f"/numbers/{stack.scalar('SELECT id FROM composites WHERE number = :value', value=value)}", value
 
 
-# Who may --------------------------------------------------------------------------------------------------------------
+# Access --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_without_a_session_every_page_leads_to_the_login_and_back(stack, key, path):
-    stranger = Browser(stack.url)
+    stranger = HttpBrowser(stack.url)
     answer = stranger.open(path)
     assert urlsplit(answer.url).path == "/admin/login"
     assert parse_qs(urlsplit(answer.url).query) == {"next": [path]}
@@ -101,14 +86,14 @@ def test_the_cookie_is_signed_and_out_of_reach(stack, browser):
     assert "Secure" not in cookie
     secure = requests.get(f"{stack.url}/admin/login", headers={"X-Forwarded-Proto": "https"}, timeout=40)
     assert "Secure" in secure.headers["Set-Cookie"]
-    (signed,) = [one for one in browser.session.cookies if one.name == "ecm_operator"]
+    (signed,) = [stored for stored in browser.session.cookies if stored.name == "ecm_operator"]
     head, _, signature = signed.value.rpartition(".")
     turned = signature[::-1] if signature[::-1] != signature else "A" * len(signature)
     forged = requests.get(f"{stack.url}/admin", cookies={"ecm_operator": f"{head}.{turned}"}, timeout=40)
     assert "/admin/login" in forged.url
 
 
-def test_a_session_ends_when_it_is_ended(stack, browser):
+def test_logging_out_ends_the_session(stack, browser):
     assert browser.send("/admin", "/admin/logout").url == f"{stack.url}/"
     assert "/admin/login" in browser.open("/admin").url
 
@@ -116,19 +101,19 @@ def test_a_session_ends_when_it_is_ended(stack, browser):
 @pytest.mark.parametrize(
     "elsewhere", ["https://example.org/", "//example.org", "/\\example.org", "javascript:alert(1)"]
 )
-def test_the_login_sends_nobody_elsewhere(stack, key, elsewhere):
+def test_the_login_redirects_only_to_this_server(stack, key, elsewhere):
     form = f"/admin/login?next={requests.utils.quote(elsewhere, safe='')}"
-    assert Browser(stack.url).send(form, form, key=key).url == f"{stack.url}/admin"
+    assert HttpBrowser(stack.url).send(form, form, key=key).url == f"{stack.url}/admin"
 
 
 def test_a_wrong_key_opens_nothing_and_guessing_is_slowed_down(stack):
-    guesser = Browser(stack.url)
-    # All within one minute, as tries are counted.
-    until(lambda: time.time() % 60 < 50, 30)
+    guesser = HttpBrowser(stack.url)
+    # All of them within one minute, because the limit counts per minute.
+    wait_until(lambda: time.time() % 60 < 50, 30)
     answers = [guesser.send("/admin/login", "/admin/login", key=f"guess {place}") for place in range(11)]
     assert [answer.status_code for answer in answers] == [403] * 10 + [429]
-    assert "10 requests" in said(answers[-1], "refused")
-    assert "not this server&#39;s admin key" in said(answers[0], "refused")
+    assert "10 requests" in message(answers[-1], "refused")
+    assert "not this server&#39;s admin key" in message(answers[0], "refused")
     assert "/admin/login" in guesser.open("/admin").url
 
 
@@ -136,49 +121,49 @@ def test_a_form_from_elsewhere_changes_nothing(stack, browser):
     page, value = number_page(stack)
     path = page.replace("/numbers", "/admin/numbers") + "/priority"
     own = browser.token(page)
-    others = Browser(stack.url).token("/admin/login")
+    others = HttpBrowser(stack.url).token("/admin/login")
     for token in (None, "", "wrong", others):
         fields = {"priority": "9"} | ({} if token is None else {"csrf_token": token})
         answer = browser.session.post(stack.url + path, data=fields, timeout=40)
         assert answer.status_code == 400
         assert "This form is out of date" in answer.text
     stranger = requests.post(stack.url + path, data={"priority": "9", "csrf_token": own}, timeout=40)
-    assert "log in and repeat it" in said(stranger, "refused")
-    # Its answer leaves the cookie alone that the browser keeps back from other sites' forms.
+    assert "log in and repeat it" in message(stranger, "refused")
+    # The browser does not send the cookie with other sites' forms; the answer must not replace it.
     elsewhere = requests.post(stack.url + "/admin/logout", timeout=40, allow_redirects=False)
     assert (elsewhere.status_code, "Set-Cookie" in elsewhere.headers) == (303, False)
     assert stack.scalar("SELECT priority FROM composites WHERE number = :value", value=value) == 0
 
 
-def test_who_only_asks_for_headers_changes_nothing(stack, browser):
-    """HEAD reaches whatever answers GET."""
+def test_head_requests_change_nothing(stack, browser):
+    """HEAD reaches every route that answers GET."""
     value = str(prime(20) * prime(60))
     answer = browser.session.head(f"{stack.url}/admin/load", data={"numbers": value}, timeout=40)
     assert answer.status_code == 200
     assert stack.scalar("SELECT count(*) FROM composites WHERE number = :value", value=value) == 0
-    visitor = Browser(stack.url)
+    visitor = HttpBrowser(stack.url)
     answers = [visitor.session.head(f"{stack.url}/admin/login", data={"key": "guess"}, timeout=40) for _ in range(12)]
     assert {answer.status_code for answer in answers} == {200}
 
 
-def test_places_that_are_no_numbers_are_passed_over(stack, browser):
+def test_malformed_cursors_and_ids_are_ignored(stack, browser):
     for place in ("1-\u00b2", "1-", "x", "1-9999999999999999999"):
         browser.open(f"/admin/letters?cursor={place}")
     answer = browser.send("/admin/letters", "/admin/letters", submission="\u00b2", do="retry")
-    assert "Select at least one result first" in said(answer, "refused")
+    assert "Select at least one result first" in message(answer, "refused")
 
 
 def test_a_reader_sees_nothing_of_administration_and_the_cookie_opens_no_api(stack, browser):
     page, _ = number_page(stack)
     assert "/admin/numbers/" in browser.open(page).text
-    assert "/admin/numbers/" not in Browser(stack.url).open(page).text
+    assert "/admin/numbers/" not in HttpBrowser(stack.url).open(page).text
     assert browser.session.get(f"{stack.api}/admin/composites/status", timeout=40).status_code == 401
 
 
-# What they do ---------------------------------------------------------------------------------------------------------
+# Forms --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_number_gets_a_priority_is_paused_resumed_and_computed_anew(stack, browser):
+def test_a_number_is_given_a_priority_paused_resumed_and_recalculated(stack, browser):
     page, value = number_page(stack)
     forms = page.replace("/numbers", "/admin/numbers")
 
@@ -188,16 +173,16 @@ def test_a_number_gets_a_priority_is_paused_resumed_and_computed_anew(stack, bro
         )
         return priority, hold, reason
 
-    assert said(browser.send(page, f"{forms}/priority", priority="7"), "done") == "The priority is 7; it was 0."
-    assert "should be a valid integer" in said(browser.send(page, f"{forms}/priority", priority="high"), "refused")
-    assert "is required" in said(browser.send(page, f"{forms}/priority", priority=""), "refused")
+    assert message(browser.send(page, f"{forms}/priority", priority="7"), "done") == "The priority is 7; it was 0."
+    assert "should be a valid integer" in message(browser.send(page, f"{forms}/priority", priority="high"), "refused")
+    assert "is required" in message(browser.send(page, f"{forms}/priority", priority=""), "refused")
     browser.send(page, f"{forms}/pause", reason="a <b>look</b>")
     assert state() == (7, "paused", "a <b>look</b>")
     assert "a &lt;b&gt;look&lt;/b&gt;" in browser.open("/admin/work").text
     browser.send(page, f"{forms}/resume")
     assert state() == (7, None, None)
-    assert "The t-level was right" in said(browser.send(page, f"{forms}/recalculate"), "done")
-    # All of it is in the audit trail, and shown there.
+    assert "The t-level was right" in message(browser.send(page, f"{forms}/recalculate"), "done")
+    # The audit log has all of it.
     number = page.removeprefix("/numbers/")
     actions = [
         row.action
@@ -210,7 +195,7 @@ def test_a_number_gets_a_priority_is_paused_resumed_and_computed_anew(stack, bro
 
 
 @pytest.mark.parametrize("verb", ["priority", "pause", "resume", "recalculate", "reserve"])
-def test_numbers_that_are_not_there_are_named(stack, browser, verb):
+def test_the_id_of_an_unknown_number_is_named(stack, browser, verb):
     for number in (2**40, 2**63):
         fields = {"priority": "1", "client_id": "nfs"}
         answer = browser.send("/admin", f"/admin/numbers/{number}/{verb}", **fields)
@@ -221,88 +206,90 @@ def test_numbers_that_are_not_there_are_named(stack, browser, verb):
 def test_a_number_is_reserved_and_released(stack, browser):
     page, value = number_page(stack)
     forms = page.replace("/numbers", "/admin/numbers")
-    client = named("nfs")
-    assert client in said(browser.send(page, f"{forms}/reserve", client_id=client, method="snfs"), "done")
+    client = unique_name("nfs")
+    assert client in message(browser.send(page, f"{forms}/reserve", client_id=client, method="snfs"), "done")
     again = browser.send(page, f"{forms}/reserve", client_id=client, method="snfs")
-    assert f"is reserved by {client}" in said(again, "refused")
-    assert "should be greater than 0" in said(
+    assert f"is reserved by {client}" in message(again, "refused")
+    assert "should be greater than 0" in message(
         browser.send(page, f"{forms}/reserve", client_id=client, duration_hours="-1"), "refused"
     )
     assert client in browser.open("/admin/work").text
     work = stack.scalar("SELECT id FROM work_assignments WHERE client_id = :client", client=client)
-    assert client in said(browser.send("/admin/work", f"/admin/work/{work}/end", reason="done with"), "done")
+    assert client in message(browser.send("/admin/work", f"/admin/work/{work}/end", reason="done with"), "done")
     assert stack.scalar("SELECT open_leases FROM composites WHERE number = :value", value=value) == 0
     status = "SELECT status FROM work_assignments WHERE client_id = :client"
     assert stack.scalar(status, client=client) == "completed"
-    # A lease is cancelled by the same form: that is no success.
-    client = named("leased")
-    lease = ask(stack, client, composite=value)
-    shown = said(browser.send("/admin/work", f"/admin/work/{lease['work_id']}/end", reason="not now"), "done")
-    assert f"work of {client} is failed" in shown
+    # The same form cancels a lease, which then has failed.
+    client = unique_name("leased")
+    lease = request_work(stack, client, composite=value)
+    shown = message(browser.send("/admin/work", f"/admin/work/{lease['work_id']}/end", reason="not now"), "done")
+    assert f"lease of {client} is failed" in shown
     assert stack.scalar(status, client=client) == "failed"
-    assert "is no work_id" in said(browser.send("/admin/work", "/admin/work/none/end"), "refused")
+    assert "is no work_id" in message(browser.send("/admin/work", "/admin/work/none/end"), "refused")
 
 
-def test_numbers_are_loaded_as_pasted_or_from_a_file_all_or_none(stack, browser):
-    project = named("loaded")
+def test_numbers_are_loaded_from_text_or_from_a_file_and_all_or_none_are_stored(stack, browser):
+    project = unique_name("loaded")
     values = [str(prime(30) * prime(31)) for _ in range(4)]
     pasted = "\n".join(["# a list", *values[:2]])
     answer = browser.send("/admin/load", "/admin/load", numbers=pasted, project_name=project, default_priority="3")
-    assert "2 new" in said(answer, "done")
+    assert "2 new" in message(answer, "done")
     table = f"number,priority\n{values[2]},5\n<b>{values[3]},4\n"
     refused = browser.send("/admin/load", "/admin/load", files={"file": ("list.csv", table)})
     assert refused.status_code == 422
-    assert "nothing was stored" in said(refused, "refused")
+    assert "nothing was stored" in message(refused, "refused")
     assert "&lt;b&gt;" in refused.text
     skipped = browser.send("/admin/load", "/admin/load", files={"file": ("list.csv", table)}, on_error="skip")
-    assert "1 new" in said(skipped, "done")
+    assert "1 new" in message(skipped, "done")
     looked = browser.send("/admin/load", "/admin/load", numbers=values[3], dry_run="true")
-    assert "nothing was stored" in said(looked, "done")
-    assert "no number in the list" in said(browser.send("/admin/load", "/admin/load", numbers=""), "refused")
+    assert "nothing was stored" in message(looked, "done")
+    assert "no number in the list" in message(browser.send("/admin/load", "/admin/load", numbers=""), "refused")
     both = browser.send("/admin/load", "/admin/load", numbers="15", files={"file": ("list.csv", table)})
-    assert "both a file and a list" in said(both, "refused")
+    assert "both a file and a list" in message(both, "refused")
     rows = stack.rows("SELECT number, priority FROM composites WHERE number = ANY(:values)", values=values)
     assert sorted(map(tuple, rows)) == sorted([(values[0], 3), (values[1], 3), (values[2], 5)])
 
 
 def test_a_pasted_list_may_be_as_long_as_a_body(stack, browser):
-    # Fields of forms are usually held to half a megabyte.
+    # Flask limits the fields of forms to half a megabyte by default.
     pasted = "\n".join([*["# " + "a" * 100_000] * 100, "15"])
     answer = browser.send("/admin/load", "/admin/load", numbers=pasted, dry_run="true")
-    assert answer.status_code == 200, said(answer, "refused")
-    assert "1 number: " in said(answer, "done")
+    assert answer.status_code == 200, message(answer, "refused")
+    assert "1 number: " in message(answer, "done")
 
 
 def test_a_number_is_found_by_its_value_or_its_id(stack, browser):
     page, value = number_page(stack)
     assert browser.open(f"/admin/find?q={value}").url == stack.url + page
     assert browser.open(f"/admin/find?q={page.removeprefix('/numbers/')}").url == stack.url + page
-    assert "neither a number of this server" in said(browser.open("/admin/find?q=2%5E99991-1"), "refused")
+    assert "neither a number of this server" in message(browser.open("/admin/find?q=2%5E99991-1"), "refused")
 
 
-def test_dead_letters_are_sent_again_and_their_true_factors_used(stack, browser):
+def test_dead_letters_are_retried_and_their_true_factors_accepted(stack, browser):
     factor, other = prime(15), prime(16)
     value = str(factor * other * prime(50) * prime(60))
     assert stack.submit(plain(value)).status_code == 200
     refused = stack.submit(claiming(plain(value), factor, 999983))
     assert refused.status_code == 400
-    letter = str(refused.json()["submission_id"])
+    submission_id = str(refused.json()["submission_id"])
     assert str(factor) in browser.open("/admin/letters").text
-    answer = browser.send("/admin/letters", "/admin/letters", submission=letter, do="accept")
-    assert "1 factor accepted" in said(answer, "done")
+    answer = browser.send("/admin/letters", "/admin/letters", submission=submission_id, do="accept")
+    assert "1 factor accepted" in message(answer, "done")
     assert stack.scalar("SELECT count(*) FROM factors WHERE factor = :factor", factor=str(factor)) == 1
-    again = browser.send("/admin/letters", "/admin/letters", submission=[letter, "0"], do="retry")
-    assert said(again, "done").startswith("1 result queued again. 0: ")
-    until(lambda: stack.scalar("SELECT state FROM submissions WHERE id = :id", id=int(letter)) == "rejected")
-    assert "Select at least one result first" in said(
+    again = browser.send("/admin/letters", "/admin/letters", submission=[submission_id, "0"], do="retry")
+    assert message(again, "done").startswith("1 result queued again. 0: ")
+    wait_until(
+        lambda: stack.scalar("SELECT state FROM submissions WHERE id = :id", id=int(submission_id)) == "rejected"
+    )
+    assert "Select at least one result first" in message(
         browser.send("/admin/letters", "/admin/letters", do="retry"), "refused"
     )
 
 
-def test_effort_is_computed_anew_and_its_progress_shown(stack, browser):
+def test_effort_is_recalculated_and_the_page_shows_the_progress(stack, browser):
     answer = browser.send("/admin", "/admin/recalculate")
     assert "Recalculating the effort of " in answer.text
-    until(lambda: " is done: " in browser.open("/admin").text, 60)
+    wait_until(lambda: " is done: " in browser.open("/admin").text, 60)
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -320,7 +307,7 @@ def test_errors_are_pages_for_people_and_problems_for_programs(stack):
 
 
 def test_a_claim_of_a_factor_that_does_not_divide_is_shown_as_text(stack, browser):
-    value = registered(stack)
+    value = register_number(stack)
     refused = stack.submit(claiming(plain(value, client_id=SCRIPT), 999))
     assert refused.status_code == 400
     text = browser.open("/admin/letters").text

@@ -1,12 +1,12 @@
-"""Work over HTTP as operators arrange it: parking, reservations, pauses, and what anyone may read of all that."""
+"""Leases over HTTP for operators: numbers that are set aside, pauses, reservations, and what anyone may read."""
 
 import json
 
 import pytest
 from bodies import plain, problem
 from click.testing import CliRunner
-from leasing import admin_key, ask, bring, named, registered, tell, told
-from stacks import until
+from leasing import admin_key, assert_lease, call_api, register_number, request_work, submit_curves, unique_name
+from stacks import wait_until
 from traffic import prime
 
 from config.settings import settings
@@ -32,7 +32,7 @@ def reserve(stack, key, value, **fields):
     return stack.http.post(f"{stack.api}/admin/work/reserve", json=body, headers=headers, timeout=40)
 
 
-# Who may -------------------------------------------------------------------------------------------------------------
+# Access -------------------------------------------------------------------------------------------------------------
 
 ENDPOINTS = [
     ("GET", "/admin/work/assignments"),
@@ -47,39 +47,40 @@ ENDPOINTS = [
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 @pytest.mark.parametrize("wrong", [None, "", "x" * 64, "ключ"])
-def test_nobody_without_the_key(stack, method, path, wrong):
+def test_without_the_key_every_request_is_refused(stack, method, path, wrong):
     held = "SELECT id, hold FROM composites WHERE hold IS NOT NULL ORDER BY id"
     before = stack.counts(), stack.rows(held)
     headers = {} if wrong is None else {"X-Admin-Key": wrong.encode()}
     answer = stack.http.request(method, stack.api + path, headers=headers, timeout=10)
-    said = problem(answer, *((401, "unauthorized") if wrong is None else (403, "forbidden")))
-    assert "X-Admin-Key" in said["detail"]
+    reply = problem(answer, *((401, "unauthorized") if wrong is None else (403, "forbidden")))
+    assert "X-Admin-Key" in reply["detail"]
     assert (stack.counts(), stack.rows(held)) == before
 
 
-# Parking -------------------------------------------------------------------------------------------------------------
+# Set aside -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_number_that_three_clients_give_up_is_parked_until_it_is_resumed(stack, key):
-    value = registered(stack)
+def test_a_number_that_three_clients_give_up_is_set_aside_until_it_is_resumed(stack, key):
+    value = register_number(stack)
     for client in ("one", "one", "two", "three"):
-        lease = ask(stack, client, composite=value, shared=1)
+        lease = request_work(stack, client, composite=value, shared=1)
         assert lease["work_id"], lease["message"]
-        told(
-            tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id=client, reason=f"{client} fell over"), "failed"
+        assert_lease(
+            call_api(stack, "DELETE", f"/work/{lease['work_id']}", client_id=client, reason=f"{client} fell over"),
+            "failed",
         )
-    said = ask(stack, "four", composite=value)
-    assert said["work_id"] is None
+    reply = request_work(stack, "four", composite=value)
+    assert reply["work_id"] is None
     for word in ("is set aside", "one: one fell over", "two: two fell over", "three: three fell over"):
-        assert word in said["message"]
-    assert ask(stack, "four", "/p1-work", composite=value)["work_id"] is None
+        assert word in reply["message"]
+    assert request_work(stack, "four", "/p1-work", composite=value)["work_id"] is None
     (row,) = stack.rows("SELECT id, hold, hold_reason FROM composites WHERE number = :value", value=value)
     assert (row.hold, row.hold_reason) == (
         "parked",
         "three: three fell over; two: two fell over; one: one fell over",
     )
     for _ in range(2):
-        answer = tell(stack, "POST", f"/admin/composites/{row.id}/resume", key)
+        answer = call_api(stack, "POST", f"/admin/composites/{row.id}/resume", key)
         assert answer.status_code == 200
         assert answer.json() == {
             "composite_id": row.id,
@@ -87,30 +88,32 @@ def test_a_number_that_three_clients_give_up_is_parked_until_it_is_resumed(stack
             "hold_reason": None,
             "message": "It gets work again",
         }
-    # The past is forgiven: one more who gives up is the first.
-    lease = ask(stack, "four", composite=value)
-    told(tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id="four"), "failed")
-    assert ask(stack, "five", composite=value)["work_id"]
+    # Earlier failures no longer count: the next client that gives up is the first.
+    lease = request_work(stack, "four", composite=value)
+    assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}", client_id="four"), "failed")
+    assert request_work(stack, "five", composite=value)["work_id"]
 
 
 # Pauses --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_paused_number_gets_no_work_and_its_leases_go_on(stack, key):
-    value = registered(stack)
+    value = register_number(stack)
     number_id = composite_id(stack, value)
-    lease = ask(stack, "one", composite=value, shared=1)
-    answer = tell(stack, "POST", f"/admin/composites/{number_id}/pause", key, reason="<b>looked at</b>; -- it's")
+    lease = request_work(stack, "one", composite=value, shared=1)
+    answer = call_api(stack, "POST", f"/admin/composites/{number_id}/pause", key, reason="<b>looked at</b>; -- it's")
     assert answer.json()["hold"] == "paused"
     assert answer.json()["hold_reason"] == "<b>looked at</b>; -- it's"
     for path in ("/ecm-work", "/p1-work"):
-        said = ask(stack, "two", path, composite=value)
-        assert "is paused: <b>looked at</b>; -- it's" in said["message"]
-    bring(stack, "one", lease, lease["curves"])
-    told(tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=1), "completed")
-    assert ask(stack, "two", composite=value)["work_id"] is None
-    assert tell(stack, "POST", f"/admin/composites/{number_id}/resume", key).json()["hold"] is None
-    assert ask(stack, "two", composite=value)["work_id"]
+        reply = request_work(stack, "two", path, composite=value)
+        assert "is paused: <b>looked at</b>; -- it's" in reply["message"]
+    submit_curves(stack, "one", lease, lease["curves"])
+    assert_lease(
+        call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=1), "completed"
+    )
+    assert request_work(stack, "two", composite=value)["work_id"] is None
+    assert call_api(stack, "POST", f"/admin/composites/{number_id}/resume", key).json()["hold"] is None
+    assert request_work(stack, "two", composite=value)["work_id"]
 
 
 UNKNOWN, NO_ID = (404, "unknown_composite"), (422, "invalid")
@@ -121,52 +124,54 @@ UNKNOWN, NO_ID = (404, "unknown_composite"), (422, "invalid")
     [(0, UNKNOWN), (2**31, UNKNOWN), (2**63 - 1, UNKNOWN), (2**63, NO_ID), (10**40, NO_ID)],
 )
 @pytest.mark.parametrize("verb", ["pause", "resume"])
-def test_numbers_that_are_not_there_are_not_paused(stack, key, number_id, refusal, verb):
-    said = problem(tell(stack, "POST", f"/admin/composites/{number_id}/{verb}", key), *refusal)
-    assert str(number_id)[:18] in said["detail"]
+def test_unknown_numbers_are_not_paused(stack, key, number_id, refusal, verb):
+    reply = problem(call_api(stack, "POST", f"/admin/composites/{number_id}/{verb}", key), *refusal)
+    assert str(number_id)[:18] in reply["detail"]
 
 
 # Reservations --------------------------------------------------------------------------------------------------------
 
 
 def test_a_reserved_number_gets_no_work_until_it_is_released(stack, key):
-    value = registered(stack)
-    lease = ask(stack, "one", composite=value, shared=1)
+    value = register_number(stack)
+    lease = request_work(stack, "one", composite=value, shared=1)
     answer = reserve(stack, key, value, method="snfs", duration_hours=2, metadata={"polynomial": "x^6 + 1"})
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert (said["composite"], said["method"], said["client_id"]) == (value, "snfs", "siever")
-    assert "1 open leases on it go on" in said["message"]
+    reply = answer.json()
+    assert (reply["composite"], reply["method"], reply["client_id"]) == (value, "snfs", "siever")
+    assert "1 open lease on it goes on" in reply["message"]
     for path in ("/ecm-work", "/p1-work"):
-        assert "is reserved for another method" in ask(stack, "two", path, composite=value)["message"]
+        assert "is reserved for another method" in request_work(stack, "two", path, composite=value)["message"]
     taken = problem(reserve(stack, key, value, client_id="another"), 409, "reserved")
     for word in ("siever", "snfs", "release"):
         assert word in taken["detail"]
-    # Those that are out go on, and count.
-    bring(stack, "one", lease, lease["curves"])
-    # It is in everybody's lists, and a client's own.
+    # Open leases go on, and their curves count.
+    submit_curves(stack, "one", lease, lease["curves"])
+    # The client's own list shows it.
     (own,) = stack.get("/work/status/siever").json()["assignments"][:1]
-    assert (own["work_id"], own["method"], own["status"]) == (said["work_id"], "snfs", "claimed")
-    path = f"/admin/work/release/{said['work_id']}"
+    assert (own["work_id"], own["method"], own["status"]) == (reply["work_id"], "snfs", "claimed")
+    path = f"/admin/work/release/{reply['work_id']}"
     for _ in range(2):
-        told(tell(stack, "POST", path, key, reason="the sieving is done"), "completed", "the sieving is done")
-    assert ask(stack, "two", composite=value)["work_id"]
+        assert_lease(
+            call_api(stack, "POST", path, key, reason="the sieving is done"), "completed", "the sieving is done"
+        )
+    assert request_work(stack, "two", composite=value)["work_id"]
     stack.assert_sound()
 
 
 def test_a_reservation_ends_with_its_number_and_with_its_time(stack, key):
     small = prime(12)
-    value = registered(stack, str(small * prime(150)))
+    value = register_number(stack, str(small * prime(150)))
     kept = reserve(stack, key, value).json()
-    short = reserve(stack, key, registered(stack), duration_hours=1 / 3600).json()
+    short = reserve(stack, key, register_number(stack), duration_hours=1 / 3600).json()
     body = plain(value, client_id="siever", method="nfs", results={"factor_found": str(small)})
     assert stack.submit(body).json()["factor_status"] == "new_factor"
     (closed,) = stack.rows("SELECT status, message FROM work_assignments WHERE id = :id", id=kept["work_id"])
     assert closed == ("completed", "nothing is left to do on this number")
-    # It is the operators' to end, whatever its client says.
+    # Only operators can end a reservation.
     path = f"/work/{short['work_id']}"
-    problem(tell(stack, "DELETE", path, client_id="siever"), 404, "unknown_work")
-    until(lambda: ask(stack, "two", composite=short["composite"])["work_id"])
+    problem(call_api(stack, "DELETE", path, client_id="siever"), 404, "unknown_work")
+    wait_until(lambda: request_work(stack, "two", composite=short["composite"])["work_id"])
 
 
 def test_a_finished_number_is_not_reserved(stack, key):
@@ -177,15 +182,15 @@ def test_a_finished_number_is_not_reserved(stack, key):
     stack.assert_sound()
 
 
-def test_reservations_by_id_and_of_what_is_not_there(stack, key):
-    value = registered(stack)
-    said = reserve(stack, key, str(composite_id(stack, value))).json()
-    assert (said["composite"], said["method"]) == (value, "nfs")
+def test_a_number_is_reserved_by_its_id_and_an_unknown_one_is_not(stack, key):
+    value = register_number(stack)
+    reply = reserve(stack, key, str(composite_id(stack, value))).json()
+    assert (reply["composite"], reply["method"]) == (value, "nfs")
     for unknown in (str(prime(40)), "0", "9" * 18, "9" * 40):
         assert unknown[:16] in problem(reserve(stack, key, unknown), 404, "unknown_composite")["detail"]
-    problem(tell(stack, "POST", "/admin/work/release/7", key), 404, "unknown_work")
-    lease = ask(stack, "one", composite=registered(stack))
-    refused = problem(tell(stack, "POST", f"/admin/work/release/{lease['work_id']}", key), 404, "unknown_work")
+    problem(call_api(stack, "POST", "/admin/work/release/7", key), 404, "unknown_work")
+    lease = request_work(stack, "one", composite=register_number(stack))
+    refused = problem(call_api(stack, "POST", f"/admin/work/release/{lease['work_id']}", key), 404, "unknown_work")
     assert "no reservation" in refused["detail"]
 
 
@@ -193,39 +198,39 @@ def test_reservations_by_id_and_of_what_is_not_there(stack, key):
 
 
 def test_operators_see_open_leases_and_cancel_them(stack, key):
-    client = named("client")
-    leases = [ask(stack, client, composite=registered(stack), timeout_days=days) for days in (2, 1)]
+    client = unique_name("client")
+    leases = [request_work(stack, client, composite=register_number(stack), timeout_days=days) for days in (2, 1)]
     for _ in range(2):
         path = f"/admin/work/assignments/{leases[0]['work_id']}"
-        told(tell(stack, "DELETE", path, key, reason="not now"), "failed", "not now")
+        assert_lease(call_api(stack, "DELETE", path, key, reason="not now"), "failed", "not now")
     shown = stack.get("/admin/work/assignments", headers={"X-Admin-Key": key}).json()["assignments"]
     assert [item["work_id"] for item in shown if item["composite"] in {lease["composite"] for lease in leases}] == [
         leases[1]["work_id"]
     ]
     assert set(shown[0]) == set(Assignment.model_fields)
     assert [item["expires_at"] for item in shown] == sorted(item["expires_at"] for item in shown)
-    answer = tell(stack, "PUT", f"/work/{leases[0]['work_id']}/progress", client_id=client, curves_completed=1)
-    told(answer, "failed", "not now")
-    (own,) = (one for one in stack.get(f"/work/status/{client}").json()["assignments"] if one["message"])
+    answer = call_api(stack, "PUT", f"/work/{leases[0]['work_id']}/progress", client_id=client, curves_completed=1)
+    assert_lease(answer, "failed", "not now")
+    (own,) = (item for item in stack.get(f"/work/status/{client}").json()["assignments"] if item["message"])
     assert (own["work_id"], own["status"], own["message"]) == (leases[0]["work_id"], "failed", "not now")
-    assert ask(stack, "two", composite=leases[0]["composite"])["work_id"]
-    problem(tell(stack, "DELETE", "/admin/work/assignments/7", key), 404, "unknown_work")
+    assert request_work(stack, "two", composite=leases[0]["composite"])["work_id"]
+    problem(call_api(stack, "DELETE", "/admin/work/assignments/7", key), 404, "unknown_work")
 
 
 def test_overdue_leases_are_timed_out_on_demand_or_before(stack, key):
-    client = named("client")
-    lease = ask(stack, client, composite=registered(stack))
+    client = unique_name("client")
+    lease = request_work(stack, client, composite=register_number(stack))
     past = "UPDATE work_assignments SET expires_at = now() - interval '1 minute' WHERE id = :id"
     stack.run_sql(past, id=lease["work_id"])
-    said = tell(stack, "POST", "/admin/work/cleanup", key).json()
-    assert said["message"] == f"{counted(said['expired'], 'overdue lease')} timed out"
+    reply = call_api(stack, "POST", "/admin/work/cleanup", key).json()
+    assert reply["message"] == f"{counted(reply['expired'], 'overdue lease')} timed out"
     (shown,) = stack.get(f"/work/status/{client}").json()["assignments"]
     assert (shown["status"], shown["message"]) == ("timeout", "its time ran out")
 
 
 def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
-    client = named("client")
-    lease = ask(stack, client, composite=registered(stack))
+    client = unique_name("client")
+    lease = request_work(stack, client, composite=register_number(stack))
     monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setattr("ingest.commands.database.configure_logging", lambda *_: None)
     settings.cache_clear()
@@ -233,16 +238,16 @@ def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
     (shown,) = json.loads(CliRunner().invoke(work, ["ls", "--json", "--client", client, *home]).stdout)
     assert shown["work_id"] == lease["work_id"]
     result = CliRunner().invoke(work, ["cancel", lease["work_id"], *home])
-    said = f"{lease['work_id']} of {client} is failed: cancelled by an operator"
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, said)
-    answer = tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id=client, curves_completed=1)
-    told(answer, "failed", "cancelled by an operator")
+    expected = f"{lease['work_id']} of {client} is failed: cancelled by an operator"
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, expected)
+    answer = call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id=client, curves_completed=1)
+    assert_lease(answer, "failed", "cancelled by an operator")
 
 
 # Anyone --------------------------------------------------------------------------------------------------------------
 
 
-def test_anyone_may_read_from_anywhere_but_what_is_behind_the_key(stack, key):
+def test_pages_of_any_origin_may_read_all_but_administration(stack, key):
     for path in ("/work/status/one", "/ecm-work?client_id=one&project=none", "/p1-work", "/work/status/%01"):
         answer = stack.get(path, headers={"Origin": "https://example.org"})
         assert answer.headers["Access-Control-Allow-Origin"] == "*", path
@@ -272,10 +277,10 @@ WORK_PATHS = {
 }
 
 
-def test_the_specification_has_all_of_it(stack):
-    said = stack.http.get(f"{stack.url}/openapi.json").json()
+def test_the_specification_has_every_route_of_leases(stack):
+    specification = stack.http.get(f"{stack.url}/openapi.json").json()
     for path, methods in WORK_PATHS.items():
-        documented = said["paths"][f"/api/v1{path}"]
+        documented = specification["paths"][f"/api/v1{path}"]
         assert set(documented) == set(methods), path
         for method, statuses in methods.items():
             operation = documented[method]
@@ -286,15 +291,17 @@ def test_the_specification_has_all_of_it(stack):
             assert (operation.get("security") == [{"admin_key": []}]) == path.startswith("/admin"), path
     theirs = {
         path.removeprefix("/api/v1")
-        for path in said["paths"]
+        for path in specification["paths"]
         if "residues" not in path and ("work" in path or path.endswith(("pause", "resume")))
     }
     assert theirs == set(WORK_PATHS)
-    queried = {parameter["name"] for parameter in said["paths"]["/api/v1/ecm-work"]["get"]["parameters"]}
+    queried = {parameter["name"] for parameter in specification["paths"]["/api/v1/ecm-work"]["get"]["parameters"]}
     assert queried == {
         *("client_id", "min_digits", "max_digits", "priority", "work_type", "timeout_days", "project", "composite"),
         *("min_target_tlevel", "max_target_tlevel", "max_current_tlevel", "stage1_only", "requested_b1", "shared"),
     }
-    reserving = said["paths"]["/api/v1/admin/work/reserve"]["post"]["requestBody"]["content"]["application/json"]
+    reserving = specification["paths"]["/api/v1/admin/work/reserve"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]
     assert reserving["schema"]["$ref"].endswith("/Reservation")
-    assert "composite_identifier" in said["components"]["schemas"]["Reservation"]["properties"]
+    assert "composite_identifier" in specification["components"]["schemas"]["Reservation"]["properties"]

@@ -1,4 +1,4 @@
-"""`agent stage1` and `stage2` on a running coordinator, with GMP-ECM: whatever dies, each curve counts once."""
+"""`agent stage1` and `stage2` on a running coordinator, with GMP-ECM: each curve counts once, even if they die."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 
 import psutil
 import pytest
-from leasing import named, registered
-from stacks import until
+from leasing import register_number, unique_name
+from stacks import wait_until
 from traffic import prime
 
 from agent import stage_session, stage_task
@@ -22,7 +22,7 @@ B1 = 2000
 
 @pytest.fixture
 def run(stack, tmp_path):
-    """Starts an agent's command with a spool of this test's own; all are ended with it."""
+    """Starts a command of the agent with this test's spool; all commands end with the test."""
     started = []
 
     def begin(stage, client, *arguments, wait=True):
@@ -43,7 +43,7 @@ def run(stack, tmp_path):
 
 
 def curves_of(stack, number):
-    """{(b1, b2, parametrization): curves that count}."""
+    """Return {(b1, b2, parametrization): counted curves}."""
     rows = stack.rows(
         "SELECT b1, b2, parametrization, sum(curves) AS n FROM composite_effort e"
         " JOIN composites c ON c.id = e.composite_id WHERE c.number = :number GROUP BY 1, 2, 3 HAVING sum(curves) > 0",
@@ -57,12 +57,12 @@ def hard():
 
 
 def test_stage_1_on_one_machine_and_stage_2_on_another(stack, run):
-    number, project = hard(), named("both")
-    registered(stack, number, project=project)
+    number, project = hard(), unique_name("both")
+    register_number(stack, number, project=project)
     before = curves_of(stack, number)
-    run("stage1", named("gpu"), number, "--b1", B1, "--curves", 7, "--parametrization", 3, "--threads", 2)
+    run("stage1", unique_name("gpu"), number, "--b1", B1, "--curves", 7, "--parametrization", 3, "--threads", 2)
     assert curves_of(stack, number) == {**before, (B1, 0, 3): 7}
-    run("stage2", named("cpu"), "--once", "--project", project, "--threads", 2)
+    run("stage2", unique_name("cpu"), "--once", "--project", project, "--threads", 2)
     assert curves_of(stack, number) == {**before, (B1, -1, 3): 7}
     expected = effort.effort_of([(50_000, -1, 1, 1), (B1, -1, 3, 7)])
     assert stack.get(f"/stats/{number}").json()["current_t_level"] == pytest.approx(effort.t_level(expected))
@@ -70,43 +70,43 @@ def test_stage_1_on_one_machine_and_stage_2_on_another(stack, run):
 
 def test_a_lease_of_stage_1_and_a_factor_in_stage_2(stack, run):
     small = prime(13)
-    number, project = str(small * prime(55)), named("leased")
-    registered(stack, number, project=project)
-    # A curve finds it or not, and stage 1 alone may; each round most likely does.
+    number, project = str(small * prime(55)), unique_name("leased")
+    register_number(stack, number, project=project)
+    # Chance decides whether a curve finds the factor; stage 1 alone may find it. Each attempt most likely does.
     printed = ""
     for _ in range(12):
         printed += run(
-            "stage1", named("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5
+            "stage1", unique_name("gpu"), "--once", "--project", project, "--b1", B1, "--curves", 5
         ).log.read_text()
         if str(small) in printed:
             break
         assert any(b2 == 0 for _, b2, _ in curves_of(stack, number))
-        printed += run("stage2", named("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
+        printed += run("stage2", unique_name("cpu"), "--once", "--project", project, "--b2", "1e7").log.read_text()
         if str(small) in printed:
             break
     assert stack.get(f"/stats/{number}").json()["factors_found"][0] == str(small)
 
 
-def test_with_once_no_work_is_said(run):
+def test_with_once_the_exit_status_says_that_there_is_no_work(run):
     for stage in ("stage1", "stage2"):
-        process = run(stage, named("idle"), "--once", "--project", named("nowhere"), wait=False)
+        process = run(stage, unique_name("idle"), "--once", "--project", unique_name("nowhere"), wait=False)
         assert process.wait(60) == 5, process.log.read_text()
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_killed_agent_is_gone_on_with_and_counts_nothing_twice(stack, run, tmp_path, stage):
-    number, project, client = hard(), named("killed"), named("victim")
-    registered(stack, number, project=project)
+def test_the_next_agent_resumes_a_killed_one_and_counts_nothing_twice(stack, run, tmp_path, stage):
+    number, project, client = hard(), unique_name("killed"), unique_name("victim")
+    register_number(stack, number, project=project)
     before = curves_of(stack, number)
-    most = 12 if stage == "stage2" else 200  # more than can be run before it is killed
+    most = 12 if stage == "stage2" else 200  # more than it can run before the test kills it
     first = (number, "--b1", 100_000, "--curves", most, "--parametrization", 1, "--threads", 2)
     second = ("--once", "--project", project, "--threads", 2)
     if stage == "stage2":
-        run("stage1", named("gpu"), *first)
+        run("stage1", unique_name("gpu"), *first)
     victim = run(stage, client, *(first if stage == "stage1" else second), wait=False)
     outputs = tmp_path / "spool" / stage_task.RESIDUES
     step = b"Step 1 took" if stage == "stage1" else b"Step 2 took"
-    until(lambda: any(step in file.read_bytes() for file in outputs.glob("*/*.out")), 40)
+    wait_until(lambda: any(step in file.read_bytes() for file in outputs.glob("*/*.out")), 40)
     children = psutil.Process(victim.pid).children()
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
@@ -123,10 +123,10 @@ def test_a_killed_agent_is_gone_on_with_and_counts_nothing_twice(stack, run, tmp
     assert stack.scalar(
         "SELECT r.curve_count FROM ecm_residues r JOIN composites c ON c.id = r.composite_id WHERE c.number = :number",
         number=number,
-    ) in (done, done - 1)  # of the last one the line may have been cut off
+    ) in (done, done - 1)  # the line of the last curve may be incomplete
 
 
-# The agent, which ends where a step has been done and not been noted yet.
+# The agent dies after a step is done and before it is recorded.
 UPLOADED, SETTLED, COMPLETED = (
     "\n".join(
         (
@@ -147,13 +147,13 @@ UPLOADED, SETTLED, COMPLETED = (
 
 
 def test_deaths_between_the_steps_of_sending_count_nothing_twice(stack, run, tmp_path):
-    number, project, gpu, cpu = hard(), named("steps"), named("gpu"), named("cpu")
-    registered(stack, number, project=project)
+    number, project, gpu, cpu = hard(), unique_name("steps"), unique_name("gpu"), unique_name("cpu")
+    register_number(stack, number, project=project)
     before = curves_of(stack, number)
     options = ["--server", stack.url, "--spool", str(tmp_path / "spool"), "--patience", "20"]
     first = ["agent", "stage1", number, "--b1", str(B1), "--curves", "3", "--parametrization", "1", "--name", gpu]
     second = ["agent", "stage2", "--once", "--project", project, "--name", cpu]
-    nothing_new = ["--once", "--project", named("none"), "--name"]
+    nothing_new = ["--once", "--project", unique_name("none"), "--name"]
     for program, command, takes_up in (
         (SETTLED, first, None),
         (UPLOADED, ["agent", "stage1", *nothing_new, gpu], ("stage1", gpu)),
@@ -172,13 +172,13 @@ def test_deaths_between_the_steps_of_sending_count_nothing_twice(stack, run, tmp
 
 
 def test_ctrl_c_gives_the_residue_back(stack, run, tmp_path):
-    number, project = hard(), named("ctrl-c")
-    registered(stack, number, project=project)
-    run("stage1", named("gpu"), number, "--b1", 100_000, "--curves", 8, "--parametrization", 1, "--threads", 2)
-    cpu = named("cpu")
+    number, project = hard(), unique_name("ctrl-c")
+    register_number(stack, number, project=project)
+    run("stage1", unique_name("gpu"), number, "--b1", 100_000, "--curves", 8, "--parametrization", 1, "--threads", 2)
+    cpu = unique_name("cpu")
     agent = run("stage2", cpu, "--once", "--project", project, "--threads", 1, "--b2", "2e9", wait=False)
     files = tmp_path / "spool" / stage_task.RESIDUES
-    until(lambda: any("processes" in json.loads(file.read_bytes()) for file in files.glob("*/task.json")), 40)
+    wait_until(lambda: any("processes" in json.loads(file.read_bytes()) for file in files.glob("*/task.json")), 40)
     agent.send_signal(signal.SIGINT)
     assert agent.wait(30) == 0, agent.log.read_text()
     assert "is returned after" in agent.log.read_text()
@@ -186,7 +186,7 @@ def test_ctrl_c_gives_the_residue_back(stack, run, tmp_path):
     assert stack.scalar(status, number=number) == "available"
 
 
-def test_what_is_left_of_half_a_line_is_no_curve(tmp_path):
+def test_an_incomplete_record_is_not_a_curve(tmp_path):
     file = tmp_path / "half.save"
-    file.write_text("METHOD=ECM; SIGMA=1;\n# said\nMETHOD=ECM;\nSIGMA=2;\nMETHOD=ECM; SIG")
+    file.write_text("METHOD=ECM; SIGMA=1;\n# a comment\nMETHOD=ECM;\nSIGMA=2;\nMETHOD=ECM; SIG")
     assert stage_session.read_save_records(file) == ["METHOD=ECM; SIGMA=1;\n", "METHOD=ECM;\nSIGMA=2;\n"]

@@ -1,4 +1,4 @@
-"""Two agents at work while one is killed and the server dies and comes back: the outcome is the same."""
+"""Two agents work while one of them and then the server are killed and restarted: the outcome is the same."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import requests
-from stacks import until
+from stacks import wait_until
 
 from ingest.commands.demo import read_composites, stop_agent
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture
 def agents(tmp_path):
-    """Starts `agent work` under a name, with a spool of its own; all are stopped in the end."""
+    """Starts `agent work` under a name, with its own spool; all agents stop after the test."""
     started = {}
 
     def start(stack, name):
@@ -45,11 +45,11 @@ def agents(tmp_path):
     stop()
 
 
-def finished(stack):
+def count_finished(stack):
     return stack.scalar("SELECT count(*) FROM composites WHERE is_fully_factored")
 
 
-def test_a_killed_agent_and_a_server_that_comes_back_change_nothing(make_stack, agents):
+def test_a_killed_agent_and_a_restarted_server_lose_no_curve_and_count_none_twice(make_stack, agents):
     stack = make_stack("--no-flower", LEASE_TARGET_MINUTES="0.02")
     numbers = [number for number, _ in read_composites()]
     for number in numbers:
@@ -57,21 +57,21 @@ def test_a_killed_agent_and_a_server_that_comes_back_change_nothing(make_stack, 
         assert stack.submit(body).status_code == 200
     ada, bob = agents(stack, "ada"), agents(stack, "bob")
 
-    until(lambda: finished(stack) >= 2, 60)
+    wait_until(lambda: count_finished(stack) >= 2, 60)
     ada.send_signal(signal.SIGKILL)
     ada.wait()
-    # What ada had under way is hers to take up; meanwhile the whole server dies.
+    # Ada will resume her own work; meanwhile the whole server dies.
     stack.process.send_signal(signal.SIGKILL)
     stack.process.wait()
     with pytest.raises(requests.ConnectionError):
-        until(lambda: not stack.get("/health"), 20)
+        wait_until(lambda: not stack.get("/health"), 20)
     agents(stack, "ada")
     stack.start()
-    until(lambda: finished(stack) == len(numbers), 120)
+    wait_until(lambda: count_finished(stack) == len(numbers), 120)
     assert bob.poll() is None, agents.log("bob")
-    agents.stop()  # whose last results may still be on their way
+    agents.stop()  # their last results may still wait in the inbox
 
-    # A curve may find two at once: those that were split into others are left out.
+    # A curve may find the product of two factors: factors that were split are left out.
     primes = stack.rows(
         "SELECT c.number, f.factor FROM factors f JOIN composites c ON c.id = f.composite_id"
         " WHERE NOT EXISTS (SELECT FROM factors below WHERE below.split_from_id = f.id)"
@@ -80,10 +80,10 @@ def test_a_killed_agent_and_a_server_that_comes_back_change_nothing(make_stack, 
     for number, factor in primes:
         product[number] *= int(factor)
     assert all(product[number] == int(number) for number in numbers)
-    until(lambda: stack.unsettled() == 0)
+    wait_until(lambda: stack.unsettled() == 0)
     sent = stack.rows("SELECT state, count(*) FROM submissions GROUP BY state")
     assert [state for state, _ in sent] == ["applied"], sent
-    # No curve is counted twice, none of those that were sent is lost.
+    # No curve is counted twice, and no curve that was sent is lost.
     counted = stack.scalar("SELECT sum(curves) FROM composite_effort")
     assert counted == stack.scalar(
         "SELECT sum(coalesce((payload->'results'->>'curves_completed')::int, 0)) FROM submissions"

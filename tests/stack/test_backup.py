@@ -1,4 +1,4 @@
-"""`backup` and `restore`: what went in comes out, and whatever fails changes nothing."""
+"""`backup` and `restore`: a restored home equals the saved one, and a failed restore changes nothing."""
 
 import tarfile
 
@@ -44,12 +44,12 @@ def run(command, *arguments):
     return done.exit_code, done.output
 
 
-def test_what_was_saved_comes_back_in_another_home(home, tmp_path):
+def test_a_backup_is_restored_in_another_home(home, tmp_path):
     file = tmp_path / "saved.tar"
     assert run(backup, file, "--home", home)[0] == 0
     assert file.stat().st_mode & 0o777 == 0o600
-    code, said = run(restore, file, "--home", tmp_path / "other")
-    assert (code, "restored" in said) == (0, True)
+    code, output = run(restore, file, "--home", tmp_path / "other")
+    assert (code, "restored" in output) == (0, True)
     assert projects(tmp_path / "other") == ["Cunningham"]
     assert (tmp_path / "other" / "residues" / "7").read_bytes() == b"METHOD=ECM;\x00\xff"
 
@@ -60,10 +60,10 @@ def test_data_is_replaced_only_by_force_and_a_damaged_backup_replaces_nothing(ho
     projects(home, "INSERT INTO projects (name) VALUES ('repunits') RETURNING name")
     (home / "residues" / "8").write_bytes(b"later")
 
-    code, said = run(restore, file, "--home", home)
+    code, output = run(restore, file, "--home", home)
     assert code == 1
-    assert "rows in projects" in said
-    assert "--force" in said
+    assert "rows in projects" in output
+    assert "--force" in output
 
     damaged = tmp_path / "damaged.tar"
     content = bytearray(file.read_bytes())
@@ -72,9 +72,9 @@ def test_data_is_replaced_only_by_force_and_a_damaged_backup_replaces_nothing(ho
     middle = dump.offset_data + dump.size * 3 // 4
     content[middle : middle + 200] = b"?" * 200
     damaged.write_bytes(content)
-    code, said = run(restore, damaged, "--home", home, "--force")
+    code, output = run(restore, damaged, "--home", home, "--force")
     assert code == 1
-    assert "nothing was changed" in said
+    assert "nothing was changed" in output
     assert projects(home) == ["Cunningham", "repunits"]
     assert (home / "residues" / "8").read_bytes() == b"later"
 
@@ -83,20 +83,20 @@ def test_data_is_replaced_only_by_force_and_a_damaged_backup_replaces_nothing(ho
     assert [path.name for path in (home / "residues").iterdir()] == ["7"]
 
 
-def test_a_database_that_up_runs_is_saved_from_and_not_restored_to(home, tmp_path):
+def test_the_database_of_a_running_up_can_be_saved_but_not_restored(home, tmp_path):
     file = tmp_path / "saved.tar"
     server = start_postgres(home, durable=False)
     try:
         with lock_home(home):
             assert run(backup, file, "--home", home)[0] == 0
-            code, said = run(restore, file, "--home", home, "--force")
+            code, output = run(restore, file, "--home", home, "--force")
     finally:
         server.stop()
     assert code == 1
-    assert "stop it first" in said
+    assert "stop it first" in output
 
 
-def test_a_database_elsewhere_is_saved_and_restored_by_its_url(home, tmp_path, monkeypatch):
+def test_an_external_database_is_saved_and_restored_by_its_url(home, tmp_path, monkeypatch):
     file = tmp_path / "saved.tar"
     server = start_postgres(home, durable=False)
     try:
@@ -111,12 +111,12 @@ def test_a_database_elsewhere_is_saved_and_restored_by_its_url(home, tmp_path, m
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
-def test_a_file_that_is_no_backup_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_backup_is_refused(tmp_path, content):
     file = tmp_path / "other"
     file.write_bytes(content)
-    code, said = run(restore, file, "--home", tmp_path / "home")
+    code, output = run(restore, file, "--home", tmp_path / "home")
     assert code == 1
-    assert "is not a backup" in said
+    assert "is not a backup" in output
 
 
 @pytest.mark.parametrize("name", ["../outside", "residues/../../outside", "/tmp/outside", "link"])
@@ -127,7 +127,7 @@ def test_a_backup_that_would_write_elsewhere_is_refused(tmp_path, name):
         member.type, member.linkname = tarfile.SYMTYPE, "/tmp"
     with tarfile.open(file, "w") as tar:
         tar.addfile(member)
-    code, said = run(restore, file, "--home", tmp_path / "home")
+    code, output = run(restore, file, "--home", tmp_path / "home")
     assert code == 1
-    assert "neither a file nor a directory of a backup" in said
+    assert "neither a file nor a directory of a backup" in output
     assert not (tmp_path / "outside").exists()

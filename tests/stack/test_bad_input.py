@@ -5,7 +5,7 @@ import random
 import socket
 
 import pytest
-from traffic import number, prime
+from traffic import prime, random_number
 
 pytestmark = pytest.mark.stack
 
@@ -16,7 +16,7 @@ def body(**changes):
     """A sound result as JSON text, with the fields of `changes` replaced; dots lead into objects."""
     whole = {
         "client_id": "alice",
-        "composite": number().value,
+        "composite": random_number().value,
         "parameters": {"b1": 50_000, "curves": 100},
         "results": {"curves_completed": 100},
     }
@@ -40,13 +40,13 @@ def refused(stack, sent, status, reason, *words):
     answer = stack.submit_bytes(sent if isinstance(sent, bytes) else sent.encode())
     assert (answer.status_code, answer.json()["reason"]) == (status, reason), answer.text[:500]
     assert answer.headers["Content-Type"] == "application/problem+json"
-    said = answer.json()
+    reply = answer.json()
     for word in words:
-        assert word in said["detail"], said["detail"]
+        assert word in reply["detail"], reply["detail"]
     assert len(answer.content) < 10_000
     assert "Traceback" not in answer.text
     assert stack.counts() == before
-    return said
+    return reply
 
 
 HUGE = "7" * 5000
@@ -130,8 +130,8 @@ WRONG_TYPES = {
 @pytest.mark.parametrize("name", WRONG_TYPES)
 def test_what_has_the_wrong_shape(stack, name):
     sent, field, word = WRONG_TYPES[name]
-    said = refused(stack, sent, 422, "invalid", word)
-    assert any(error["field"].startswith(field) for error in said["errors"]), said["errors"]
+    reply = refused(stack, sent, 422, "invalid", word)
+    assert any(error["field"].startswith(field) for error in reply["errors"]), reply["errors"]
 
 
 # What is no number: (as written, reason, words of the explanation)
@@ -173,8 +173,8 @@ LATER = ("zero", "one", "a difference below zero")
 )
 def test_what_is_no_number(stack, field, name):
     written, reason, word = NUMBERS[name]
-    said = refused(stack, body(**{field: written}), 422, reason, word)
-    assert said["errors"][0]["field"] == field.replace("__", ".")
+    reply = refused(stack, body(**{field: written}), 422, reason, word)
+    assert reply["errors"][0]["field"] == field.replace("__", ".")
 
 
 # What only the worker finds out leaves nothing but the refused submission.
@@ -193,12 +193,12 @@ def test_what_is_found_out_later(stack, field, make, reason):
     before = stack.counts()
     value = make()
     answer = stack.submit_bytes(body(**{field: value}).encode())
-    said = answer.json()
-    assert (answer.status_code, said["reason"]) == (400, reason), said
-    assert value[:16] in said["detail"]
+    reply = answer.json()
+    assert (answer.status_code, reply["reason"]) == (400, reason), reply
+    assert value[:16] in reply["detail"]
     assert stack.counts() == before | {"submissions": before["submissions"] + 1}
-    again = stack.get(f"/submissions/{said['submission_id']}").json()
-    assert (again["state"], again["reason"], again["detail"]) == ("rejected", reason, said["detail"])
+    again = stack.get(f"/submissions/{reply['submission_id']}").json()
+    assert (again["state"], again["reason"], again["detail"]) == ("rejected", reason, reply["detail"])
 
 
 def test_a_factor_of_0_is_refused(stack):
@@ -225,14 +225,14 @@ def too_large(stack, size):
                 connection.sendall(chunk)
         except OSError:
             pass  # it was refused before we were done
-        said = b""
+        received = b""
         try:
             while data := connection.recv(65536):
-                said += data
+                received += data
         except OSError:
             pass
-    head, _, content = said.partition(b"\r\n\r\n")
-    assert b" 413 " in head.splitlines()[0], said[:300]
+    head, _, content = received.partition(b"\r\n\r\n")
+    assert b" 413 " in head.splitlines()[0], received[:300]
     return json.loads(content)
 
 
@@ -248,9 +248,9 @@ def test_what_is_unusual_but_sound_is_taken(stack):
         "results__factors_found": [],
         "project": None,
     }
-    said = stack.submit_bytes(body(**unusual).encode()).json()
-    assert said["status"] == "success", said
-    row = stack.rows("SELECT client_id, raw_output FROM submissions WHERE id = :id", id=said["submission_id"])[0]
+    reply = stack.submit_bytes(body(**unusual).encode()).json()
+    assert reply["status"] == "success", reply
+    row = stack.rows("SELECT client_id, raw_output FROM submissions WHERE id = :id", id=reply["submission_id"])[0]
     assert row.client_id == "Ærøskøbing ☃"
     assert len(row.raw_output) == 64 * 1024
     assert row.raw_output.endswith("x")

@@ -1,4 +1,4 @@
-"""The broker dies, freezes, forgets, and hears everything twice; it is only a doorbell."""
+"""The broker dies, freezes, loses its queues, and gets messages twice: no result is lost, and each counts once."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import time
 
 import pytest
 import redis
-from stacks import until
+from stacks import wait_until
 from traffic import Traffic
 
 from config.local.processes import TAG
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def stack(make_stack):
-    """A private coordinator, whose broker goes through all of this."""
+    """A private coordinator: these tests break its broker."""
     return make_stack("--no-flower")
 
 
@@ -31,26 +31,26 @@ def test_the_broker_is_killed_with_a_thousand_results_queued_and_a_split_waiting
     traffic.send_batch(1000)
     assert stack.broker.llen("ecm:results") > 900
     stack.kill("valkey")
-    until(lambda: answers(stack))
+    wait_until(lambda: is_broker_up(stack))
     assert stack.broker.llen("ecm:results") == 0
     stack.thaw("worker", "analysis")
     traffic.assert_settled_once()
     leaves = stack.scalar("SELECT count(*) FROM factors WHERE split_from_id IS NOT NULL AND client_id LIKE 'client-%'")
     assert leaves >= 2
-    consumes(stack, traffic)
+    assert_worker_consumes(stack, traffic)
 
 
-def answers(stack):
+def is_broker_up(stack):
     try:
         return stack.broker.ping()
     except redis.RedisError:
         return False
 
 
-def consumes(stack, traffic):
-    """The worker takes what is rung for, and not only what upkeep rings for again."""
-    # Rung for again at the earliest after REPUBLISH_AFTER, which is 2 s.
-    until(lambda: traffic.send(traffic.plain(), stack.http, "wait=1") == 200, 30)
+def assert_worker_consumes(stack, traffic):
+    """The worker receives what the web process publishes, and not only what housekeeping republishes."""
+    # Housekeeping republishes after REPUBLISH_AFTER, which is 2 s, at the earliest.
+    wait_until(lambda: traffic.send(traffic.plain(), stack.http, "wait=1") == 200, 30)
     traffic.assert_settled_once()
 
 
@@ -59,34 +59,34 @@ def test_the_broker_freezes_for_half_a_minute(stack, traffic):
     with traffic.flowing(threads=4, pause=0.5) as flow, waiting.flowing(4, 0.5, "wait=2"):
         flow.more(40)
         normal = max(traffic.seconds)
-        for one in (traffic, waiting):
-            one.seconds.clear()
+        for clients in (traffic, waiting):
+            clients.seconds.clear()
         stack.freeze("valkey")
         thaw = time.monotonic() + 30
         try:
-            until(lambda: time.monotonic() > thaw, 40)
+            wait_until(lambda: time.monotonic() > thaw, 40)
             slowest, slowest_waiting = max(traffic.seconds), max(waiting.seconds)
             status = stack.status()
         finally:
             stack.thaw("valkey")
-    # Half a second for the broker, whoever waits for it in a request, and half a second for a loaded machine.
+    # A request waits for the broker for half a second at most; the other half is for a loaded machine.
     assert slowest < normal + 1
     assert slowest_waiting < 2 + normal + 1
     assert (status["status"], status["broker"]["ok"], status["database"]["ok"]) == ("degraded", False, True)
     assert traffic.refusals == []
     assert traffic.disconnections == waiting.disconnections == 0
     traffic.assert_settled_once()
-    consumes(stack, traffic)
-    # Nobody was taken for frozen because the broker was.
+    assert_worker_consumes(stack, traffic)
+    # The frozen broker did not make any program look frozen.
     assert "restarting" not in (stack.home / "up.log").read_text()
 
 
-def test_more_beats_than_one_do_no_harm(stack, traffic):
+def test_several_beats_do_no_harm(stack, traffic):
     environment = stack.leader("beat").environ()
     beats = [
         subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks", "beat"],
-            env=environment | {TAG: "a beat too many"},
+            env=environment | {TAG: "a second beat"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -95,12 +95,12 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
     try:
         with traffic.flowing(threads=2) as flow:
             traffic.send(traffic.plain(), stack.http, "wait=10")
-            overdue(stack, traffic.numbers, 20)
+            insert_overdue_reservations(stack, traffic.numbers, 20)
             for _ in range(5):
                 flow.more(50)
                 stack.broker.delete("ecm:results", "ecm:analysis")
         expired = "SELECT count(*) FROM work_assignments WHERE client_id = 'late' AND status = 'timeout'"
-        until(lambda: stack.scalar(expired) == 20, 30)
+        wait_until(lambda: stack.scalar(expired) == 20, 30)
         traffic.assert_settled_once()
         assert all(beat.poll() is None for beat in beats)
     finally:
@@ -109,13 +109,13 @@ def test_more_beats_than_one_do_no_harm(stack, traffic):
             beat.wait()
 
 
-def overdue(stack, numbers, count):
-    """Reservations that ran out a minute ago: leases of curves would be closed by the results that reach the target."""
+def insert_overdue_reservations(stack, numbers, count):
+    """Insert reservations that ran out a minute ago. Results that reach the target would close leases of curves."""
     stack.run_sql(
         "INSERT INTO work_assignments (id, composite_id, client_id, method, expires_at)"
         " SELECT gen_random_uuid(), id, 'late', 'nfs', now() - interval '1 minute'"
         " FROM composites, generate_series(1, :count)"
         " WHERE id = (SELECT min(id) FROM composites WHERE number = ANY(:values))",
         count=count,
-        values=[one.value for one in numbers],
+        values=[number.value for number in numbers],
     )

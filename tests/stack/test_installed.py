@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from stacks import until
+from stacks import wait_until
 
 from config.local.ports import free_port
 from config.local.postgres import start_postgres
@@ -113,8 +113,8 @@ def test_the_lines_of_the_procfile(environment, variables, elsewhere, tmp_path):
                 command = ["sh", "-c", f"exec {line}"]
                 programs[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **run)
         try:
-            until(lambda: is_ok(f"http://127.0.0.1:{port}/status"), 60)
-            until(lambda: is_ok(f"http://127.0.0.1:{flower_port}/healthcheck"), 60)
+            wait_until(lambda: is_ok(f"http://127.0.0.1:{port}/status"), 60)
+            wait_until(lambda: is_ok(f"http://127.0.0.1:{flower_port}/healthcheck"), 60)
         finally:
             logs = {name: (tmp_path / f"{name}.log").read_text() for name in programs}
             print(logs)

@@ -2,7 +2,7 @@
 
 import pytest
 from raw_http import assert_problem, exchange
-from stacks import until
+from stacks import wait_until
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 POST = b"POST /api/v1/submit_result HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
@@ -71,8 +71,8 @@ REASONS = {
 def test_a_head_that_is_not_http(stack, name):
     request, status = HEADS[name]
     answer = exchange(stack.port, request)
-    said = assert_problem(answer, status, REASONS[status])
-    assert said["detail"].endswith(".")
+    reply = assert_problem(answer, status, REASONS[status])
+    assert reply["detail"].endswith(".")
     assert answer.headers["connection"] == "close"
     assert len(answer.body) < 2000
 
@@ -139,4 +139,4 @@ def test_methods_that_no_route_has(stack, method):
 def test_the_next_connection_is_served(stack):
     for request, _ in HEADS.values():
         exchange(stack.port, request)
-    until(lambda: stack.http.get(f"{stack.url}/health", timeout=10).status_code == 200)
+    wait_until(lambda: stack.http.get(f"{stack.url}/health", timeout=10).status_code == 200)

@@ -7,15 +7,15 @@ import time
 import pytest
 import requests
 from bodies import plain, problem
-from stacks import until
-from traffic import number
+from stacks import wait_until
+from traffic import random_number
 
 pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
 def strict(make_stack):
-    """A coordinator that requires keys and allows few requests a client."""
+    """A coordinator that requires keys and allows each client few requests."""
     return make_stack("--no-flower", REQUIRE_CLIENT_KEYS="true", RATE_LIMIT_PER_CLIENT="25/hour", WEB_PROCESSES="1")
 
 
@@ -26,8 +26,8 @@ def command(stack, *words):
 
 
 def key_of(stack, name):
-    code, key, said = command(stack, "add", name)
-    assert code == 0, said
+    code, key, errors = command(stack, "add", name)
+    assert code == 0, errors
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -59,10 +59,13 @@ def test_results_and_work_need_a_key_and_its_own_name(strict):
         problem(answer, 403, "wrong_client")
     assert send(strict, own, client_id="ann").status_code == 200
     batch = [plain(client_id="ann"), plain(client_id="bob")]
-    said = requests.post(f"{strict.api}/submit_results", json=batch, headers=own, timeout=30).json()["results"]
-    assert [(one["status"], one.get("reason")) for one in said] == [("accepted", None), ("refused", "wrong_client")]
+    verdicts = requests.post(f"{strict.api}/submit_results", json=batch, headers=own, timeout=30).json()["results"]
+    assert [(verdict["status"], verdict.get("reason")) for verdict in verdicts] == [
+        ("accepted", None),
+        ("refused", "wrong_client"),
+    ]
     # Reading needs no key.
-    assert requests.get(f"{strict.api}/stats/{number().value}", timeout=30).status_code == 404
+    assert requests.get(f"{strict.api}/stats/{random_number().value}", timeout=30).status_code == 404
 
 
 def test_a_lease_is_given_up_by_its_own_client_only(strict):
@@ -76,12 +79,12 @@ def test_a_lease_is_given_up_by_its_own_client_only(strict):
 def test_a_revoked_key_opens_nothing_after_some_seconds(strict):
     own = key_of(strict, "eve")
     assert lease(strict, "eve", own).status_code == 200
-    code, said, _ = command(strict, "revoke", "eve")
-    assert (code, said) == (0, "the key of eve is revoked")
-    until(lambda: lease(strict, "eve", own).status_code == 401, 15, 1)
-    code, said, _ = command(strict, "ls")
-    assert "eve" in said
-    assert "revoked" in said
+    code, output, _ = command(strict, "revoke", "eve")
+    assert (code, output) == (0, "the key of eve is revoked")
+    wait_until(lambda: lease(strict, "eve", own).status_code == 401, 15, 1)
+    code, output, _ = command(strict, "ls")
+    assert "eve" in output
+    assert "revoked" in output
     assert command(strict, "revoke", "eve")[0] == 1
 
 
@@ -92,9 +95,9 @@ def test_too_many_requests_are_told_when_to_come_again(strict):
     problem(answers[-1], 429, "too_many_requests")
     assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600
     assert [answers[0].headers[f"RateLimit-{name}"] for name in ("Limit", "Remaining")] == ["25", "24"]
-    # Others have their own limit, and operators' questions none.
+    # Each client has its own limit; /health has none.
     assert requests.get(f"{strict.url}/health", timeout=30).status_code == 200
-    # Pages ask the same of the database, and are counted for their address, as what they load is not.
+    # Pages use the database, so they count for their address; the files that they load do not.
     assert "RateLimit-Limit" in requests.get(f"{strict.url}/numbers", timeout=30).headers
     assert "RateLimit-Limit" not in requests.get(f"{strict.url}/static/pages.js", timeout=30).headers
     assert lease(strict, "gus", key_of(strict, "gus")).status_code == 200

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from bodies import claiming, plain, problem
-from stacks import until
+from stacks import wait_until
 
 from coordinator.composites import registry
 from coordinator.numbers.expressions import evaluate_number
@@ -23,17 +23,17 @@ def test_a_batch_has_a_verdict_for_each_and_a_bad_one_hurts_no_other(stack, form
     body = json.dumps(items) if form == "array" else "\n".join(["", *map(json.dumps, items), '{"broken', ""])
     answer = stack.submit_bytes(body.encode(), "/submit_results")
     assert answer.status_code == 200
-    said = answer.json()
+    reply = answer.json()
     refused = 5 if form == "array" else 6
-    assert (said["accepted"], said["refused"], len(said["results"])) == (4, refused, 4 + refused)
-    assert [verdict["index"] for verdict in said["results"]] == list(range(4 + refused))
-    for verdict in said["results"][1:6] + said["results"][9:]:
+    assert (reply["accepted"], reply["refused"], len(reply["results"])) == (4, refused, 4 + refused)
+    assert [verdict["index"] for verdict in reply["results"]] == list(range(4 + refused))
+    for verdict in reply["results"][1:6] + reply["results"][9:]:
         assert verdict["status"] == "refused"
         assert verdict["reason"]
         assert verdict["detail"]
-    accepted = [said["results"][index] for index in (0, 6, 7, 8)]
+    accepted = [reply["results"][index] for index in (0, 6, 7, 8)]
     assert accepted[0]["submission_id"] == accepted[2]["submission_id"]
-    until(lambda: stack.unsettled() == 0)
+    wait_until(lambda: stack.unsettled() == 0)
     states = [stack.get(f"/submissions/{verdict['submission_id']}").json()["state"] for verdict in accepted]
     assert states == ["applied", "rejected", "applied", "applied"]
     stack.assert_sound()
@@ -55,7 +55,7 @@ def test_batches_have_an_end(stack):
 def test_health_ready_and_status(stack):
     for path in ("/health", "/api/v1/health", "/ready"):
         assert stack.http.get(stack.url + path).status_code == 200
-    status = until(lambda: (now := stack.status())["status"] == "ok" and now)
+    status = wait_until(lambda: (now := stack.status())["status"] == "ok" and now)
     assert all(status[part]["ok"] for part in ("database", "broker", "workers", "beat"))
     assert {beat["name"].split("@")[0] for beat in status["workers"]["heartbeats"]} == {"worker", "analysis"}
     assert {"waiting", "failed", "oldest_waiting_seconds"} <= set(status["database"]["inbox"])
@@ -93,11 +93,11 @@ def test_a_fault_of_the_server_is_a_problem_without_its_stack_trace(stack):
     body = plain()
     stack.run_sql("ALTER TABLE submissions RENAME TO mislaid")
     try:
-        said = problem(stack.submit(body), 500, "internal_error")
+        reply = problem(stack.submit(body), 500, "internal_error")
     finally:
         stack.run_sql("ALTER TABLE mislaid RENAME TO submissions")
-    assert "Traceback" not in json.dumps(said)
-    assert "relation" not in json.dumps(said)
+    assert "Traceback" not in json.dumps(reply)
+    assert "relation" not in json.dumps(reply)
     assert stack.submit(body).status_code == 200
 
 
@@ -106,28 +106,28 @@ def test_anyone_may_read_from_anywhere_and_trace_a_request(stack):
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "Access-Control-Allow-Credentials" not in answer.headers
     assert answer.headers["X-Request-ID"] == "trace-1"
-    said = stack.submit(plain(), X_Request_ID="trace-2").json()
-    kept = stack.scalar("SELECT request_id FROM submissions WHERE id = :id", id=said["submission_id"])
+    reply = stack.submit(plain(), X_Request_ID="trace-2").json()
+    kept = stack.scalar("SELECT request_id FROM submissions WHERE id = :id", id=reply["submission_id"])
     assert kept == "trace-2"
     ids = {stack.get("/health", headers={"X-Request-ID": bad}).headers["X-Request-ID"] for bad in ("", "x" * 101)}
     assert len(ids) == 2
-    assert all(len(one) == 32 for one in ids)
+    assert all(len(request_id) == 32 for request_id in ids)
 
 
 def test_flower_shows_each_submission_readably(stack):
     body = plain()
-    said = stack.submit(body).json()
+    reply = stack.submit(body).json()
     tasks = f"http://127.0.0.1:{stack.flower_port}/api/tasks"
 
     def shown():
         answer = stack.http.get(tasks, params={"taskname": "tasks.results.apply_result"})
-        wanted = f"'submission_id': {said['submission_id']},"
+        wanted = f"'submission_id': {reply['submission_id']},"
         return answer.ok and next((task for task in answer.json().values() if wanted in task["kwargs"]), None)
 
-    task = until(shown)
+    task = wait_until(shown)
     assert "'client': 'alice'" in task["kwargs"]
     assert f"'composite': '{body['composite'][:18]}...{body['composite'][-18:]}'" in task["kwargs"]
-    until(lambda: shown()["state"] == "SUCCESS")
+    wait_until(lambda: shown()["state"] == "SUCCESS")
     assert shown()["result"] == "'applied'"
 
 
@@ -144,6 +144,6 @@ def test_unknown_numbers_are_answered_404_where_they_are_not_accepted_until_they
     problem(closed.submit(body), 404, "unknown_composite")
     with closed.database.begin() as connection:
         registry.register(connection, body["composite"], evaluate_number(body["composite"], 50_000), is_prime=False)
-    said = closed.submit(body).json()
-    assert (said["status"], said["submission_id"]) == ("success", refused["submission_id"])
+    reply = closed.submit(body).json()
+    assert (reply["status"], reply["submission_id"]) == ("success", refused["submission_id"])
     closed.assert_sound()

@@ -4,7 +4,7 @@ import re
 from itertools import combinations
 
 import pytest
-from watched import ALERTS, DASHBOARD, OPS, PANELS, RULES, expressions, metrics_in
+from ops_files import ALERTS, DASHBOARD, OPS, PANELS, RULES, expressions, metrics_in
 
 
 def test_the_rules_have_what_prometheus_asks_for():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from bodies import SCRIPT, claiming, plain
-from leasing import named, registered
+from leasing import register_number, unique_name
 from traffic import prime
 
 pytestmark = pytest.mark.stack
@@ -15,7 +15,7 @@ STATIC = ("pages.css", "pages.js", "icon.svg")
 @pytest.fixture(scope="module")
 def known(stack):
     """A number with a factor, of a project and by a client whose names are no harmless text: (id, value, factor)."""
-    factor, project = prime(15), f"<b>{named('bold')}</b>"
+    factor, project = prime(15), f"<b>{unique_name('bold')}</b>"
     value = str(factor * prime(50) * prime(60))
     body = plain(value, client_id=SCRIPT, project=project, program="<i>ecm</i>", raw_output=SCRIPT)
     body |= {"results": {"factors_found": [{"factor": str(factor), "sigma": "3:77"}]}}
@@ -60,8 +60,8 @@ def test_one_number(stack, known):
 
 
 def test_numbers_are_filtered_sorted_and_go_on(stack):
-    project = named("pages")
-    values = [registered(stack, project=project) for _ in range(3)]
+    project = unique_name("pages")
+    values = [register_number(stack, project=project) for _ in range(3)]
     text = page(stack, f"/numbers?project={project}&sort=digits&limit=2&text=")
     (onward,) = re.findall(r'<a class="next" href="([^"]+)"', text)
     rest = page(stack, onward.replace("&amp;", "&"))

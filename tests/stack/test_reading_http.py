@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 from bodies import claiming, plain, problem
-from leasing import named, registered
-from stacks import until
+from leasing import register_number, unique_name
+from stacks import wait_until
 from traffic import prime
 
 pytestmark = pytest.mark.stack
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture(scope="module")
 def known(stack):
     """A number of a project of its own, with two factors by two clients: (id, value, its primes, the project)."""
-    primes, project = [prime(12), prime(20), prime(50), prime(70)], named("project/of")
+    primes, project = [prime(12), prime(20), prime(50), prime(70)], unique_name("project/of")
     value = str(primes[0] * primes[1] * primes[2] * primes[3])
     for client, factor in (("=alice", primes[0]), ("bob", primes[1])):
         sent = stack.submit(claiming(plain(value, client_id=client, project=project), factor))
@@ -25,7 +25,7 @@ def known(stack):
     return sent.json()["composite_id"], value, primes, project
 
 
-def page_of(stack, path, **query):
+def get_json(stack, path, **query):
     answer = stack.get(path, params=query)
     assert answer.status_code == 200, answer.text
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
@@ -34,24 +34,28 @@ def page_of(stack, path, **query):
 
 def test_a_list_of_numbers(stack, known):
     composite_id, value, primes, project = known
-    found = page_of(stack, "/composites", project=project, state="composite", sort="progress", descending=True)
-    (one,) = found["composites"]
-    assert (one["composite_id"], one["number"], one["digit_length"]) == (composite_id, value, one["digit_length"])
-    assert one["current_composite"] == str(primes[2] * primes[3])
-    assert one["progress"] == pytest.approx(one["current_t_level"] / one["target_t_level"])
-    assert one["attempts"] == 2
+    found = get_json(stack, "/composites", project=project, state="composite", sort="progress", descending=True)
+    (entry,) = found["composites"]
+    assert (entry["composite_id"], entry["number"], entry["digit_length"]) == (
+        composite_id,
+        value,
+        entry["digit_length"],
+    )
+    assert entry["current_composite"] == str(primes[2] * primes[3])
+    assert entry["progress"] == pytest.approx(entry["current_t_level"] / entry["target_t_level"])
+    assert entry["attempts"] == 2
     assert found["next"] is None
-    assert page_of(stack, "/composites", project=project, min_progress=0.99)["composites"] == []
-    assert page_of(stack, "/composites", text=str(primes[2] * primes[3]))["composites"] == [one]
-    assert page_of(stack, "/composites", project=project, min_digits="", cursor="", state="")["composites"] == [one]
+    assert get_json(stack, "/composites", project=project, min_progress=0.99)["composites"] == []
+    assert get_json(stack, "/composites", text=str(primes[2] * primes[3]))["composites"] == [entry]
+    assert get_json(stack, "/composites", project=project, min_digits="", cursor="", state="")["composites"] == [entry]
 
 
 def test_pages_of_numbers_go_on(stack):
-    project = named("pages")
-    values = {registered(stack, project=project) for _ in range(3)}
-    first = page_of(stack, "/composites", project=project, limit=2, sort="digits")
-    second = page_of(stack, "/composites", project=project, limit=2, sort="digits", cursor=first["next"])
-    assert {one["number"] for one in first["composites"] + second["composites"]} == values
+    project = unique_name("pages")
+    values = {register_number(stack, project=project) for _ in range(3)}
+    first = get_json(stack, "/composites", project=project, limit=2, sort="digits")
+    second = get_json(stack, "/composites", project=project, limit=2, sort="digits", cursor=first["next"])
+    assert {entry["number"] for entry in first["composites"] + second["composites"]} == values
     assert second["next"] is None
     wrong = stack.get("/composites", params={"project": project, "cursor": first["next"]})
     assert problem(wrong, 422, "bad_cursor")["errors"][0]["field"] == "cursor"
@@ -100,10 +104,10 @@ def test_what_cannot_be_read_is_said(stack, path, status, reason):
 
 def test_one_number_with_its_tree(stack, known):
     composite_id, value, primes, project = known
-    whole = page_of(stack, f"/composites/{composite_id}")
+    whole = get_json(stack, f"/composites/{composite_id}")
     assert whole["composite"] == value
     assert whole["projects"] == [project]
-    assert {(one["factor"], one["client_id"]) for one in whole["factors"]} == {
+    assert {(entry["factor"], entry["client_id"]) for entry in whole["factors"]} == {
         (str(primes[0]), "=alice"),
         (str(primes[1]), "bob"),
     }
@@ -115,12 +119,12 @@ def test_one_number_with_its_tree(stack, known):
 
 def test_the_chance_that_a_factor_was_missed(stack, known):
     composite_id = known[0]
-    said = page_of(stack, f"/composites/{composite_id}/effort")
-    assert [point["digits"] for point in said["points"]] == list(range(10, 101))
-    missed = [point["missed"] for point in said["points"]]
+    reply = get_json(stack, f"/composites/{composite_id}/effort")
+    assert [point["digits"] for point in reply["points"]] == list(range(10, 101))
+    missed = [point["missed"] for point in reply["points"]]
     assert 0 <= missed[0] < 0.01 < missed[20] < 1
     assert missed == sorted(missed)
-    (curves,) = said["curves"]
+    (curves,) = reply["curves"]
     assert (curves["b1"], curves["b2"], curves["curves"], curves["prior_curves"]) == (50_000, -1, 200, 0)
 
 
@@ -129,11 +133,11 @@ def test_many_numbers_at_once(stack, known):
     asked = [value, str(primes[2] * primes[3]), "17", "2^^3"]
     answer = stack.http.post(f"{stack.api}/composites/batch-status", json={"numbers": asked}, timeout=40)
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert (said["found"], said["not_found"]) == (2, 2)
-    ids = [one["composite"] and one["composite"]["composite_id"] for one in said["results"]]
+    reply = answer.json()
+    assert (reply["found"], reply["not_found"]) == (2, 2)
+    ids = [entry["composite"] and entry["composite"]["composite_id"] for entry in reply["results"]]
     assert ids == [composite_id, composite_id, None, None]
-    assert [bool(one["message"]) for one in said["results"]] == [False, False, True, True]
+    assert [bool(entry["message"]) for entry in reply["results"]] == [False, False, True, True]
     for wrong in ({"numbers": ["1"] * 1001}, {"numbers": "17"}, {"numbers": [17]}, {}, []):
         refused = stack.http.post(f"{stack.api}/composites/batch-status", json=wrong, timeout=40)
         problem(refused, 422, "invalid")
@@ -145,11 +149,11 @@ def test_the_most_advanced_numbers(stack, known):
     def top(**body):
         return stack.http.post(f"{stack.api}/composites/top-progress", json=body, timeout=40)
 
-    assert [one["composite_id"] for one in top(project_name=project).json()["composites"]] == [composite_id]
+    assert [entry["composite_id"] for entry in top(project_name=project).json()["composites"]] == [composite_id]
     assert top(formulas=[value, "17"], limit=1).json()["composites"][0]["number"] == value
     assert top(project_name=project, min_difficulty=1000).json()["composites"] == []
-    everywhere = top(limit=5, include_factored=True).json()["composites"]
-    shares = [one["progress"] for one in everywhere]
+    request_everywhere = top(limit=5, include_factored=True).json()["composites"]
+    shares = [entry["progress"] for entry in request_everywhere]
     assert shares == sorted(shares, reverse=True)
     problem(top(project_name="nowhere"), 404, "unknown_project")
     problem(top(limit="5"), 422, "invalid")
@@ -157,13 +161,13 @@ def test_the_most_advanced_numbers(stack, known):
 
 def test_factors_and_who_found_them(stack, known):
     composite_id, value, primes, project = known
-    found = page_of(stack, "/factors", composite=value, order="largest")["factors"]
-    assert [one["factor"] for one in found] == [str(primes[1]), str(primes[0])]
-    one = found[0]
-    assert (one["composite_id"], one["client_id"], one["b1"], one["b2"]) == (composite_id, "bob", 50_000, -1)
-    assert page_of(stack, f"/factors/{one['factor_id']}") == one
-    first = page_of(stack, "/factors", project=project, limit=1)
-    rest = page_of(stack, "/factors", project=project, limit=1, cursor=first["next"])
+    found = get_json(stack, "/factors", composite=value, order="largest")["factors"]
+    assert [entry["factor"] for entry in found] == [str(primes[1]), str(primes[0])]
+    entry = found[0]
+    assert (entry["composite_id"], entry["client_id"], entry["b1"], entry["b2"]) == (composite_id, "bob", 50_000, -1)
+    assert get_json(stack, f"/factors/{entry['factor_id']}") == entry
+    first = get_json(stack, "/factors", project=project, limit=1)
+    rest = get_json(stack, "/factors", project=project, limit=1, cursor=first["next"])
     assert [first["factors"][0]["factor"], rest["factors"][0]["factor"]] == [str(primes[1]), str(primes[0])]
 
 
@@ -176,45 +180,45 @@ def test_files_of_factors(stack, known):
     assert table.headers["Content-Type"] == "text/csv; charset=utf-8"
     assert table.headers["Content-Disposition"] == "attachment; filename=factors.csv"
     listed = list(csv.DictReader(io.StringIO(table.text)))
-    assert [one["number"] for one in listed] == [value, value]
+    assert [entry["number"] for entry in listed] == [value, value]
     # What a spreadsheet would run is text to it.
-    assert [one["client_id"] for one in listed] == ["'=alice", "bob"]
-    assert [one["b2"] for one in listed] == ["-1", "-1"]
+    assert [entry["client_id"] for entry in listed] == ["'=alice", "bob"]
+    assert [entry["b2"] for entry in listed] == ["-1", "-1"]
     assert len(stack.get("/export/factors", params={"client_id": "=alice", "format": "ndjson"}).text.splitlines()) == 1
 
 
 def test_projects(stack, known):
     project = known[3]
-    one = page_of(stack, f"/projects/by-name/{quote(project)}")
-    assert one["composites"] == 1
-    assert page_of(stack, f"/projects/{one['project_id']}") == one
+    entry = get_json(stack, f"/projects/by-name/{quote(project)}")
+    assert entry["composites"] == 1
+    assert get_json(stack, f"/projects/{entry['project_id']}") == entry
     found, cursor = [], ""
     while cursor is not None:
-        page = page_of(stack, "/projects", limit=50, cursor=cursor)
+        page = get_json(stack, "/projects", limit=50, cursor=cursor)
         found, cursor = found + page["projects"], page["next"]
-    assert one in found
+    assert entry in found
     names = [project["name"] for project in found]
     assert len(set(names)) == len(names)
 
 
 def test_clients(stack, known):
-    def seen():
-        return {one["name"] for one in page_of(stack, "/clients", limit=1000)["clients"]}
+    def names_seen():
+        return {entry["name"] for entry in get_json(stack, "/clients", limit=1000)["clients"]}
 
-    until(lambda: {"=alice", "bob"} <= seen())
-    by_name = [one["name"] for one in page_of(stack, "/clients", order="name", limit=1000)["clients"]]
+    wait_until(lambda: {"=alice", "bob"} <= names_seen())
+    by_name = [entry["name"] for entry in get_json(stack, "/clients", order="name", limit=1000)["clients"]]
     assert set(by_name) >= {"=alice", "bob"}
 
 
 def test_the_specification_has_all_of_it(stack):
     paths = stack.http.get(f"{stack.url}/openapi.json", timeout=40).json()["paths"]
     for path, view in paths.items():
-        for said in view.values():
-            assert ("429" in said["responses"]) == path.startswith("/api/v1/"), path
+        for operation in view.values():
+            assert ("429" in operation["responses"]) == path.startswith("/api/v1/"), path
     for path, method in (("submit_result", "post"), ("submit_results", "post"), ("ecm-work", "get")):
-        said = paths[f"/api/v1/{path}"][method]
-        assert said["security"] == [{}, {"client_key": []}]
-        assert {"401", "403"} <= set(said["responses"])
+        operation = paths[f"/api/v1/{path}"][method]
+        assert operation["security"] == [{}, {"client_key": []}]
+        assert {"401", "403"} <= set(operation["responses"])
     for path in ("composites", "composites/{composite_id}/effort", "factors", "export/factors", "clients", "projects"):
         assert "get" in paths[f"/api/v1/{path}"], path
     for path in ("batch-status", "top-progress"):

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 from bodies import plain, problem
-from leasing import admin_key, ask, named
-from stacks import until
+from leasing import admin_key, request_work, unique_name
+from stacks import wait_until
 from traffic import prime
 
 from agent.gmp_ecm import find_ecm
@@ -43,7 +43,7 @@ def stage1(stack, number, client, directory, *, parametrization=1, curves=CURVES
     ecm(number, *which, "-c", curves, "-save", file, b1=B1, b2=0)
     body = plain(number, client_id=client, results={"curves_completed": curves}, **fields)
     body["parameters"] |= {"b1": B1, "b2": 0, "curves": curves, "parametrization": parametrization, "sigma": None}
-    answer = stack.submit(body, Idempotency_Key=named("stage1"))
+    answer = stack.submit(body, Idempotency_Key=unique_name("stage1"))
     assert answer.status_code == 200, answer.text
     return answer.json()["attempt_id"], file.read_bytes()
 
@@ -58,7 +58,12 @@ def level(stack, number):
 
 @pytest.mark.parametrize("parametrization", [0, 1, 2, 3])
 def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parametrization):
-    number, project, gpu, cpu = composite_of(prime(40), prime(45)), named("trip"), named("gpu"), named("cpu")
+    number, project, gpu, cpu = (
+        composite_of(prime(40), prime(45)),
+        unique_name("trip"),
+        unique_name("gpu"),
+        unique_name("cpu"),
+    )
     attempt, content = stage1(stack, number, gpu, tmp_path, parametrization=parametrization, project=project)
     assert level(stack, number) == pytest.approx(effort.t_level(effort.effort_of([(B1, 0, parametrization, CURVES)])))
     sent = upload(stack, gpu, content, stage1_attempt_id=attempt if parametrization % 2 else "")
@@ -67,7 +72,9 @@ def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parame
     assert (residue["stage1_attempt_id"], residue["curve_count"], residue["b1"]) == (attempt, CURVES, B1)
     again = problem(upload(stack, gpu, content), 400, "duplicate_residue")
     assert f"Duplicate residue (checksum matches residue ID {residue['residue_id']})" in again["detail"]
-    assert ask(stack, cpu, composite=number)["work_id"] is None, "no new curves while some wait for their stage 2"
+    assert request_work(stack, cpu, composite=number)["work_id"] is None, (
+        "no new curves while some wait for their stage 2"
+    )
 
     work = call(stack, "GET", "/work", cpu, params={"project": project}).json()
     assert (work["residue_id"], work["composite"]) == (residue["residue_id"], number)
@@ -76,8 +83,8 @@ def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parame
     assert got.headers["Cache-Control"] == "no-store"
     problem(call(stack, "GET", f"/{work['residue_id']}/download", gpu), 409, "not_claimed")
     (tmp_path / "got.save").write_bytes(got.content)
-    said = ecm(number, "-resume", tmp_path / "got.save", b1=B1, b2=work["suggested_b2"])
-    assert said.count("Step 2 took") == CURVES
+    output = ecm(number, "-resume", tmp_path / "got.save", b1=B1, b2=work["suggested_b2"])
+    assert output.count("Step 2 took") == CURVES
     body = plain(number, client_id=cpu, residue_id=work["residue_id"], results={"curves_completed": CURVES})
     body["parameters"] |= {"b1": B1, "b2": None, "curves": CURVES, "parametrization": parametrization, "sigma": None}
     answer = stack.submit(body).json()
@@ -89,7 +96,7 @@ def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parame
         confirmed = call(stack, "POST", f"/{work['residue_id']}/complete", cpu, json=done)
         assert confirmed.status_code == 200, confirmed.text
         assert confirmed.json()["new_t_level"] == whole
-    until(lambda: not stack.scalar("SELECT has_file FROM ecm_residues WHERE id = :id", id=work["residue_id"]))
+    wait_until(lambda: not stack.scalar("SELECT has_file FROM ecm_residues WHERE id = :id", id=work["residue_id"]))
     file = stack.scalar("SELECT file_name FROM ecm_residues WHERE id = :id", id=work["residue_id"])
     assert not (stack.home / "residues" / file).exists()
 
@@ -97,17 +104,22 @@ def test_a_round_trip_counts_each_curve_once_and_in_full(stack, tmp_path, parame
 def test_a_factor_found_in_stage_2_is_applied(stack, tmp_path):
     # Whether a curve finds it depends on it and on sigma alone: this one does, in stage 2, with such bounds.
     small, sigma = 700000000000000033, "1:215"
-    number, project, gpu, cpu = composite_of(small, prime(50)), named("found"), named("gpu"), named("cpu")
+    number, project, gpu, cpu = (
+        composite_of(small, prime(50)),
+        unique_name("found"),
+        unique_name("gpu"),
+        unique_name("cpu"),
+    )
     attempt, content = stage1(stack, number, gpu, tmp_path, curves=1, sigma=sigma, project=project)
     sent = upload(stack, gpu, content, stage1_attempt_id=attempt)
     assert sent.status_code == 200, sent.text
     work = call(stack, "GET", "/work", cpu, params={"project": project}).json()
     (tmp_path / "got.save").write_bytes(call(stack, "GET", f"/{work['residue_id']}/download", cpu).content)
-    said = ecm(number, "-resume", tmp_path / "got.save", b1=B1, b2=10_000_000)
-    assert f"Factor found in step 2: {small}" in said
+    output = ecm(number, "-resume", tmp_path / "got.save", b1=B1, b2=10_000_000)
+    assert f"Factor found in step 2: {small}" in output
     body = plain(number, client_id=cpu, residue_checksum=work["checksum"])
     body["parameters"] |= {"b1": B1, "b2": 10_000_000, "parametrization": 1, "sigma": None}
-    body["results"] = {"curves_completed": said.count("Step 2 took"), "factor_found": str(small)}
+    body["results"] = {"curves_completed": output.count("Step 2 took"), "factor_found": str(small)}
     answer = stack.submit(body).json()
     assert (answer["factor_status"], answer["residue_completed"]) == ("new_factor", True)
     assert stack.get(f"/stats/{number}").json()["status"] == "fully_factored"
@@ -116,7 +128,7 @@ def test_a_factor_found_in_stage_2_is_applied(stack, tmp_path):
 @pytest.fixture
 def stored(stack, tmp_path):
     """(number, its stage 1's attempt, the file, its client): ready to be uploaded."""
-    number, gpu = composite_of(prime(41), prime(46)), named("gpu")
+    number, gpu = composite_of(prime(41), prime(46)), unique_name("gpu")
     return number, *stage1(stack, number, gpu, tmp_path), gpu
 
 
@@ -124,7 +136,7 @@ def test_bad_files_are_refused_clearly_and_nothing_is_stored(stack, stored):
     _, attempt, content, gpu = stored
     before = stack.scalar("SELECT count(*) FROM ecm_residues"), sorted((stack.home / "residues").iterdir())
     lines = content.splitlines(keepends=True)
-    for bad, said in (
+    for bad, words in (
         (b"", "no curve"),
         (content[: len(content) // 2], "Line 2"),
         (lines[0] + lines[1].replace(b"X=0x", b"X=0x1"), "Line 2: CHECKSUM"),
@@ -133,7 +145,7 @@ def test_bad_files_are_refused_clearly_and_nothing_is_stored(stack, stored):
         (b"PK\x03\x04", "Line 1"),
     ):
         refused = problem(upload(stack, gpu, bad, stage1_attempt_id=attempt), 400, "bad_residue")
-        assert said in refused["detail"]
+        assert words in refused["detail"]
     large = upload(stack, gpu, b"#" + b"\n# nothing but comments" * 2_500_000, stage1_attempt_id=attempt)
     problem(large, 413, "body_too_large")
     long_names = upload(stack, gpu, content, name="../../etc/passwd\n" + "x" * 5000, stage1_attempt_id=attempt + 10**9)
@@ -169,14 +181,14 @@ def test_who_asks_must_say_so(stack):
 
 
 def test_no_work_says_when_to_ask_again(stack):
-    said = call(stack, "GET", "/work", named("cpu"), params={"project": named("nowhere")}).json()
-    assert {name for name, value in said.items() if value is not None} == {"retry_after", "message"}
+    reply = call(stack, "GET", "/work", unique_name("cpu"), params={"project": unique_name("nowhere")}).json()
+    assert {name for name, value in reply.items() if value is not None} == {"retry_after", "message"}
 
 
 def test_a_claim_is_given_back_and_an_operator_closes(stack, stored):
     number, attempt, content, gpu = stored
     residue = upload(stack, gpu, content, stage1_attempt_id=attempt).json()["residue_id"]
-    key, cpu = admin_key(stack), named("cpu")
+    key, cpu = admin_key(stack), unique_name("cpu")
     run = "UPDATE composites SET priority = 99 WHERE number = :number"
     stack.run_sql(run, number=number)
 
@@ -193,12 +205,14 @@ def test_a_claim_is_given_back_and_an_operator_closes(stack, stored):
     assert call(stack, "GET", "/work", cpu, params={"min_priority": 99, "claim_timeout_hours": 0.0001}).json()[
         "residue_id"
     ]
-    until(lambda: stack.get(f"/residues/{residue}").json()["status"] == "available")  # beat has seen that it ran out
+    wait_until(
+        lambda: stack.get(f"/residues/{residue}").json()["status"] == "available"
+    )  # beat has seen that it ran out
     assert admin("DELETE", f"/residues/{residue}").json()["status"] == "closed"
     assert stack.scalar("SELECT count(*) FROM admin_events WHERE target = :t", t=f"residue {residue}") == 2
     summary = stack.get("/residues/stats/summary").json()
     assert summary["residues"]["closed"] >= 1
-    assert ask(stack, cpu, composite=number)["work_id"] is not None
+    assert request_work(stack, cpu, composite=number)["work_id"] is not None
     for path in ("cleanup", "cleanup-orphaned"):
         assert admin("POST", f"/residues/{path}").status_code == 200
         problem(stack.http.post(f"{stack.api}/admin/residues/{path}", timeout=60), 401, "unauthorized")

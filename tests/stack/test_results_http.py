@@ -6,8 +6,8 @@ import threading
 import pytest
 import requests
 from bodies import FIELDS, claiming, plain, problem
-from stacks import until
-from traffic import number, prime
+from stacks import wait_until
+from traffic import prime, random_number
 
 from coordinator.numbers.expressions import evaluate_number
 
@@ -28,10 +28,10 @@ def test_a_number_with_a_factor_is_applied_completely(stack):
     }
     answer = stack.submit(body)
     assert answer.status_code == 200
-    said = answer.json()
-    assert set(said) == FIELDS
-    assert (said["status"], said["factor_status"]) == ("success", "new_factor")
-    assert said["current_t_level"] > 0
+    reply = answer.json()
+    assert set(reply) == FIELDS
+    assert (reply["status"], reply["factor_status"]) == ("success", "new_factor")
+    assert reply["current_t_level"] > 0
     stats = stack.get(f"/stats/{composite}").json()
     assert (stats["status"], stats["current_composite"]) == ("fully_factored", "1")
     product = 1
@@ -40,14 +40,14 @@ def test_a_number_with_a_factor_is_applied_completely(stack):
     assert product == int(composite)
     assert stats["ecm_work"]["effort_by_level"] == [{"b1": 50000, "curves": 100}]
     (first, *_) = stack.rows(
-        "SELECT factor, sigma, attempt_id FROM factors WHERE composite_id = :id ORDER BY id", id=said["composite_id"]
+        "SELECT factor, sigma, attempt_id FROM factors WHERE composite_id = :id ORDER BY id", id=reply["composite_id"]
     )
-    assert tuple(first) == ("123456789", "123456", said["attempt_id"])
+    assert tuple(first) == ("123456789", "123456", reply["attempt_id"])
     # Once more: nothing is added.
     before = stack.counts()
     again = stack.submit(body)
     assert (again.status_code, again.json()["factor_status"]) == (200, "duplicate")
-    assert again.json()["attempt_id"] == said["attempt_id"]
+    assert again.json()["attempt_id"] == reply["attempt_id"]
     assert stack.counts() == before
 
 
@@ -67,7 +67,7 @@ def test_a_factor_that_does_not_divide_is_refused_and_leaves_no_trace(stack):
 
 def test_without_parameters_it_is_not_even_stored(stack):
     before = stack.counts()
-    body = {"client_id": "seed", "composite": number().value, "results": {"factor_found": "999"}}
+    body = {"client_id": "seed", "composite": random_number().value, "results": {"factor_found": "999"}}
     refused = problem(stack.submit(body), 422, "invalid")
     assert "parameters.b1 is required" in refused["detail"]
     assert refused["errors"]
@@ -81,9 +81,9 @@ def test_only_b1_is_enough(stack):
         "parameters": {"b1": 50000},
         "results": {"factor_found": "123456789"},
     }
-    said = stack.submit(body).json()
+    reply = stack.submit(body).json()
     (row,) = stack.rows("SELECT * FROM composites WHERE number = '12345678901234567890'")
-    assert row.id == said["composite_id"]
+    assert row.id == reply["composite_id"]
     assert row.current_t_level > 0
     attempts = "SELECT count(*) FROM ecm_attempts WHERE composite_id = :id"
     assert stack.scalar(attempts, id=row.id) == 1
@@ -97,15 +97,15 @@ def test_only_b1_is_enough(stack):
 def test_who_does_not_wait_is_told_where_to_look(stack):
     answer = stack.submit(plain(), Prefer="respond-async")
     assert answer.status_code == 202
-    said = answer.json()
-    assert set(said) == FIELDS
-    assert said["status"] == "accepted"
-    assert said["composite_id"] is said["factor_status"] is said["current_t_level"] is None
+    reply = answer.json()
+    assert set(reply) == FIELDS
+    assert reply["status"] == "accepted"
+    assert reply["composite_id"] is reply["factor_status"] is reply["current_t_level"] is None
     where = answer.headers["Location"]
-    assert where == f"/api/v1/submissions/{said['submission_id']}"
-    state = until(lambda: (now := stack.http.get(stack.url + where).json())["state"] != "received" and now)
+    assert where == f"/api/v1/submissions/{reply['submission_id']}"
+    state = wait_until(lambda: (now := stack.http.get(stack.url + where).json())["state"] != "received" and now)
     assert state["state"] == "applied"
-    assert state["attempt_id"] == said["attempt_id"] == state["outcome"]["attempt_id"]
+    assert state["attempt_id"] == reply["attempt_id"] == state["outcome"]["attempt_id"]
     assert state["settled_at"] > state["created_at"]
 
 
@@ -120,7 +120,7 @@ def test_a_wait_ends_when_it_should(stack, prefer, longest):
         stack.thaw("worker")
     assert answer.status_code == 202
     assert answer.elapsed.total_seconds() < longest
-    until(lambda: stack.unsettled() == 0)
+    wait_until(lambda: stack.unsettled() == 0)
 
 
 def test_a_replay_waits_for_the_first(stack):
@@ -134,7 +134,7 @@ def test_a_replay_waits_for_the_first(stack):
         ]
         for thread in threads:
             thread.start()
-        until(lambda: stack.unsettled() == 1)
+        wait_until(lambda: stack.unsettled() == 1)
     finally:
         stack.thaw("worker")
     for thread in threads:
@@ -151,16 +151,16 @@ def test_a_replay_waits_for_the_first(stack):
 def test_a_key_stands_for_one_result_of_one_client(stack):
     key = f"run {random.randrange(10**9)}"
     first = plain()
-    said = stack.submit(first, Idempotency_Key=key).json()
+    reply = stack.submit(first, Idempotency_Key=key).json()
     again = stack.submit(first, Idempotency_Key=key).json()
-    assert (again["factor_status"], again["submission_id"]) == ("duplicate", said["submission_id"])
+    assert (again["factor_status"], again["submission_id"]) == ("duplicate", reply["submission_id"])
     before = stack.counts()
     reused = problem(stack.submit(plain(), Idempotency_Key=key), 422, "idempotency_key_reused")
     assert reused["errors"][0]["field"] == "Idempotency-Key"
     assert stack.counts() == before
     other = stack.submit(plain(client_id="bob"), Idempotency_Key=key).json()
     assert other["status"] == "success"
-    assert other["submission_id"] != said["submission_id"]
+    assert other["submission_id"] != reply["submission_id"]
 
 
 def test_the_same_run_twice_under_two_keys_counts_twice_only_without_sigma(stack):
@@ -184,10 +184,10 @@ def test_keys_that_cannot_be_kept_are_refused(stack, key):
 
 
 def test_a_composite_factor_is_split(stack):
-    one = number()
-    body = claiming(plain(one.value), one.to_split)
+    chosen = random_number()
+    body = claiming(plain(chosen.value), chosen.to_split)
     assert stack.submit(body).json()["factor_status"] == "new_factor"
-    until(lambda: len(stack.get(f"/stats/{one.value}").json()["factors_found"]) == 2)
+    wait_until(lambda: len(stack.get(f"/stats/{chosen.value}").json()["factors_found"]) == 2)
 
 
 def test_a_repeated_factor_is_counted_as_often_as_it_divides(stack):
@@ -198,12 +198,12 @@ def test_a_repeated_factor_is_counted_as_often_as_it_divides(stack):
 
 
 def test_a_factor_found_by_two_clients_at_once_is_new_once(stack):
-    one = number()
-    stack.submit(plain(one.value))
+    chosen = random_number()
+    stack.submit(plain(chosen.value))
     answers = []
 
     def find(client):
-        body = claiming(plain(one.value, client_id=client), one.small)
+        body = claiming(plain(chosen.value, client_id=client), chosen.small)
         answers.append(requests.post(f"{stack.api}/submit_result", json=body).json())
 
     threads = [threading.Thread(target=find, args=(f"client {index}",)) for index in range(4)]
@@ -212,8 +212,8 @@ def test_a_factor_found_by_two_clients_at_once_is_new_once(stack):
     for thread in threads:
         thread.join()
     assert sorted(answer["factor_status"] for answer in answers) == ["known_factor"] * 3 + ["new_factor"]
-    assert stack.get(f"/stats/{one.value}").json()["factors_found"] == [one.small]
-    assert stack.get(f"/stats/{one.value}").json()["ecm_work"]["total_attempts"] == 5
+    assert stack.get(f"/stats/{chosen.value}").json()["factors_found"] == [chosen.small]
+    assert stack.get(f"/stats/{chosen.value}").json()["ecm_work"]["total_attempts"] == 5
 
 
 def test_a_result_for_an_old_cofactor_finds_its_number(stack):
@@ -235,8 +235,8 @@ def test_a_result_for_an_old_cofactor_finds_its_number(stack):
 def test_5000_digits_work(stack):
     p = prime(20)
     value = p * (10**4980 + random.randrange(10**6) * 2 + 1)
-    said = stack.submit(claiming(plain(value.digits()), p), Prefer="wait=20").json()
-    assert said["factor_status"] == "new_factor"
+    reply = stack.submit(claiming(plain(value.digits()), p), Prefer="wait=20").json()
+    assert reply["factor_status"] == "new_factor"
     stats = stack.get(f"/stats/{value.digits()}").json()
     assert str(p) in stats["factors_found"]
     assert stats["composite"] == value.digits()
@@ -244,9 +244,9 @@ def test_5000_digits_work(stack):
 
 def test_1_and_the_number_itself_are_no_factors_and_no_fault(stack):
     body = plain()
-    said = stack.submit(claiming(body, 1, body["composite"])).json()
-    assert (said["status"], said["factor_status"]) == ("success", "no_factor")
-    assert "no proper factor" in said["message"]
+    reply = stack.submit(claiming(body, 1, body["composite"])).json()
+    assert (reply["status"], reply["factor_status"]) == ("success", "no_factor")
+    assert "no proper factor" in reply["message"]
 
 
 def test_stats_by_expression_and_for_what_nobody_knows(stack):
@@ -258,14 +258,14 @@ def test_stats_by_expression_and_for_what_nobody_knows(stack):
     value = evaluate_number(written, 50_000).digits()
     assert stack.get(f"/stats/{value}").json() == stats
     assert stats["status"] == "composite"
-    problem(stack.get(f"/stats/{number().value}"), 404, "unknown_composite")
+    problem(stack.get(f"/stats/{random_number().value}"), 404, "unknown_composite")
     refused = problem(stack.get("/stats/10%2F3"), 422, "not_an_integer")
     assert "10/3" in refused["detail"]
 
 
 def test_methods_but_ecm_leave_the_t_level_alone(stack):
-    one = number().value
+    chosen = random_number().value
     for method in ("pm1", "pp1", "siqs", "nfs", "auto"):
-        said = stack.submit(plain(one, method=method)).json()
-        assert (said["status"], said["current_t_level"]) == ("success", 0.0)
-    assert stack.get(f"/stats/{one}").json()["ecm_work"]["total_attempts"] == 5
+        reply = stack.submit(plain(chosen, method=method)).json()
+        assert (reply["status"], reply["current_t_level"]) == ("success", 0.0)
+    assert stack.get(f"/stats/{chosen}").json()["ecm_work"]["total_attempts"] == 5

@@ -1,6 +1,6 @@
-"""`ecm-coordinator up`: what it starts, keeps running, stops, and finds again.
+"""`ecm-coordinator up` starts its programs and servers, restarts them, and stops them.
 
-Its programs are small stand-ins here, as quick to start as they are to kill; the servers beneath them are real.
+The programs are small stand-ins here, because those start and stop quickly; the servers are real.
 """
 
 import json
@@ -32,8 +32,8 @@ WEB = """
 import http.server, json, os, pathlib, time
 class Status(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        said = pathlib.Path(os.environ["ECM_HOME"], "status.json")
-        body = json.loads(said.read_text()) if said.exists() else {}
+        file = pathlib.Path(os.environ["ECM_HOME"], "status.json")
+        body = json.loads(file.read_text()) if file.exists() else {}
         urls = [os.environ["DATABASE_URL"], os.environ["REDIS_URL"]]
         facts = {"web": os.getpid(), "urls": urls, "broker": {"ok": True}}
         self.send_response(200)
@@ -85,11 +85,11 @@ class Up:
         return {name: {p.pid for p in find_processes(self.home, name)} for name in names}
 
     def stop(self, signum=signal.SIGTERM):
-        """Stop it; returns its exit status, the seconds it took, and what it said."""
+        """Stop it; returns its exit status, the seconds that it took, and its output."""
         began = time.monotonic()
         self.process.send_signal(signum)
-        said = self.process.communicate(timeout=30)
-        return self.process.returncode, time.monotonic() - began, "".join(said)
+        output = self.process.communicate(timeout=30)
+        return self.process.returncode, time.monotonic() - began, "".join(output)
 
 
 @pytest.fixture
@@ -115,15 +115,15 @@ def start(home):
     remove_outside_sockets(home)
 
 
-def until(condition, patience=20.0):
-    deadline = time.monotonic() + patience
+def wait_until(condition, timeout=20.0):
+    deadline = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
     return value
 
 
-def nothing(running):
+def nothing_runs(running):
     return not any(running.values())
 
 
@@ -144,18 +144,18 @@ def test_up_says_ready_once_refuses_a_second_and_stops_within_ten_seconds(start,
     key = home / "admin.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert len(key.read_text().strip()) >= 32
-    until(lambda: one_server_of_each(up), 10)  # a helper of PostgreSQL's may just have ended
+    wait_until(lambda: one_server_of_each(up), 10)  # a helper of PostgreSQL's may just have ended
 
     second = start()
-    said = second.process.communicate(timeout=20)
+    output = second.process.communicate(timeout=20)
     assert second.process.returncode == 1
-    assert f"in use by another ecm-coordinator (process {up.process.pid})" in said[1]
+    assert f"in use by another ecm-coordinator (process {up.process.pid})" in output[1]
 
-    code, seconds, said = up.stop(signal.SIGINT)
-    assert (code, "ready:" in said) == (0, False)
-    assert str(key) in said
+    code, seconds, output = up.stop(signal.SIGINT)
+    assert (code, "ready:" in output) == (0, False)
+    assert str(key) in output
     assert seconds < 10
-    assert nothing(up.running())
+    assert nothing_runs(up.running())
 
     server = start_postgres(home)
     try:
@@ -171,25 +171,25 @@ def test_what_is_killed_comes_back_at_the_same_place_with_nothing_left_of_the_ol
     before, urls = up.running(), up.status()["urls"]
     web, child = sorted(before["web"])
     os.kill(web, signal.SIGKILL)
-    until(lambda: (now := up.running()["web"]) and not now & {web, child} and answers(up))
+    wait_until(lambda: (now := up.running()["web"]) and not now & {web, child} and status_or_none(up))
     for name in ("postgres", "valkey", "worker"):
         leader = next(pid for pid in before[name] if psutil.Process(pid).ppid() not in before[name])
         os.kill(leader, signal.SIGKILL)
-        until(lambda name=name: (now := up.running()[name]) and not now & before[name])
-    until(lambda: one_server_of_each(up))
+        wait_until(lambda name=name: (now := up.running()[name]) and not now & before[name])
+    wait_until(lambda: one_server_of_each(up))
     assert up.status()["urls"] == urls
     database = libpq_url(urls[0])
-    until(lambda: connects(database))
+    wait_until(lambda: can_connect(database))
 
 
-def answers(up):
+def status_or_none(up):
     try:
         return up.status()
     except OSError:
         return None
 
 
-def connects(url):
+def can_connect(url):
     try:
         psycopg2.connect(url).close()
     except psycopg2.OperationalError:
@@ -199,7 +199,7 @@ def connects(url):
 
 def supervisord_of(up):
     # A program that supervisord is about to start is a second supervisord for a moment.
-    (pid,) = until(lambda: len(found := up.running()["supervisord"]) == 1 and found)
+    (pid,) = wait_until(lambda: len(found := up.running()["supervisord"]) == 1 and found)
     return pid
 
 
@@ -211,7 +211,7 @@ def test_after_a_kill_the_next_up_starts_and_nothing_runs_twice(start, victims):
         os.kill({"up": first.process.pid, "supervisord": supervisord}[victim], signal.SIGKILL)
     first.process.wait()
     second = start().ready()
-    until(lambda: one_server_of_each(second), 10)
+    wait_until(lambda: one_server_of_each(second), 10)
     assert supervisord not in second.running()["supervisord"]
 
 
@@ -220,15 +220,17 @@ def test_everything_ends_by_itself_when_up_is_killed(start):
     up = start().ready()
     up.process.kill()
     # The stand-ins' children stay, for they do not watch their parents as gunicorn's and Celery's do.
-    until(lambda: not any(pids for name, pids in up.running().items() if name not in {"web", "worker"}), patience=15)
+    wait_until(
+        lambda: not any(pids for name, pids in up.running().items() if name not in {"web", "worker"}), timeout=15
+    )
 
 
 def test_supervisord_itself_is_started_again(start):
     up = start().ready()
     old = supervisord_of(up)
     os.kill(old, signal.SIGKILL)
-    until(lambda: (now := up.running())["supervisord"] and old not in now["supervisord"] and answers(up))
-    until(lambda: one_server_of_each(up))
+    wait_until(lambda: (now := up.running())["supervisord"] and old not in now["supervisord"] and status_or_none(up))
+    wait_until(lambda: one_server_of_each(up))
 
 
 def test_a_program_whose_heartbeat_is_old_is_restarted_but_not_while_the_broker_is_away(start, home):
@@ -242,7 +244,7 @@ def test_a_program_whose_heartbeat_is_old_is_restarted_but_not_while_the_broker_
     (home / "status.json").write_text(json.dumps({"broker": {"ok": True}, "workers": {"heartbeats": beats}}))
     for pid in before:
         os.kill(pid, signal.SIGSTOP)
-    until(lambda: (now := up.running()["worker"]) and not now & before)
+    wait_until(lambda: (now := up.running()["worker"]) and not now & before)
     assert up.running()["web"] == web
 
 
@@ -252,10 +254,10 @@ def test_a_port_that_is_in_use_is_named_before_anything_starts(start, home):
         taken.listen()
         port = taken.getsockname()[1]
         up = start(port=port)
-        said = up.process.communicate(timeout=20)
+        output = up.process.communicate(timeout=20)
     assert up.process.returncode == 1
-    assert f"cannot listen on port {port} of 127.0.0.1" in said[1]
-    assert "--port" in said[1]
+    assert f"cannot listen on port {port} of 127.0.0.1" in output[1]
+    assert "--port" in output[1]
     assert not (home / "postgres").exists()
 
 
@@ -270,10 +272,10 @@ def test_a_program_that_supervisord_gave_up_on_is_started_again(home, monkeypatc
     supervisor.start()
     try:
         supervisor.start_programs()
-        until(lambda: supervisor.states() == {"worker": "FATAL"})
+        wait_until(lambda: supervisor.states() == {"worker": "FATAL"})
         fixed.touch()
         assert supervisor.start_failed() == ["worker"]
-        until(lambda: supervisor.states() == {"worker": "RUNNING"})
+        wait_until(lambda: supervisor.states() == {"worker": "RUNNING"})
         assert supervisor.start_failed() == []
     finally:
         supervisor.stop()

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 from bodies import problem
-from leasing import admin_key, ask, named
-from traffic import number, prime
+from leasing import admin_key, request_work, unique_name
+from traffic import prime, random_number
 
 pytestmark = pytest.mark.stack
 
@@ -57,13 +57,13 @@ def loaded(answer, *counts):
 
 
 def test_a_text_file_is_loaded_and_its_numbers_are_leased(stack, key):
-    first, second, project = number().value, number().value, named("project")
+    first, second, project = random_number().value, random_number().value, unique_name("project")
     text = f"# mine\r\n\r\n{first}\r\n{second}\r\n"
     loaded(upload(stack, key, text, default_priority="7", project_name=project), 2, 2, 0, 0, 0)
     loaded(upload(stack, key, text, default_priority="9", project_name=project), 2, 0, 2, 0, 0)
     (row,) = stack.rows("SELECT priority FROM composites WHERE number = :value", value=first)
     assert row.priority == 7
-    assert ask(stack, named("client"), project=project)["composite"] in (first, second)
+    assert request_work(stack, unique_name("client"), project=project)["composite"] in (first, second)
     stack.assert_sound()
 
 
@@ -75,7 +75,7 @@ def test_a_long_list_is_looked_at_in_another_process(stack, key):
 
 
 def test_a_table_brings_what_is_known_of_its_numbers(stack, key):
-    small, value = prime(20), number().value
+    small, value = prime(20), random_number().value
     whole = str(int(value) * small)
     table = f"colour,current_composite,number,priority,prior_work\nred,{value},{whole},3,t20\n"
     report = loaded(upload(stack, key, table, "../../etc/numbers.csv"), 1, 1, 0, 0, 0)
@@ -88,9 +88,9 @@ def test_a_table_brings_what_is_known_of_its_numbers(stack, key):
 
 
 def test_arrays_are_loaded(stack, key):
-    values = [number().value for _ in range(3)]
+    values = [random_number().value for _ in range(3)]
     loaded(bulk(stack, key, {"numbers": values[:2], "default_priority": 4}), 2, 2, 0, 0, 0)
-    loaded(bulk(stack, key, values, default_priority=5, project_name=named("p")), 3, 1, 2, 2, 0)
+    loaded(bulk(stack, key, values, default_priority=5, project_name=unique_name("p")), 3, 1, 2, 2, 0)
     priorities = stack.rows("SELECT priority FROM composites WHERE number IN :v".replace(":v", str(tuple(values))))
     assert sorted(row.priority for row in priorities) == [4, 4, 5]
     item = {"number": values[0], "priority": 6, "is_prime": False, "has_snfs_form": True, "snfs_difficulty": 40}
@@ -100,21 +100,21 @@ def test_arrays_are_loaded(stack, key):
 
 @pytest.mark.parametrize("skipping", [False, True])
 def test_bad_lines_are_named_and_nothing_is_stored_unless_they_are_skipped(stack, key, skipping):
-    value, before = number().value, stack.counts()
+    value, before = random_number().value, stack.counts()
     text = f"{value}\n=HYPERLINK(1)\n+1+1\n@A1\n"
     if skipping:
         report = loaded(upload(stack, key, text, query={"on_error": "skip"}), 4, 1, 0, 0, 3)
         assert [error["line"] for error in report["errors"]] == [2, 3, 4]
         return
-    said = problem(upload(stack, key, text), 422, "invalid_numbers")
-    assert next((e["line"], e["number"], e["field"]) for e in said["errors"]) == (2, "=HYPERLINK(1)", "line 2")
-    assert said["invalid_numbers"] == 3
-    assert "line 2" in said["detail"]
-    said = problem(bulk(stack, key, {"numbers": [value, 1.5, None, {}]}), 422, "invalid_numbers")
-    assert [error["line"] for error in said["errors"]] == [2, 3, 4]
-    said = problem(bulk(stack, key, {"composites": [{"number": value, "factors": ["7"]}, {}]}, "bulk-structured"),
+    reply = problem(upload(stack, key, text), 422, "invalid_numbers")
+    assert next((e["line"], e["number"], e["field"]) for e in reply["errors"]) == (2, "=HYPERLINK(1)", "line 2")
+    assert reply["invalid_numbers"] == 3
+    assert "line 2" in reply["detail"]
+    reply = problem(bulk(stack, key, {"numbers": [value, 1.5, None, {}]}), 422, "invalid_numbers")
+    assert [error["line"] for error in reply["errors"]] == [2, 3, 4]
+    reply = problem(bulk(stack, key, {"composites": [{"number": value, "factors": ["7"]}, {}]}, "bulk-structured"),
                    422, "invalid_numbers")  # fmt: skip
-    assert [error["reason"] for error in said["errors"]] == ["factor_does_not_divide", "invalid"]
+    assert [error["reason"] for error in reply["errors"]] == ["factor_does_not_divide", "invalid"]
     assert stack.counts() == before
     report = loaded(bulk(stack, key, [value], dry_run="true"), 1, 1, 0, 0, 0)
     assert "nothing was stored" in report["message"]
@@ -143,8 +143,8 @@ def zipped():
 )
 def test_what_is_no_list_is_refused_in_words(stack, key, content, name, refusal):
     before = stack.counts()
-    reason, said = refusal
-    assert said in problem(upload(stack, key, content, name), 422, reason)["detail"]
+    reason, words = refusal
+    assert words in problem(upload(stack, key, content, name), 422, reason)["detail"]
     assert stack.counts() == before
 
 

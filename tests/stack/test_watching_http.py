@@ -9,8 +9,8 @@ import sys
 import pytest
 import requests
 from bodies import claiming, plain
-from stacks import until
-from watched import expressions, labels_in, metrics_in
+from ops_files import expressions, labels_in, metrics_in
+from stacks import wait_until
 
 from config.local.ports import free_port
 from config.local.procfile import child_environment
@@ -33,24 +33,24 @@ def samples(stack) -> dict[str, float]:
 def leased(stack):
     """An open lease, given back afterwards."""
     stack.submit(plain())
-    given = stack.get("/ecm-work", params={"client_id": "watched", "shared": "1"}).json()
-    assert given["work_id"]
-    yield given
-    stack.http.delete(f"{stack.api}/work/{given['work_id']}", timeout=20)
+    lease = stack.get("/ecm-work", params={"client_id": "watched", "shared": "1"}).json()
+    assert lease["work_id"]
+    yield lease
+    stack.http.delete(f"{stack.api}/work/{lease['work_id']}", timeout=20)
 
 
 def test_what_dashboard_and_alerts_ask_for_is_there(stack, leased):
-    there: dict[str, set[str]] = {}
-    for sample in until(lambda: "ecm_heartbeat_age_seconds" in str(now := samples(stack)) and now):
+    labels_of: dict[str, set[str]] = {}
+    for sample in wait_until(lambda: "ecm_heartbeat_age_seconds" in str(now := samples(stack)) and now):
         name, labels, _ = SAMPLE.fullmatch(f"{sample} 0").groups()
-        there.setdefault(name, set()).update(re.findall(r"(\w+)=", labels or ""))
+        labels_of.setdefault(name, set()).update(re.findall(r"(\w+)=", labels or ""))
     for expression in expressions():
-        assert metrics_in(expression) - {"up"} <= set(there), expression
+        assert metrics_in(expression) - {"up"} <= set(labels_of), expression
         for metric, label in labels_in(expression):
-            assert label in there[metric], expression
+            assert label in labels_of[metric], expression
         for label in re.findall(r"by \(([^)]*)\)", expression):
             (metric,) = metrics_in(expression)
-            assert set(re.findall(r"\w+", label)) <= there[metric], expression
+            assert set(re.findall(r"\w+", label)) <= labels_of[metric], expression
 
 
 def test_metrics_follow_a_result_from_intake_to_its_outcome(stack, leased):
@@ -63,7 +63,7 @@ def test_metrics_follow_a_result_from_intake_to_its_outcome(stack, leased):
         now = samples(stack)
         return all(now[name] == before[name] + 1 for name in settled.values()) and now
 
-    after = until(counted)
+    after = wait_until(counted)
     tasks = 'ecm_task_seconds_count{state="SUCCESS",task="tasks.results.apply_result"}'
     assert after[tasks] >= before[tasks] + 2
     assert sum(value for name, value in after.items() if name.startswith("ecm_leases_open{")) >= 1
@@ -76,21 +76,21 @@ def test_a_lease_that_runs_out_is_counted(stack, leased):
     before = samples(stack)["ecm_leases_expired_total"]
     overdue = "UPDATE work_assignments SET expires_at = now() - interval '1 minute' WHERE id = CAST(:id AS uuid)"
     stack.run_sql(overdue, id=leased["work_id"])
-    until(lambda: samples(stack)["ecm_leases_expired_total"] >= before + 1)
+    wait_until(lambda: samples(stack)["ecm_leases_expired_total"] >= before + 1)
 
 
 @pytest.mark.parametrize("body", [plain(), claiming(plain(), 999)], ids=["applied", "rejected"])
 def test_one_id_leads_from_a_request_to_its_task_and_its_transactions(stack, body):
     trace = os.urandom(8).hex()
-    said = stack.submit(body, X_Request_ID=trace)
-    assert said.headers["X-Request-ID"] == trace
-    submission = said.json()["submission_id"]
+    answer = stack.submit(body, X_Request_ID=trace)
+    assert answer.headers["X-Request-ID"] == trace
+    submission = answer.json()["submission_id"]
 
     def lines(program):
         text = re.sub(r"\x1b\[[0-9;]*m", "", (stack.home / "logs" / f"{program}.log").read_text(errors="replace"))
         return [line for line in text.splitlines() if f"request={trace}" in line]
 
-    worker = until(lambda: "Task ended" in str(now := lines("worker")) and now)
+    worker = wait_until(lambda: "Task ended" in str(now := lines("worker")) and now)
     (stored,) = [line for line in lines("web") if "Transaction committed" in line]
     assert "unit=receive_result" in stored
     (applied,) = [line for line in worker if "unit=apply_result" in line]
@@ -122,17 +122,17 @@ def test_flower_asks_for_its_password_and_remembers(stack, tmp_path):
 
     first = run()
     try:
-        until(lambda: shows("tasks") is not None, 30)
+        wait_until(lambda: shows("tasks") is not None, 30)
         assert requests.get(f"{address}/api/tasks", timeout=5).status_code == 401
         assert requests.get(f"{address}/tasks", auth=("ann", "guess"), timeout=5).status_code == 401
         wanted = f"'submission_id': {stack.submit(plain()).json()['submission_id']},"
-        until(lambda: wanted in str(shows("tasks")))
+        wait_until(lambda: wanted in str(shows("tasks")))
     finally:
         first.send_signal(signal.SIGTERM)
         first.wait(20)
     second = run()
     try:
-        assert wanted in str(until(lambda: shows("tasks"), 30))
+        assert wanted in str(wait_until(lambda: shows("tasks"), 30))
     finally:
         second.kill()
         second.wait(20)

@@ -8,16 +8,16 @@ import threading
 
 import pytest
 from bodies import problem
-from leasing import admin_key, ask, named, registered, tell, told
-from stacks import until
+from leasing import admin_key, assert_lease, call_api, register_number, request_work, unique_name
+from stacks import wait_until
 from traffic import prime
 
 from coordinator.composites import lease_lifecycle
 
 pytestmark = pytest.mark.stack
 
-ASKING = ("/ecm-work", "/p1-work", "/work")
-TELLING = {
+LEASE_PATHS = ("/ecm-work", "/p1-work", "/work")
+LEASE_CALLS = {
     "claim": ("POST", "/claim"),
     "start": ("POST", "/start"),
     "progress": ("PUT", "/progress"),
@@ -26,34 +26,34 @@ TELLING = {
 }
 
 
-def everything(stack):
+def read_state(stack):
     """What nothing in here may change: how many rows there are, all that leases say, and what numbers want."""
     leases = "SELECT md5(string_agg(w::text, '|' ORDER BY id)) FROM work_assignments w"
     numbers = (
         "SELECT md5(string_agg(concat_ws(' ', id, hold, hold_reason, open_leases, ecm_eligible,"
         " pm1_eligible, pp1_eligible), '|' ORDER BY id)) FROM composites"
     )
-    until(lambda: stack.unsettled() == 0)
+    wait_until(lambda: stack.unsettled() == 0)
     return stack.counts(), stack.scalar(leases), stack.scalar(numbers)
 
 
 @pytest.fixture
 def unchanged(stack):
     """Fails the test if it has changed anything."""
-    before = everything(stack)
+    before = read_state(stack)
     yield
-    assert everything(stack) == before
+    assert read_state(stack) == before
 
 
 def refused(answer, *words, status=422, reason="invalid", field=None):
     """A problem in these words, about this field; short, whatever was sent."""
-    said = problem(answer, status, reason)
+    reply = problem(answer, status, reason)
     for word in words:
-        assert word in said["detail"], said["detail"]
+        assert word in reply["detail"], reply["detail"]
     if field is not None:
-        assert [error["field"] for error in said["errors"]] == [field], said
+        assert [error["field"] for error in reply["errors"]] == [field], reply
     assert len(answer.content) < 2_000
-    return said
+    return reply
 
 
 # What is asked for ---------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_methods_that_there_are_not(stack, path):
 
 @pytest.mark.usefixtures("unchanged")
 def test_ranges_that_nothing_is_within(stack):
-    for path in ASKING:
+    for path in LEASE_PATHS:
         answer = stack.get(path, params={"client_id": "one", "min_digits": 200, "max_digits": 100})
         refused(answer, "min_digits is 200", "max_digits is 100")
     answer = stack.get("/ecm-work", params={"client_id": "one", "min_target_tlevel": 50, "max_target_tlevel": 40})
@@ -141,11 +141,11 @@ NAMES = {
 }
 
 
-def everywhere(stack, query):
+def request_everywhere(stack, query):
     """Every endpoint that takes a client's name, with this query; a lease's id that is none."""
-    for path in ASKING:
+    for path in LEASE_PATHS:
         yield stack.http.get(f"{stack.api}{path}?{query}", timeout=10)
-    for method, path in TELLING.values():
+    for method, path in LEASE_CALLS.values():
         if path or "client_id=" in query.replace("client_id=&", ""):  # abandoning takes no name, too
             url = f"{stack.api}/work/00000000-0000-4000-8000-000000000000{path}?curves_completed=1&{query}"
             yield stack.http.request(method, url, timeout=10)
@@ -155,7 +155,7 @@ def everywhere(stack, query):
 @pytest.mark.usefixtures("unchanged")
 def test_names_that_are_none(stack, name):
     query, word = NAMES[name]
-    for answer in everywhere(stack, query):
+    for answer in request_everywhere(stack, query):
         if name == "an empty one" and answer.request.method == "DELETE":
             continue  # as if it was not given
         refused(answer, "client_id", word, field="client_id")
@@ -177,13 +177,13 @@ def test_a_name_of_a_megabyte(stack):
             # It may stop reading long before the end.
             sending = threading.Thread(target=_send, args=(connection, request))
             sending.start()
-            said = b""
+            received = b""
             with contextlib.suppress(ConnectionError):
                 while data := connection.recv(65536):
-                    said += data
+                    received += data
             sending.join(30)
-        assert said[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 414"}, said[:200]
-        assert b"8190" in said  # what ingest/gunicorn_settings.py allows
+        assert received[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 414"}, received[:200]
+        assert b"8190" in received  # what ingest/gunicorn_settings.py allows
 
 
 def _send(connection, request):
@@ -201,13 +201,15 @@ LITERAL = (
 def test_names_are_taken_as_they_are(stack):
     """Whatever they would mean to somebody else."""
     for name in LITERAL:
-        lease = ask(stack, name, composite=registered(stack))
+        lease = request_work(stack, name, composite=register_number(stack))
         (row,) = stack.rows("SELECT client_id FROM work_assignments WHERE id = :id", id=lease["work_id"])
         assert row.client_id == name
-        told(tell(stack, "POST", f"/work/{lease['work_id']}/claim", client_id=name), "claimed")
+        assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/claim", client_id=name), "claimed")
         own = stack.http.get(f"{stack.api}/work/status/{requote(name)}", timeout=10).json()
         assert (own["client_id"], len(own["assignments"])) == (name, 1)
-        told(tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id=name, reason=name), "failed", name)
+        assert_lease(
+            call_api(stack, "DELETE", f"/work/{lease['work_id']}", client_id=name, reason=name), "failed", name
+        )
 
 
 def requote(name):
@@ -220,16 +222,16 @@ def test_percent_garbage_is_no_reason_to_fall_over(stack, garbage):
     for path in ("/ecm-work", "/p1-work"):
         answer = stack.http.get(f"{stack.api}{path}?client_id=one&project={garbage}", timeout=10)
         assert (answer.status_code, answer.json()["work_id"]) == (200, None)
-    lease = ask(stack, "one", composite=registered(stack))
+    lease = request_work(stack, "one", composite=register_number(stack))
     url = f"{stack.api}/work/{lease['work_id']}?client_id=one&reason={garbage}"
-    told(stack.http.delete(url, timeout=10), "failed")
+    assert_lease(stack.http.delete(url, timeout=10), "failed")
     assert stack.http.get(f"{stack.api}/work/status/x{garbage}", timeout=10).json()["assignments"] == []
 
 
 # Leases in every state -----------------------------------------------------------------------------------------------
 
 # By state: what each of TELLING is answered, and the state afterwards where that is another one.
-GOES = {
+STATES_AFTER = {
     "assigned": {"claim": "claimed", "start": "running", "progress": "running", "complete": "completed"},
     "claimed": {"claim": None, "start": "running", "progress": "running", "complete": "completed"},
     "running": {"claim": None, "start": None, "progress": "running", "complete": "completed"},
@@ -240,29 +242,29 @@ GOES = {
 OPEN = ("assigned", "claimed", "running")
 
 
-@pytest.mark.parametrize("state", GOES)
+@pytest.mark.parametrize("state", STATES_AFTER)
 def test_every_state_and_what_can_be_said_in_it(stack, state):
-    client = named("client")
-    lease = ask(stack, client, composite=registered(stack), shared=1)
+    client = unique_name("client")
+    lease = request_work(stack, client, composite=register_number(stack), shared=1)
     put = "UPDATE work_assignments SET status = :state, closed_at = CASE WHEN :closed THEN now() END WHERE id = :id"
-    for what, (method, path) in TELLING.items():
+    for what, (method, path) in LEASE_CALLS.items():
         stack.run_sql(put, state=state, closed=state not in OPEN, id=lease["work_id"])
         with stack.database.begin() as connection:  # as whoever closes a lease does
             lease_lifecycle.refresh_eligibility(connection, [lease["composite_id"]])
-        expected = (GOES[state] | {"abandon": "failed" if state in OPEN else state})[what]
-        before = everything(stack)
-        url, said = f"/work/{lease['work_id']}{path}", {"client_id": client, "curves_completed": 1}
-        answer = tell(stack, method, url, **said)
+        expected = (STATES_AFTER[state] | {"abandon": "failed" if state in OPEN else state})[what]
+        before = read_state(stack)
+        url, reply = f"/work/{lease['work_id']}{path}", {"client_id": client, "curves_completed": 1}
+        answer = call_api(stack, method, url, **reply)
         if expected is None:
             refused(answer, lease["work_id"], f"is {state}", status=404, reason="unknown_work")
         else:
-            told(answer, expected)
+            assert_lease(answer, expected)
         if expected is None or state not in OPEN:
-            assert everything(stack) == before, what
+            assert read_state(stack) == before, what
         elif what in {"complete", "abandon"}:  # and once more changes nothing more
-            before = everything(stack)
-            told(tell(stack, method, url, **said), expected)
-            assert everything(stack) == before, what
+            before = read_state(stack)
+            assert_lease(call_api(stack, method, url, **reply), expected)
+            assert read_state(stack) == before, what
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -270,27 +272,27 @@ def test_ids_that_are_none(stack):
     key = admin_key(stack)
     wrong = ("7", "None", "null", "0" * 31, "g" * 32, "' OR 1=1 --", "\x00", "x" * 5000)
     for work_id in wrong:
-        for method, path in TELLING.values():
-            answer = tell(stack, method, f"/work/{work_id}{path}", client_id="one", curves_completed=1)
+        for method, path in LEASE_CALLS.values():
+            answer = call_api(stack, method, f"/work/{work_id}{path}", client_id="one", curves_completed=1)
             refused(answer, "no work_id", status=404, reason="unknown_work")
         for method, path in (("DELETE", "/admin/work/assignments/"), ("POST", "/admin/work/release/")):
-            refused(tell(stack, method, path + work_id, key), "no work_id", status=404, reason="unknown_work")
+            refused(call_api(stack, method, path + work_id, key), "no work_id", status=404, reason="unknown_work")
 
 
 def test_progress_that_is_none(stack):
-    lease = ask(stack, "one", composite=registered(stack))
-    before = everything(stack)
+    lease = request_work(stack, "one", composite=register_number(stack))
+    before = read_state(stack)
     for curves in ("-1", str(10**9 + 1), LONG, "1.5", "nan", "inf", "many", "", None):
-        answer = tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=curves)
+        answer = call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=curves)
         refused(answer, "curves_completed", field="curves_completed")
-    assert everything(stack) == before
+    assert read_state(stack) == before
     # What is only for people to read is taken whatever it looks like: a lease must not be kept for its reason's looks.
     for value, kept in (("a\x00b", "a b"), ("two\nlines", "two lines"), ("x" * 2001, "x" * 500), ("\n", "x" * 500)):
         query = {"client_id": "one", "curves_completed": 0, "message": value}
-        told(tell(stack, "PUT", f"/work/{lease['work_id']}/progress", **query), "running")
+        assert_lease(call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", **query), "running")
         assert stack.scalar("SELECT message FROM work_assignments WHERE id = :id", id=lease["work_id"]) == kept
-    gone = tell(stack, "DELETE", f"/work/{lease['work_id']}", reason="Traceback:\n  no\x00memory")
-    told(gone, "failed", "Traceback: no memory")
+    gone = call_api(stack, "DELETE", f"/work/{lease['work_id']}", reason="Traceback:\n  no\x00memory")
+    assert_lease(gone, "failed", "Traceback: no memory")
 
 
 # What operators say --------------------------------------------------------------------------------------------------
@@ -315,12 +317,12 @@ RESERVATIONS = {
 @pytest.mark.parametrize("name", RESERVATIONS)
 def test_reservations_that_make_no_sense(stack, name):
     changes, field, word = RESERVATIONS[name]
-    value = registered(stack)
-    before = everything(stack)
+    value = register_number(stack)
+    before = read_state(stack)
     body = {"composite_identifier": value, "client_id": "one", "method": "nfs"} | changes
     sent = json.dumps(body).replace("Infinity", "1e400")  # which is how it can be written
     refused(_reserve(stack, sent.encode()), word, field=field)
-    assert everything(stack) == before
+    assert read_state(stack) == before
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -343,7 +345,7 @@ def _reserve(stack, body):
 def test_numbers_to_pause_that_are_none(stack):
     key = admin_key(stack)
     for number in ("x", "-1", "1.5", "%00", ""):
-        problem(tell(stack, "POST", f"/admin/composites/{number}/pause", key), 404, "not_found")
+        problem(call_api(stack, "POST", f"/admin/composites/{number}/pause", key), 404, "not_found")
 
 
 NASTY = (
@@ -370,14 +372,14 @@ NASTY = (
 def test_random_queries_never_make_it_fall_over(stack):
     """Fields repeated, misplaced and full of anything: work that there is none of, or a refusal."""
     fields = (*WRONG, *WRONG_ECM, "method", "methods", "reason", "message", "curves_completed", "client_id", "what")
-    there_is_none = ("project=none-of-these", "min_digits=999999")
+    no_work = ("project=none-of-these", "min_digits=999999")
     random.seed(4)
     for _ in range(200):
         chosen = [f"{random.choice(fields)}={random.choice(NASTY)}" for _ in range(random.randrange(4))]
-        method, path = random.choice([*[("GET", path) for path in ASKING], *TELLING.values()])
+        method, path = random.choice([*[("GET", path) for path in LEASE_PATHS], *LEASE_CALLS.values()])
         if method != "GET":
             path = f"/work/00000000-0000-4000-8000-000000000000{path}"
         # Of a field that is given twice the first counts.
-        query = "&".join([*there_is_none, "client_id=one", *chosen])
+        query = "&".join([*no_work, "client_id=one", *chosen])
         answer = stack.http.request(method, f"{stack.api}{path}?{query}", timeout=10)
         assert answer.status_code in ((200, 422) if method == "GET" else (404, 422)), (query, answer.text)

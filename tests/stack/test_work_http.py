@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bodies import plain, problem
-from leasing import ask, bring, named, registered, sized, tell, told
-from stacks import until
-from traffic import number, prime
+from leasing import assert_lease, call_api, random_composite, register_number, request_work, submit_curves, unique_name
+from stacks import wait_until
+from traffic import prime, random_number
 
 pytestmark = pytest.mark.stack
 
@@ -24,56 +24,56 @@ def in_days(text):
 
 
 def test_an_existing_client_from_its_lease_to_its_completion(stack):
-    value, project = number().value, named("project")
-    registered(stack, value, project=project)
+    value, project = random_number().value, unique_name("project")
+    register_number(stack, value, project=project)
     query = {"min_digits": 100, "max_digits": "", "work_type": "standard", "timeout_days": 2, "priority": 0}
-    lease = ask(stack, "old", project=project, **query)
+    lease = request_work(stack, "old", project=project, **query)
     assert all(lease[name] is not None for name in EXISTING | {"prior_t_level"})
     assert (lease["composite"], lease["digit_length"], lease["shared"]) == (value, len(value), False)
     assert lease["current_t_level"] < lease["target_t_level"]
     assert in_days(lease["expires_at"]) == pytest.approx(2, abs=0.01)
     path = f"/work/{lease['work_id']}"
     # All of it is leased: to nobody else, neither as a whole nor in part.
-    assert ask(stack, "other", project=project)["work_id"] is None
-    assert ask(stack, "other", project=project, shared=1)["work_id"] is None
-    told(tell(stack, "POST", f"{path}/claim", client_id="old"), "claimed")
-    told(tell(stack, "POST", f"{path}/start", client_id="old"), "running")
+    assert request_work(stack, "other", project=project)["work_id"] is None
+    assert request_work(stack, "other", project=project, shared=1)["work_id"] is None
+    assert_lease(call_api(stack, "POST", f"{path}/claim", client_id="old"), "claimed")
+    assert_lease(call_api(stack, "POST", f"{path}/start", client_id="old"), "running")
     # A client climbs through B1 levels on one lease; only its own word ends that.
     for b1 in (11_000, 50_000):
-        said = bring(stack, "old", lease | {"b1": b1}, 100)
-        assert "work_id" not in said["message"]
-    told(tell(stack, "POST", f"{path}/complete", client_id="old"), "completed")
-    said = told(tell(stack, "POST", f"{path}/complete", client_id="old"), "completed")
-    assert said["curves_submitted"] == 200
-    told(tell(stack, "DELETE", path), "completed")
-    assert ask(stack, "other", project=project)["composite"] == value
+        reply = submit_curves(stack, "old", lease | {"b1": b1}, 100)
+        assert "work_id" not in reply["message"]
+    assert_lease(call_api(stack, "POST", f"{path}/complete", client_id="old"), "completed")
+    reply = assert_lease(call_api(stack, "POST", f"{path}/complete", client_id="old"), "completed")
+    assert reply["curves_submitted"] == 200
+    assert_lease(call_api(stack, "DELETE", path), "completed")
+    assert request_work(stack, "other", project=project)["composite"] == value
     stack.assert_sound()
 
 
 def test_a_lease_lasts_five_days_if_nothing_is_said(stack):
-    lease = ask(stack, "old", composite=registered(stack))
+    lease = request_work(stack, "old", composite=register_number(stack))
     assert in_days(lease["expires_at"]) == pytest.approx(5, abs=0.01)
 
 
 def test_a_lease_is_given_up_without_a_name_and_twice(stack):
-    lease = ask(stack, "old", composite=registered(stack))
+    lease = request_work(stack, "old", composite=register_number(stack))
     for _ in range(2):
-        told(tell(stack, "DELETE", f"/work/{lease['work_id']}", reason="no time"), "failed", "no time")
-    told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="old"), "failed")
-    assert ask(stack, "other", composite=lease["composite"])["work_id"]
+        assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}", reason="no time"), "failed", "no time")
+    assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="old"), "failed")
+    assert request_work(stack, "other", composite=lease["composite"])["work_id"]
 
 
 def test_no_work_is_all_null_but_when_to_ask_again(stack):
     for path in ("/ecm-work", "/p1-work", "/work"):
-        query = {"min_digits": 999_999} if path == "/work" else {"project": named("nothing")}
-        said = ask(stack, "old", path, **query)
-        assert said["work_id"] is None
-        assert "ask again" in said["message"]
+        query = {"min_digits": 999_999} if path == "/work" else {"project": unique_name("nothing")}
+        reply = request_work(stack, "old", path, **query)
+        assert reply["work_id"] is None
+        assert "ask again" in reply["message"]
 
 
 def test_only_a_get_leases_anything_and_nobody_keeps_its_answer(stack):
     """What a monitor or a link checker asks by HEAD, a cache on the way must not answer, and must cost no lease."""
-    value, before = registered(stack), stack.counts()
+    value, before = register_number(stack), stack.counts()
     for path in ("/ecm-work", "/p1-work", "/work"):
         query = {"client_id": "one", "composite": value}
         answer = stack.http.head(stack.api + path, params=query, timeout=10)
@@ -87,68 +87,73 @@ def test_only_a_get_leases_anything_and_nobody_keeps_its_answer(stack):
 
 
 def test_several_clients_share_a_number(stack):
-    value = registered(stack)
-    one, two = (ask(stack, client, composite=value, shared=1) for client in ("one", "two"))
-    assert one["work_id"] != two["work_id"]
-    for lease in (one, two):
+    value = register_number(stack)
+    lease_one, lease_two = (request_work(stack, client, composite=value, shared=1) for client in ("one", "two"))
+    assert lease_one["work_id"] != lease_two["work_id"]
+    for lease in (lease_one, lease_two):
         assert all(lease[name] is not None for name in EXISTING | {"b1", "curves", "parametrization", "prior_t_level"})
         assert lease["shared"] is True
         assert lease["curves"] >= 1
-    assert "open leases (2)" in ask(stack, "old", composite=value)["message"]  # not as a whole
-    bring(stack, "one", one, one["curves"] - 1)
-    told(tell(stack, "PUT", f"/work/{one['work_id']}/progress", client_id="one", curves_completed=1), "running")
-    said = bring(stack, "one", one, 1)
-    assert "work_id" not in said["message"]
-    told(tell(stack, "PUT", f"/work/{one['work_id']}/progress", client_id="one", curves_completed=1), "completed")
-    told(tell(stack, "DELETE", f"/work/{two['work_id']}", client_id="two"), "failed")
-    assert ask(stack, "old", composite=value)["work_id"]
+    assert "open leases (2)" in request_work(stack, "old", composite=value)["message"]  # not as a whole
+    submit_curves(stack, "one", lease_one, lease_one["curves"] - 1)
+    assert_lease(
+        call_api(stack, "PUT", f"/work/{lease_one['work_id']}/progress", client_id="one", curves_completed=1), "running"
+    )
+    reply = submit_curves(stack, "one", lease_one, 1)
+    assert "work_id" not in reply["message"]
+    assert_lease(
+        call_api(stack, "PUT", f"/work/{lease_one['work_id']}/progress", client_id="one", curves_completed=1),
+        "completed",
+    )
+    assert_lease(call_api(stack, "DELETE", f"/work/{lease_two['work_id']}", client_id="two"), "failed")
+    assert request_work(stack, "old", composite=value)["work_id"]
     stack.assert_sound()
 
 
 def test_what_is_asked_for_is_what_is_leased(stack):
-    value = registered(stack)
-    lease = ask(stack, "one", composite=value, shared="true", requested_b1=43_000, stage1_only="true")
+    value = register_number(stack)
+    lease = request_work(stack, "one", composite=value, shared="true", requested_b1=43_000, stage1_only="true")
     assert (lease["b1"], lease["b2"], lease["method"]) == (43_000, 0, "ecm")
 
 
 def test_heartbeats_extend_a_lease_only_when_curves_advanced(stack):
-    lease = ask(stack, "one", composite=registered(stack), shared=1)
+    lease = request_work(stack, "one", composite=register_number(stack), shared=1)
 
-    def beat(curves, **more):
-        answer = tell(
+    def send_progress(curves, **more):
+        answer = call_api(
             stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=curves, **more
         )
-        said = told(answer, "running")
-        return datetime.fromisoformat(said["expires_at"]), said["curves_completed"]
+        reply = assert_lease(answer, "running")
+        return datetime.fromisoformat(reply["expires_at"]), reply["curves_completed"]
 
     granted = datetime.fromisoformat(lease["expires_at"])
-    assert beat(0) == (granted, 0)
-    extended, _ = beat(1, message="on its way")
+    assert send_progress(0) == (granted, 0)
+    extended, _ = send_progress(1, message="on its way")
     assert extended > granted
-    assert beat(1) == (extended, 1)
-    assert beat(0) == (extended, 1)
+    assert send_progress(1) == (extended, 1)
+    assert send_progress(0) == (extended, 1)
     # Progress ends at what was leased, so that no lease is kept for ever.
-    most, curves = beat(lease["curves"] + 1000)
+    most, curves = send_progress(lease["curves"] + 1000)
     assert curves == lease["curves"]
-    assert beat(lease["curves"] + 2000) == (most, curves)
+    assert send_progress(lease["curves"] + 2000) == (most, curves)
     (shown,) = stack.get("/work/status/one").json()["assignments"][:1]
     assert (shown["work_id"], shown["message"]) == (lease["work_id"], "on its way")
 
 
 def test_a_factor_that_finishes_a_number_closes_its_leases(stack):
     small = prime(12)
-    value = registered(stack, str(small * prime(150)))
-    leases = [ask(stack, client, composite=value, shared=1) for client in ("one", "two")]
+    value = register_number(stack, str(small * prime(150)))
+    leases = [request_work(stack, client, composite=value, shared=1) for client in ("one", "two")]
     body = plain(value, client_id="three", results={"factor_found": str(small), "curves_completed": 1})
     assert stack.submit(body).json()["factor_status"] == "new_factor"
     for client, lease in zip(("one", "two"), leases, strict=True):
         path = f"/work/{lease['work_id']}"
-        answer = tell(stack, "PUT", f"{path}/progress", client_id=client, curves_completed=1)
-        said = told(answer, "completed", "nothing is left to do")
-        assert said["curves_completed"] == 0
-        told(tell(stack, "POST", f"{path}/complete", client_id=client), "completed")
-        told(tell(stack, "DELETE", path), "completed")
-    assert "is fully factored" in ask(stack, "one", composite=value)["message"]
+        answer = call_api(stack, "PUT", f"{path}/progress", client_id=client, curves_completed=1)
+        reply = assert_lease(answer, "completed", "nothing is left to do")
+        assert reply["curves_completed"] == 0
+        assert_lease(call_api(stack, "POST", f"{path}/complete", client_id=client), "completed")
+        assert_lease(call_api(stack, "DELETE", path), "completed")
+    assert "is fully factored" in request_work(stack, "one", composite=value)["message"]
     stack.assert_sound()
 
 
@@ -156,10 +161,10 @@ def test_a_factor_that_finishes_a_number_closes_its_leases(stack):
 
 
 def test_p1_work_until_it_is_done(stack):
-    value = registered(stack)
+    value = register_number(stack)
 
-    def p1(client="one", **query):
-        return ask(stack, client, "/p1-work", composite=value, **query)
+    def request_p1(client="one", **query):
+        return request_work(stack, client, "/p1-work", composite=value, **query)
 
     def run(lease, method, **parameters):
         body = plain(value, client_id="one", method=method, work_id=lease["work_id"])
@@ -167,58 +172,58 @@ def test_p1_work_until_it_is_done(stack):
         body["results"] = {"curves_completed": 1}
         assert "work_id" not in stack.submit(body).json()["message"]
 
-    lease = p1()
+    lease = request_p1()
     b1 = lease["pm1_b1"]
     assert lease["composite"] == value
     assert b1 == lease["pp1_b1"] > 100_000
     assert in_days(lease["expires_at"]) == pytest.approx(5, abs=0.01)
-    assert p1("two")["work_id"] is None  # somebody has it
-    assert ask(stack, "two", composite=value)["work_id"]  # curves are something else
+    assert request_p1("two")["work_id"] is None  # somebody has it
+    assert request_work(stack, "two", composite=value)["work_id"]  # curves are something else
     run(lease, "pm1", b1=b1 - 1)  # not far enough
     run(lease, "pm1", b2=0)  # no stage 2
-    told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
-    lease = p1(method="p1", timeout_days=1)
+    assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
+    lease = request_p1(method="p1", timeout_days=1)
     assert (lease["pm1_b1"], lease["pp1_b1"]) == (b1, b1)
     run(lease, "pm1")
-    told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
-    assert p1(method="pm1")["work_id"] is None
-    lease = p1()
+    assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
+    assert request_p1(method="pm1")["work_id"] is None
+    lease = request_p1()
     assert (lease["pm1_b1"], lease["pp1_b1"]) == (None, b1)
     run(lease, "pp1")
-    told(tell(stack, "DELETE", f"/work/{lease['work_id']}", client_id="one"), "failed")
-    said = p1()
-    assert said["work_id"] is None
-    assert f"{b1:,}" in said["message"]
+    assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}", client_id="one"), "failed")
+    reply = request_p1()
+    assert reply["work_id"] is None
+    assert f"{b1:,}" in reply["message"]
     stack.assert_sound()
 
 
 def test_p1_work_passes_by_numbers_that_have_it(stack):
-    project = named("project")
-    values = [registered(stack, sized(digits), project=project) for digits in (151, 152)]
-    first = ask(stack, "one", "/p1-work", project=project, method="pm1")
+    project = unique_name("project")
+    values = [register_number(stack, random_composite(digits), project=project) for digits in (151, 152)]
+    first = request_work(stack, "one", "/p1-work", project=project, method="pm1")
     assert (first["composite"], first["pp1_b1"]) == (values[0], None)
-    assert ask(stack, "two", "/p1-work", project=project, method="pm1")["composite"] == values[1]
-    assert ask(stack, "three", "/p1-work", project=project, method="pp1")["composite"] == values[0]
+    assert request_work(stack, "two", "/p1-work", project=project, method="pm1")["composite"] == values[1]
+    assert request_work(stack, "three", "/p1-work", project=project, method="pp1")["composite"] == values[0]
 
 
 # Whatever there is ---------------------------------------------------------------------------------------------------
 
 
 def test_work_of_the_first_method_that_there_is_any_of(stack):
-    value = registered(stack, sized(311))
+    value = register_number(stack, random_composite(311))
     of_this_size = {"min_digits": 311, "max_digits": 311}
 
     def work(client, methods):
-        return ask(stack, client, "/work", methods=methods, **of_this_size)
+        return request_work(stack, client, "/work", methods=methods, **of_this_size)
 
-    one = work("one", "pm1,ecm")
-    assert (one["composite"], one["method"], set(one["parameters"])) == (value, "pm1", {"b1", "b2"})
-    assert in_days(one["expires_at"]) == pytest.approx(5, abs=0.01)
-    two = work("two", " pm1 , ecm ,")
-    assert (two["composite"], two["method"]) == (value, "ecm")
-    assert set(two["parameters"]) == {"b1", "b2", "curves", "parametrization"}
-    assert two["estimated_time_minutes"] > 0
-    assert work("three", "pp1")["parameters"]["b1"] == one["parameters"]["b1"]
+    lease_one = work("one", "pm1,ecm")
+    assert (lease_one["composite"], lease_one["method"], set(lease_one["parameters"])) == (value, "pm1", {"b1", "b2"})
+    assert in_days(lease_one["expires_at"]) == pytest.approx(5, abs=0.01)
+    lease_two = work("two", " pm1 , ecm ,")
+    assert (lease_two["composite"], lease_two["method"]) == (value, "ecm")
+    assert set(lease_two["parameters"]) == {"b1", "b2", "curves", "parametrization"}
+    assert lease_two["estimated_time_minutes"] > 0
+    assert work("three", "pp1")["parameters"]["b1"] == lease_one["parameters"]["b1"]
     assert work("four", "pm1,pp1")["work_id"] is None
     assert work("five", "")["method"] == "ecm"
 
@@ -229,8 +234,10 @@ def test_work_of_the_first_method_that_there_is_any_of(stack):
 @pytest.fixture(scope="module")
 def project(stack):
     """A project of three numbers: its name, and they, by size."""
-    name = named("project")
-    small, middle, large = (registered(stack, sized(digits), project=name) for digits in (120, 150, 180))
+    name = unique_name("project")
+    small, middle, large = (
+        register_number(stack, random_composite(digits), project=name) for digits in (120, 150, 180)
+    )
     # The small one has had most, the large one nothing worth speaking of.
     for value, curves in ((small, 5000), (middle, 500)):
         body = plain(value, results={"curves_completed": curves})
@@ -263,9 +270,9 @@ FILTERS = [
 @pytest.mark.parametrize("shared", [0, 1])
 def test_filters_and_orders(stack, project, query, expected, shared):
     name, values = project
-    lease = ask(stack, "one", **({"project": name, "shared": shared} | query))
+    lease = request_work(stack, "one", **({"project": name, "shared": shared} | query))
     if lease["work_id"]:
-        told(tell(stack, "DELETE", f"/work/{lease['work_id']}"), "failed")
+        assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}"), "failed")
     assert lease["composite"] == values.get(expected), lease
 
 
@@ -274,55 +281,57 @@ def test_the_best_work_is_of_most_value(stack, project):
     (best, *_) = stack.rows(
         "SELECT number FROM composites WHERE number = ANY(:all) ORDER BY work_value DESC", all=list(values.values())
     )
-    lease = ask(stack, "one", project=name, work_type="best", shared=1)
-    told(tell(stack, "DELETE", f"/work/{lease['work_id']}"), "failed")
+    lease = request_work(stack, "one", project=name, work_type="best", shared=1)
+    assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}"), "failed")
     assert lease["composite"] == best.number
 
 
 def test_a_number_is_named_in_any_way_and_what_is_wrong_with_it_is_said(stack):
-    value = registered(stack)
-    lease = ask(stack, "one", composite=f"2*{value}-{value}", shared=1)
+    value = register_number(stack)
+    lease = request_work(stack, "one", composite=f"2*{value}-{value}", shared=1)
     assert lease["composite"] == value
-    assert ask(stack, "one", composite=value, shared=1, min_digits=1, max_digits=2)["message"].endswith("filters.")
-    assert "is not a number of this server" in ask(stack, "one", composite=str(prime(40)))["message"]
+    assert request_work(stack, "one", composite=value, shared=1, min_digits=1, max_digits=2)["message"].endswith(
+        "filters."
+    )
+    assert "is not a number of this server" in request_work(stack, "one", composite=str(prime(40)))["message"]
 
 
 # Time and memory -----------------------------------------------------------------------------------------------------
 
 
 def test_beat_takes_back_what_ran_out_and_a_late_result_completes_it(stack):
-    value = registered(stack)
+    value = register_number(stack)
     second = 1.5 / 86_400
-    lease = ask(stack, "one", composite=value, shared=1, timeout_days=second)
-    whole = ask(stack, "old", composite=registered(stack), timeout_days=second)
+    lease = request_work(stack, "one", composite=value, shared=1, timeout_days=second)
+    whole = request_work(stack, "old", composite=register_number(stack), timeout_days=second)
 
     def status(client, of):
         shown = stack.get(f"/work/status/{client}").json()["assignments"]
         return next(item["status"] for item in shown if item["work_id"] == of["work_id"])
 
-    until(lambda: status("one", lease) == status("old", whole) == "timeout")
-    answer = tell(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=1)
-    told(answer, "timeout", "its time ran out")
-    told(tell(stack, "POST", f"/work/{whole['work_id']}/complete", client_id="old"), "timeout")
-    assert ask(stack, "other", composite=whole["composite"])["work_id"]
+    wait_until(lambda: status("one", lease) == status("old", whole) == "timeout")
+    answer = call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id="one", curves_completed=1)
+    assert_lease(answer, "timeout", "its time ran out")
+    assert_lease(call_api(stack, "POST", f"/work/{whole['work_id']}/complete", client_id="old"), "timeout")
+    assert request_work(stack, "other", composite=whole["composite"])["work_id"]
     before = stack.get(f"/stats/{value}").json()["current_t_level"]
-    bring(stack, "one", lease, lease["curves"])
+    submit_curves(stack, "one", lease, lease["curves"])
     assert stack.get(f"/stats/{value}").json()["current_t_level"] > before
-    said = told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
-    assert said["curves_submitted"] == lease["curves"]
-    assert "ran out" not in said["message"]
+    reply = assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
+    assert reply["curves_submitted"] == lease["curves"]
+    assert "ran out" not in reply["message"]
     stack.assert_sound()
 
 
 def test_a_client_takes_up_its_leases_after_a_crash(stack):
-    client = named("crashed")
-    done, whole = (ask(stack, client, composite=registered(stack)) for _ in range(2))
-    shared = ask(stack, client, composite=registered(stack), shared=1)
-    told(tell(stack, "POST", f"/work/{done['work_id']}/complete", client_id=client), "completed")
-    told(tell(stack, "POST", f"/work/{shared['work_id']}/start", client_id=client), "running")
-    said = stack.get(f"/work/status/{client}").json()
-    assert said["client_id"] == client
-    again, kept, closed = said["assignments"]  # open ones first, the newest of them first
+    client = unique_name("crashed")
+    done, whole = (request_work(stack, client, composite=register_number(stack)) for _ in range(2))
+    shared = request_work(stack, client, composite=register_number(stack), shared=1)
+    assert_lease(call_api(stack, "POST", f"/work/{done['work_id']}/complete", client_id=client), "completed")
+    assert_lease(call_api(stack, "POST", f"/work/{shared['work_id']}/start", client_id=client), "running")
+    reply = stack.get(f"/work/status/{client}").json()
+    assert reply["client_id"] == client
+    again, kept, closed = reply["assignments"]  # open ones first, the newest of them first
     assert [again["work_id"], kept["work_id"], closed["work_id"]] == [
         lease["work_id"] for lease in (shared, whole, done)
     ]
@@ -331,7 +340,7 @@ def test_a_client_takes_up_its_leases_after_a_crash(stack):
     assert (again["status"], again["closed_at"]) == ("running", None)
     assert (kept["shared"], kept["curves"], kept["composite"]) == (False, None, whole["composite"])
     assert closed["status"] == "completed"
-    assert stack.get(f"/work/status/{named('nobody')}").json()["assignments"] == []
+    assert stack.get(f"/work/status/{unique_name('nobody')}").json()["assignments"] == []
 
 
 # Ids -----------------------------------------------------------------------------------------------------------------
@@ -342,15 +351,15 @@ def test_a_client_takes_up_its_leases_after_a_crash(stack):
     [("POST", "/claim"), ("POST", "/start"), ("PUT", "/progress"), ("POST", "/complete"), ("DELETE", "")],
 )
 def test_another_clients_lease_and_one_that_is_not_there(stack, method, path):
-    lease = ask(stack, "one", composite=registered(stack))
+    lease = request_work(stack, "one", composite=register_number(stack))
     for client, work_id, word in (
         ("two", lease["work_id"], "'two'"),
         ("one", UNKNOWN, UNKNOWN),
         ("one", "7", "'7' is no work_id"),
     ):
-        said = problem(
-            tell(stack, method, f"/work/{work_id}{path}", client_id=client, curves_completed=1), 404, "unknown_work"
+        reply = problem(
+            call_api(stack, method, f"/work/{work_id}{path}", client_id=client, curves_completed=1), 404, "unknown_work"
         )
-        assert word in said["detail"]
-    told(tell(stack, "POST", f"/work/{lease['work_id']}/claim", client_id="one"), "claimed")
-    told(tell(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")
+        assert word in reply["detail"]
+    assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/claim", client_id="one"), "claimed")
+    assert_lease(call_api(stack, "POST", f"/work/{lease['work_id']}/complete", client_id="one"), "completed")

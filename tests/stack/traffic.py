@@ -1,6 +1,6 @@
-"""Clients that send results until they are acknowledged, as real ones do, and know what must come of it.
+"""Clients that send results until the server acknowledges them, as real ones do, and know the expected outcomes.
 
-Every result that was sent must end exactly once: the states and the sums of curves are the oracle.
+Every result must be applied or rejected exactly once: the tests compare the states and the sums of curves.
 """
 
 import random
@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import requests
 from gmpy2 import mpz, next_prime
-from stacks import Stack, until
+from stacks import Stack, wait_until
 
 SETTLED_WITHIN = 60.0  # seconds, without an operator
 
 
 def prime(digits: int) -> mpz:
-    """A random prime of that many digits."""
+    """Return a random prime of that many digits."""
     return next_prime(random.randrange(10 ** (digits - 1), 10**digits))
 
 
@@ -32,25 +32,25 @@ class Number:
     to_split: str
 
 
-def number() -> Number:
-    """A number of about 160 digits that no claim here finishes."""
+def random_number() -> Number:
+    """Return a number of about 160 digits that its two claims do not factor completely."""
     small, parts = prime(12), (prime(15), prime(36))
     return Number(str(small * parts[0] * parts[1] * prime(48) * prime(50)), str(small), str(parts[0] * parts[1]))
 
 
 @dataclass
 class Traffic:
-    """What was sent to a stack, and how that went."""
+    """The results that were sent to a stack, the answers, and their times."""
 
     stack: Stack
-    numbers: list[Number] = field(default_factory=lambda: [number() for _ in range(3)])
+    numbers: list[Number] = field(default_factory=lambda: [random_number() for _ in range(3)])
     sent: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     disconnections: int = 0
     seconds: list[float] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """Curves without a factor."""
+        """Return a result without a factor."""
         return {
             "client_id": f"client-{random.randrange(5)}",
             "composite": random.choice(self.numbers).value,
@@ -59,7 +59,7 @@ class Traffic:
         }
 
     def mixed(self) -> dict[str, Any]:
-        """A result as clients send them: mostly plain, now and then a factor, or one that does not divide."""
+        """Return a random result: mostly without a factor, else with a true or a false one."""
         body, chosen = self.plain(), random.choice(self.numbers)
         claims = [None, chosen.small, str(mpz(chosen.small) + 2), chosen.to_split]
         body["composite"] = chosen.value
@@ -69,7 +69,7 @@ class Traffic:
         return body
 
     def send(self, body: dict[str, Any], session: requests.Session, prefer: str = "respond-async") -> int:
-        """Send until it is acknowledged: stored (200, 202) or refused for good by the worker (400)."""
+        """Send until the server acknowledges it: stored (200, 202) or rejected by the worker (400)."""
         claim = body["results"].get("factor_found")
         divides = claim is None or mpz(body["composite"]) % mpz(claim) == 0
         self.sent.append((body, "applied" if divides else "rejected"))
@@ -97,11 +97,11 @@ class Traffic:
         self.sent += [(body, "applied") for body in bodies]
 
     def assert_settled_once(self) -> float:
-        """All that was sent ends within SETTLED_WITHIN, each as it must and once; returns the seconds it took."""
+        """Check that every result gets its expected state once, within SETTLED_WITHIN; returns the seconds taken."""
         began = time.monotonic()
-        until(lambda: _quietly(self.stack.unsettled) == 0, SETTLED_WITHIN, pause=0.1)
+        wait_until(lambda: _call_unless_away(self.stack.unsettled) == 0, SETTLED_WITHIN, pause=0.1)
         took = time.monotonic() - began
-        values = [one.value for one in self.numbers]
+        values = [number.value for number in self.numbers]
         states = self.stack.rows(
             "SELECT state, count(*) FROM submissions WHERE payload->>'composite' = ANY(:values) GROUP BY state",
             values=values,
@@ -121,12 +121,12 @@ class Traffic:
         return took
 
     def flowing(self, threads: int = 3, pause: float = 0.01, prefer: str = "respond-async") -> "Flowing":
-        """For a `with` block: that many clients send mixed results all along, `pause` seconds after each answer."""
+        """Return a context in which that many clients send mixed results, with `pause` seconds between requests."""
         return Flowing(self, threads, pause, prefer)
 
 
-def _quietly(ask: Any) -> Any:
-    """The answer, or None while the database is away."""
+def _call_unless_away(ask: Any) -> Any:
+    """Return the result of `ask`, or None while the database is away."""
     from sqlalchemy.exc import OperationalError
 
     try:
@@ -136,7 +136,7 @@ def _quietly(ask: Any) -> Any:
 
 
 class Flowing:
-    """Clients at work in threads of their own; what failed in one of them fails the test."""
+    """Clients that send in their own threads; an error in one of them fails the test."""
 
     def __init__(self, traffic: Traffic, threads: int, pause: float, prefer: str) -> None:
         self._traffic, self._pause, self._prefer = traffic, pause, prefer
@@ -148,7 +148,7 @@ class Flowing:
         for thread in self._threads:
             thread.start()
         before = len(self._traffic.seconds)
-        until(lambda: len(self._traffic.seconds) > before + 10 or self._errors)
+        wait_until(lambda: len(self._traffic.seconds) > before + 10 or self._errors)
         return self
 
     def __exit__(
@@ -160,10 +160,10 @@ class Flowing:
         if self._errors and error is None:
             raise self._errors[0]
 
-    def more(self, count: int, patience: float = 60.0) -> None:
-        """Go on until `count` more answers have come."""
+    def more(self, count: int, timeout: float = 60.0) -> None:
+        """Wait until the clients have received `count` more answers."""
         goal = len(self._traffic.seconds) + count
-        until(lambda: len(self._traffic.seconds) >= goal or self._errors, patience)
+        wait_until(lambda: len(self._traffic.seconds) >= goal or self._errors, timeout)
 
     def _send(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What docs/ops asks Prometheus."""
+"""The alert rules and the dashboard of docs/ops, and the metrics that their expressions name."""
 
 import json
 import re
@@ -15,16 +15,16 @@ PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 
 
 def expressions() -> list[str]:
-    """Every expression of the rules and the dashboard."""
+    """Return every expression of the rules and the dashboard."""
     return [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metrics that an expression names; `up` is Prometheus's own."""
+    """Return the metrics that an expression names; `up` is Prometheus's own."""
     return set(re.findall(r"\b(?:ecm_\w+|up(?=\{))", expression))
 
 
 def labels_in(expression: str) -> set[tuple[str, str]]:
-    """(metric, label) for each label that an expression selects by."""
+    """Return (metric, label) for each label that an expression selects by."""
     chosen = re.findall(r"\b(ecm_\w+)\{([^}]*)\}", expression)
     return {(metric, label) for metric, labels in chosen for label in re.findall(r"(\w+)\s*(?:=|!)", labels)}
