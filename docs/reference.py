@@ -172,19 +172,20 @@ def api(document: dict[str, Any]) -> str:
         for method, operation in methods.items()
         if method in METHODS
     ]
+    shared_answers = document.get("components", {}).get("responses", {})
     descriptions = {tag["name"]: tag.get("description", "") for tag in document.get("tags", [])}
     for tag in dict.fromkeys([*descriptions, *(tag for tag, _, _ in routes)]):
         parts.append(f"## {tag}")
         parts.append(_escape(descriptions.get(tag, "")))
         for _, name, operation in (route for route in routes if route[0] == tag):
-            parts += _operation(name, operation)
+            parts += _operation(name, operation, shared_answers)
     parts.append("## Schemas")
     for name, schema in sorted(document.get("components", {}).get("schemas", {}).items()):
         parts += _schema(name, schema)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _operation(name: str, operation: dict[str, Any]) -> Iterator[str]:
+def _operation(name: str, operation: dict[str, Any], shared_answers: dict[str, Any]) -> Iterator[str]:
     yield f"### {name}"
     texts = [operation.get("summary"), operation.get("description")]
     yield from (_escape(text) for text in dict.fromkeys(texts) if text)
@@ -196,7 +197,12 @@ def _operation(name: str, operation: dict[str, Any]) -> Iterator[str]:
         yield _table(("parameter", "in", "type", "meaning"), parameters)
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"Body (`{media}`): {_type(content.get('schema', {}))}"
-    answers = [(status, *_answer(status, answer)) for status, answer in sorted(operation.get("responses", {}).items())]
+    # Answers that many routes have are in the document once, and routes refer to them.
+    responses = {
+        status: shared_answers[answer["$ref"].rpartition("/")[2]] if "$ref" in answer else answer
+        for status, answer in sorted(operation.get("responses", {}).items())
+    }
+    answers = [(status, *_answer(status, answer)) for status, answer in responses.items()]
     if answers:
         yield _table(("status", "meaning", "body"), answers)
 

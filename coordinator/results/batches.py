@@ -1,9 +1,9 @@
 """Applying a batch of plain results in one unit of work.
 
-Nearly every result is plain: some curves on a known number, no factor. The round trips and the commit of such a result
-cost more than the result itself. So a worker that applies one also applies others that wait, and their own tasks find
-them settled. Every other result (factors, unknown numbers, leases, projects, repeated curves, second attempts) is
-applied by itself by coordinator/results/applying.py.
+A result is plain if it has only curves, on a number that is known in this spelling, and names no lease, project or
+residue. The round trips and the commit of such a result cost more than the result itself. So a worker that applies one
+also applies others that wait, and their own tasks find them settled. Every other result (factors, unknown numbers,
+leases, projects, repeated curves, second attempts) is applied by itself by coordinator/results/applying.py.
 
 A batch is one transaction: all its results are applied together, or none is, and then each is applied by itself.
 """

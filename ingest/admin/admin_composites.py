@@ -1,6 +1,5 @@
 """Administration of numbers: find, show, set the priority, complete, delete, and recalculate effort."""
 
-import re
 from typing import Any
 
 from flask import Response, request
@@ -149,12 +148,25 @@ def delete(path: CompositePath) -> Response:
     return answer({"deleted": gone, "message": f"Deleted or changed: {deleted_rows(gone)}"})
 
 
-def deleted_rows(gone: dict[str, int]) -> str:
+# What one row, and several rows, of each table are called; by the names that a deletion reports.
+DELETED_NOUNS = {
+    "submissions_refused": ("rejected submission", "rejected submissions"),
+    "jobs": ("job", "jobs"),
+    "factors": ("factor", "factors"),
+    "ecm_residues": ("residue", "residues"),
+    "ecm_attempts": ("attempt", "attempts"),
+    "work_assignments": ("lease", "leases"),
+    "composite_effort": ("effort sum", "effort sums"),
+    "composite_aliases": ("alias", "aliases"),
+    "project_composites": ("project membership", "project memberships"),
+    "recalculated_efforts": ("recalculated effort", "recalculated efforts"),
+    "composites": ("composite", "composites"),
+}
+
+
+def deleted_rows(deleted: dict[str, int]) -> str:
     """Return in words how many rows of which tables a deletion has deleted or changed."""
-    names = {name: name.replace("_", " ").removeprefix("ecm ").replace("refused", "rejected") for name in gone}
-    return ", ".join(
-        counted(count, re.sub(r"s\b", "", names[name], count=1), names[name]) for name, count in gone.items() if count
-    )
+    return ", ".join(counted(count, *DELETED_NOUNS[table]) for table, count in deleted.items() if count)
 
 
 # Effort ---------------------------------------------------------------------------------------------------------------
