@@ -15,6 +15,7 @@ from agent.http_client import (
 
 DEFAULT_PAUSE = 60.0  # seconds, if the server names no sensible time
 LONGEST_PAUSE = 1e6
+NO_REASON = "No matching work right now"  # if the server gives none
 
 Thing = TypeVar("Thing")
 
@@ -45,7 +46,8 @@ def read_offer(
     body = read_json_object(response)
     if response.status_code == 200 and id_field in body and "retry_after" in body:
         if body[id_field] is None:
-            return Offer(None, "No matching work right now", read_pause(body["retry_after"]), "none")
+            reason = str(body.get("message") or NO_REASON).removesuffix(".")
+            return Offer(None, reason, read_pause(body["retry_after"]), "none")
         try:
             return Offer(read(body), str(body.get("message") or ""))
         except (TypeError, ValueError) as error:

@@ -21,6 +21,9 @@ STACK_BYTES = 400_000_000
 MEMORY_BYTES = 2_000_000_000
 SECONDS = 120
 
+# The other process starts in the directory that `coordinator` is in: in `coordinator` itself the package `numbers` would
+# take the place of the standard library's module.
+PROGRAM_DIRECTORY = Path(__file__).parents[2]
 MISSING = 3  # exit code: cypari is not installed
 
 
@@ -103,7 +106,7 @@ def curve_order(start: Curve) -> mpz:
     try:
         process = subprocess.run(
             [sys.executable, "-m", __name__, *(f"{value:d}" for value in start[:3])],
-            cwd=Path(__file__).parents[1],
+            cwd=PROGRAM_DIRECTORY,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -111,6 +111,7 @@ class FakeCoordinator:
         self.offers, self.leases, self.residues, self.results, self.calls = [], {}, [], {}, []
         self.away = self.finished = False
         self.retry_after = 0.05
+        self.no_work_message = "No matching work right now."
         self._failures, self._lost = [], []
 
     # What a test sets up and looks at.
@@ -213,7 +214,7 @@ class FakeCoordinator:
         return (200, {}, lease | {"message": "leased", "retry_after": None})
 
     def no_work(self, id_field):
-        return (200, {}, {id_field: None, "message": "nothing that fits", "retry_after": self.retry_after})
+        return (200, {}, {id_field: None, "message": self.no_work_message, "retry_after": self.retry_after})
 
     def change_lease(self, method, steps, asked):
         lease = self.leases.get(steps[1])

@@ -354,3 +354,10 @@ def test_it_ends_by_the_clock(call, server, tmp_path):
 def test_a_wrong_command_line_asks_for_nothing(call, server, wrong):
     assert call(*wrong).exit_code == 2
     assert server.calls == []
+
+
+def test_the_reason_why_a_named_number_has_no_work_reaches_the_user(call, server):
+    server.no_work_message = "2^1277-1 is paused: sieving begins."
+    result = call("--once", "--composite", "2^1277-1")
+    assert result.exit_code == 5
+    assert "2^1277-1 is paused: sieving begins" in result.output

@@ -115,3 +115,12 @@ def test_the_order_from_pari_is_proved(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: wrong)
     with pytest.raises(ArithmeticError, match="is not the order"):
         elliptic.curve_order(elliptic.curve(P, 7, 0))
+
+
+def test_the_other_process_finds_the_coordinator_and_the_standard_library_s_modules():
+    script = "import coordinator, fractions, numbers; print(coordinator.__file__, numbers.Number.__module__)"
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=elliptic.PROGRAM_DIRECTORY, capture_output=True, text=True, check=True
+    )
+    package, module = process.stdout.split()
+    assert (package, module) == (str(elliptic.PROGRAM_DIRECTORY / "coordinator" / "__init__.py"), "numbers")
