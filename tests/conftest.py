@@ -1,4 +1,4 @@
-"""What tests of more than one level share: a PostgreSQL of their own, and a fresh migrated database for each test."""
+"""Fixtures for all tests: one PostgreSQL for each pytest process, and a fresh migrated database for each test."""
 
 import signal
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from config.local.postgres import libpq_url, start_postgres
 from models.engine import make_engine
 from models.migrate import upgrade
 
-# What is started in the background by a shell has SIGINT ignored, and so would all that tests start and interrupt.
+# A shell starts background programs with SIGINT ignored. The processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A change is judged by the same cases every time; `--hypothesis-profile=default` looks for new ones.
+# Every run tests the same cases; `--hypothesis-profile=default` generates new ones.
 settings.register_profile("same cases", derandomize=True)
 settings.load_profile("same cases")
 
-# Eight threads at once, each with its connection, and some to look on.
+# Eight threads at once, each with its connection, and a few for the test itself.
 CONNECTIONS = 12
 
 
@@ -66,15 +66,15 @@ def postgres(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_database(postgres):
-    """Makes a fresh migrated database: a copy of one that was migrated once. Called, it gives the new one's URL."""
-    # A test that waits for a lock that nobody will give up fails, instead of standing still.
+    """Returns a function that creates a migrated database, as a copy of a template, and returns its URL."""
+    # A test that waits for a lock that is never released fails after a while.
     administer(postgres.url, "CREATE DATABASE migrated", "ALTER ROLE CURRENT_USER SET lock_timeout = '20s'")
     upgrade(sibling(postgres.url, "migrated"))
     numbers = count()
 
     def make() -> str:
         name = f"test_{next(numbers)}"
-        # A third of the time that copying it through the write-ahead log takes.
+        # FILE_COPY takes a third of the time of copying through the write-ahead log.
         administer(postgres.url, f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY FILE_COPY")
         return sibling(postgres.url, name)
 
@@ -83,7 +83,7 @@ def make_database(postgres):
 
 @pytest.fixture
 def database_url(postgres, make_database) -> Iterator[str]:
-    """A migrated database with nothing in it."""
+    """The URL of an empty migrated database."""
     url = make_database()
     yield url
     administer(postgres.url, f"DROP DATABASE {make_url(url).database}")

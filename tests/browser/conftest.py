@@ -1,4 +1,4 @@
-"""A real browser, Debian's chromium, before a coordinator on which an agent has really worked."""
+"""A real browser, Debian's chromium, and a coordinator with the results of a real agent."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from stacks import Stack, wait_until
 from ingest.commands.demo import read_composites
 
 WIDTHS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
-# A machine that also runs the rest of the suite takes its time.
+# The machine may be slow, because it also runs the other tests.
 TIMEOUT_MS = 30_000
 
 
@@ -34,7 +34,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def stack(chromium, tmp_path_factory):
-    """A coordinator with the demonstration's numbers, some factored by `agent work`, and what results may say."""
+    """A coordinator with the demonstration's numbers, some factored by `agent work`, and results with hostile texts."""
     running = Stack(tmp_path_factory.mktemp("pages") / "home", "--no-flower", LEASE_TARGET_MINUTES="0.02")
     try:
         running.start()
@@ -61,7 +61,7 @@ def fill_with_results(stack: Stack, spool: Path) -> None:
         subprocess.run([*agent, *options], check=True, env=os.environ | {"NO_COLOR": "1"}, stdout=subprocess.DEVNULL)
         if stack.scalar(finished):
             break
-    # What clients did is added up a while after it came in: as if it had come in an hour ago.
+    # Client statistics include only older results, so this moves all results an hour back.
     stack.run_sql("UPDATE ecm_attempts SET created_at = created_at - interval '1 hour'")
     stack.run_sql("UPDATE factors SET created_at = created_at - interval '1 hour'")
     stack.run_sql("DELETE FROM watermarks")
@@ -70,19 +70,19 @@ def fill_with_results(stack: Stack, spool: Path) -> None:
 
 @pytest.fixture(params=WIDTHS)
 def width(request):
-    """The size of the window, at a desk and in the hand."""
+    """The size of the window, on a desktop and on a phone."""
     return WIDTHS[request.param]
 
 
 @pytest.fixture
 def page(chromium, stack):
-    """A window at a desk; whatever a browser complains of while a test looks fails it."""
+    """A window of desktop size; any error that the browser reports fails the test."""
     yield from open_window(chromium, stack, WIDTHS["desktop"])
 
 
 @pytest.fixture
 def any_page(chromium, stack, width):
-    """A window of each width."""
+    """A window, once of desktop and once of phone size."""
     yield from open_window(chromium, stack, width)
 
 
@@ -96,7 +96,7 @@ def open_window(chromium, stack, viewport):
     )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    # Leaving a page breaks off what it fetches; that is no complaint.
+    # Leaving a page aborts its requests; that is not an error.
     opened.on(
         "requestfailed", lambda lost: "ABORTED" in lost.failure or complaints.append(f"{lost.url}: {lost.failure}")
     )

@@ -1,4 +1,4 @@
-"""`make screenshots`: the pictures in docs/screenshots, of the main pages at a desk and in the hand.
+"""`make screenshots`: the pictures in docs/screenshots, of the main pages on a desktop and on a phone.
 
 The numbers and the agent's work are real; results are spread over two days, so that charts have something to show.
 """
@@ -26,7 +26,7 @@ COLOURS = 96
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """A coordinator that clients have worked with for two days, as it seems."""
+    """A coordinator with results that are spread over two days."""
     chance = random.Random(1985)
     running = Stack(tmp_path_factory.mktemp("shown") / "home", "--no-flower", LEASE_TARGET_MINUTES="0.02")
     try:

@@ -1,4 +1,4 @@
-"""The guide as people read it: its policy blocks nothing, nothing comes from other hosts, and it fits a telephone."""
+"""The guide in a browser: its policy blocks nothing, it loads nothing from other hosts, and it fits a phone."""
 
 from threading import Thread
 
@@ -42,7 +42,7 @@ def guide(tmp_path_factory):
 
 @pytest.fixture
 def reader(chromium, guide, width):
-    """A window in which whatever the browser complains about, or loads from elsewhere, fails the test."""
+    """A window; an error that the browser reports, or a request to another host, fails the test."""
     wrong = []
     window = chromium.new_page(viewport=width)
     window.on("console", lambda message: wrong.append(message.text))

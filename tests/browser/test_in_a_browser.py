@@ -1,4 +1,4 @@
-"""The pages as people use them: with a mouse, a keyboard, a telephone, and eyes that need contrast."""
+"""The pages in a browser: with mouse and keyboard, on a phone, and with the rules of accessibility."""
 
 import random
 import re
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 PATHS = ("/", "/numbers", "/factors", "/clients", "/projects", "/queue")
 ADMIN_PATHS = ("/admin", "/admin/load", "/admin/work", "/admin/letters")
-# What an agent factored, and what it did not touch.
+# A number that the agent factored.
 FINISHED = "SELECT id FROM composites WHERE is_fully_factored ORDER BY attempt_count DESC LIMIT 1"
 
 
@@ -45,16 +45,16 @@ def operator(page, stack):
 
 
 def texts(page, column):
-    """What a column of the first table says, row by row."""
+    """Return the texts of a column of the first table, row by row."""
     return [text.strip() for text in page.locator("table").first.locator(f"td:nth-child({column})").all_inner_texts()]
 
 
 def overflow_width(page):
-    """By how many pixels a page is wider than its window."""
+    """Return by how many pixels a page is wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-# Looking --------------------------------------------------------------------------------------------------------------
+# Reading --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -73,7 +73,7 @@ def test_one_number_loads_and_fits(any_page, finished):
     assert "yes" in texts(any_page, 3)
 
 
-def test_the_menu_leads_everywhere(page):
+def test_the_menu_opens_every_page(page):
     page.goto("/")
     for words in ("Numbers", "Factors", "Clients", "Projects", "Queue"):
         page.get_by_role("navigation", name="Pages").get_by_role("link", name=words).click()
@@ -82,7 +82,7 @@ def test_the_menu_leads_everywhere(page):
     expect(page.locator("h1")).to_have_text("Overview")
 
 
-def test_charts_draw(page, finished):
+def test_charts_are_drawn(page, finished):
     page.goto("/")
     for chart in page.locator("svg.hours").all():
         heights = [float(bar.get_attribute("height")) for bar in chart.locator("rect").all()]
@@ -100,7 +100,7 @@ def test_charts_draw(page, finished):
     expect(chart.get_by_text("target")).to_be_visible()
 
 
-def test_numbers_are_filtered_sorted_searched_and_turned_over(page, stack):
+def test_numbers_are_filtered_sorted_searched_and_paged(page, stack):
     page.goto("/numbers")
     page.get_by_label("Project").fill("demonstration")
     page.get_by_label("Sort by").select_option("digits")
@@ -114,7 +114,7 @@ def test_numbers_are_filtered_sorted_searched_and_turned_over(page, stack):
     page.get_by_role("button", name="Show").click()
     page.wait_for_url("**state=fully_factored**")
     assert set(texts(page, 3)) == {"fully factored"}
-    # What was asked for stays in the form, and goes on to the next page.
+    # The form keeps the filters, and the next page has them too.
     expect(page.get_by_label("Project")).to_have_value("demonstration")
     page.goto("/numbers?project=demonstration&limit=7")
     first = texts(page, 1)
@@ -136,7 +136,7 @@ def test_a_wrong_filter_is_named(page):
     expect(page.get_by_text("min_digits: should be a valid integer")).to_be_visible()
 
 
-def test_a_result_that_arrives_shows_without_loading_the_page_again(page, stack, fresh):
+def test_a_new_result_is_shown_without_reloading_the_page(page, stack, fresh):
     path, value = fresh
     page.goto(path)
     page.evaluate("window.hasNotBeenLoadedAgain = true")
@@ -148,7 +148,7 @@ def test_a_result_that_arrives_shows_without_loading_the_page_again(page, stack,
     assert page.evaluate("window.hasNotBeenLoadedAgain")
 
 
-def test_what_is_left_is_that_of_now_and_a_click_holds_nothing_up(page, stack):
+def test_the_cofactor_is_current_and_a_click_delays_no_update(page, stack):
     found, left = prime(20), prime(60) * prime(61)
     body = {"client_id": "heidi", "composite": str(found * left), "parameters": {"b1": 50_000}}
     answer = stack.submit(body | {"results": {"curves_completed": 1}})
@@ -164,7 +164,7 @@ def test_what_is_left_is_that_of_now_and_a_click_holds_nothing_up(page, stack):
     expect(page.get_by_role("region", name="Attempts")).to_contain_text("77")
 
 
-def test_what_a_client_calls_itself_is_only_text(page):
+def test_a_clients_name_is_shown_as_text(page):
     # A dialog would fail the test: conftest.py listens.
     for path in ("/", "/clients", "/queue"):
         page.goto(path)
@@ -189,7 +189,7 @@ def test_a_value_is_copied_where_the_browser_has_no_clipboard_for_pages(page, fr
     assert page.evaluate("getSelection().toString()") == value
 
 
-def test_the_keyboard_reaches_everything(page):
+def test_the_keyboard_reaches_every_control(page):
     page.goto("/numbers")
     page.keyboard.press("Tab")
     skip = page.get_by_role("link", name="Skip to content")
@@ -206,7 +206,7 @@ def test_the_keyboard_reaches_everything(page):
 
 
 def serious_violations(page):
-    """What axe-core finds that is serious or critical: which rule, and where."""
+    """Return the serious and critical violations that axe-core finds: (rule, places)."""
     found = Axe().run(page).response["violations"]
     return [
         (rule["id"], [node["target"] for node in rule["nodes"]][:3])
@@ -215,7 +215,7 @@ def serious_violations(page):
     ]
 
 
-def test_nothing_grave_keeps_anybody_out(any_page, finished, stack):
+def test_pages_have_no_serious_accessibility_violation(any_page, finished, stack):
     for path in (*PATHS, finished, "/admin/login"):
         any_page.goto(path)
         assert serious_violations(any_page) == [], path
@@ -238,7 +238,7 @@ def test_a_wrong_key_is_refused_and_the_right_one_leads_back(page, stack):
     expect(page.get_by_label("Admin key")).to_be_visible()
 
 
-def test_nothing_grave_keeps_an_operator_out(operator, finished):
+def test_admin_pages_have_no_serious_accessibility_violation(operator, finished):
     for viewport in ({"width": 1280, "height": 800}, {"width": 390, "height": 844}):
         operator.set_viewport_size(viewport)
         for path in (*ADMIN_PATHS, finished):
@@ -265,7 +265,7 @@ def test_numbers_are_loaded_from_a_list_and_from_a_file(operator, stack, tmp_pat
     operator.get_by_role("button", name="Load").click()
     expect(operator.get_by_role("status")).to_contain_text("1 new")
     operator.goto("/numbers?project=loaded here")
-    # The second time the project stood in the form still.
+    # The form kept the project for the second load.
     assert len(texts(operator, 1)) == 2
     assert stack.scalar("SELECT priority FROM composites WHERE number = :value", value=filed) == 4
 
@@ -288,7 +288,7 @@ def test_a_number_is_given_a_priority_reserved_and_released(operator, fresh):
     expect(operator.get_by_role("row").filter(has_text=client)).to_have_count(0)
 
 
-def test_a_dead_letter_is_sent_again(operator, stack):
+def test_a_dead_letter_is_retried(operator, stack):
     operator.goto("/admin/letters")
     row = operator.get_by_role("row").filter(has_text="999983").first
     expect(row).to_contain_text(SCRIPT)
@@ -297,7 +297,7 @@ def test_a_dead_letter_is_sent_again(operator, stack):
     expect(operator.get_by_role("status")).to_contain_text("1 result queued again")
 
 
-def test_effort_is_computed_anew_while_somebody_looks(operator):
+def test_effort_is_recalculated_and_the_page_shows_its_progress(operator):
     operator.goto("/admin")
     operator.get_by_role("button", name="Recalculate all").click()
     expect(operator.get_by_role("status")).to_contain_text("Recalculating the effort")

@@ -1,4 +1,4 @@
-"""The pipeline without its HTTP and its broker: send a result, apply it, run the jobs that follow."""
+"""The pipeline without HTTP and broker: store a result, apply it, run its jobs."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,8 +30,10 @@ def result(
     parametrization: int | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A body as a client would send it; factors are strings, or (factor, sigma)."""
-    found = [{"factor": one} if isinstance(one, str) else {"factor": one[0], "sigma": one[1]} for one in factors]
+    """Return a body as clients send it; factors are strings or (factor, sigma)."""
+    found = [
+        {"factor": claim} if isinstance(claim, str) else {"factor": claim[0], "sigma": claim[1]} for claim in factors
+    ]
     return {
         "client_id": client,
         "composite": composite,
@@ -48,7 +50,7 @@ def receive(
     window: float = SETTINGS.implicit_key_window,
     request_id: str | None = None,
 ) -> Receipt:
-    """Put a body into the inbox."""
+    """Store a body in the inbox."""
     return inbox.receive(
         engine,
         SubmitResult.model_validate(body),
@@ -60,14 +62,14 @@ def receive(
 
 
 def submit(engine: Engine, body: dict[str, Any], key: str | None = None, apply: Apply = applying.apply_result) -> Any:
-    """Receive and apply; the submission's row afterwards."""
+    """Store and apply a result; returns the row of its submission."""
     receipt = receive(engine, body, key)
     apply(engine, receipt.submission_id, SETTINGS)
     return inbox.submission_row(engine, receipt.submission_id)
 
 
 def run_jobs(engine: Engine) -> int:
-    """Do every waiting job until none is left; how many were done."""
+    """Run waiting jobs until none is left; returns their number."""
     done = 0
     while waiting := rows(engine, select(Job.id).where(Job.state == "waiting").order_by(Job.id)):
         for job in waiting:
@@ -77,7 +79,7 @@ def run_jobs(engine: Engine) -> int:
 
 
 def rows(engine: Engine, statement: Any, **parameters: Any) -> list[Any]:
-    """What a statement (or SQL text) selects."""
+    """Return the rows that a statement (or SQL text) selects."""
     if isinstance(statement, str):
         statement = text(statement)
     with engine.connect() as connection:
@@ -85,24 +87,24 @@ def rows(engine: Engine, statement: Any, **parameters: Any) -> list[Any]:
 
 
 def scalar(engine: Engine, statement: Any, **parameters: Any) -> Any:
-    """The one value of the one row that a statement (or SQL text) selects."""
+    """Return the one value of the one row that a statement (or SQL text) selects."""
     ((value,),) = rows(engine, statement, **parameters)
     return value
 
 
 def run_sql(engine: Engine, statement: str, **parameters: Any) -> None:
-    """Run a statement that changes something: what tests arrange behind the pipeline's back."""
+    """Run a statement that changes the database directly, without the application."""
     with engine.begin() as connection:
         connection.execute(text(statement), parameters)
 
 
 def counts(engine: Engine, names: Iterable[str]) -> dict[str, int]:
-    """How many rows each of these tables holds."""
+    """Return the number of rows of each of these tables."""
     return {name: scalar(engine, select(func.count()).select_from(Base.metadata.tables[name])) for name in names}
 
 
 def leaves(engine: Engine, number: str) -> list[tuple[str, bool | None]]:
-    """(factor, is prime) of the leaves of a number's tree, each as often as it divides, smallest first."""
+    """Return (factor, is prime) of the leaves of a number's tree, each as often as it divides, smallest first."""
     found = rows(
         engine,
         "SELECT f.id, f.factor, f.multiplicity, f.is_prime, f.split_from_id FROM factors f"
@@ -111,16 +113,16 @@ def leaves(engine: Engine, number: str) -> list[tuple[str, bool | None]]:
     )
     split = {row.split_from_id for row in found}
     times: dict[Any, int] = {None: 1}
-    standing: list[tuple[str, bool | None]] = []
+    found_leaves: list[tuple[str, bool | None]] = []
     for row in found:
         times[row.id] = row.multiplicity * times[row.split_from_id]
         if row.id not in split:
-            standing += [(row.factor, row.is_prime)] * times[row.id]
-    return sorted(standing, key=lambda leaf: (len(leaf[0]), leaf[0]))
+            found_leaves += [(row.factor, row.is_prime)] * times[row.id]
+    return sorted(found_leaves, key=lambda leaf: (len(leaf[0]), leaf[0]))
 
 
 def composite(engine: Engine, number: str) -> Any:
-    """The row of the composite that was registered in these words."""
+    """Return the row of the composite that was registered with this text."""
     (row,) = rows(engine, "SELECT * FROM composites WHERE number = :number", number=number)
     return row
 
@@ -132,7 +134,7 @@ def lease(
     curves: int | None = None,
     expires: str = "now() + interval '1 day'",
 ) -> Any:
-    """An open lease, as handing out work makes it; its id."""
+    """Insert an open lease as a claim does; returns its id."""
     insert = (
         "INSERT INTO work_assignments"
         " (id, composite_id, client_id, method, b1, b2, parametrization, curves, expires_at)"
@@ -146,11 +148,11 @@ def lease(
 
 
 def empty(engine: Engine) -> None:
-    """Forget everything: a fresh database for the next example of a property test."""
+    """Empty all tables, for the next example of a property test."""
     run_sql(engine, f"TRUNCATE {', '.join(Base.metadata.tables)} RESTART IDENTITY CASCADE")
 
 
 def assert_sound(engine: Engine) -> None:
-    """Every invariant holds."""
+    """Check that every invariant holds."""
     found = invariants.violations(engine, max_digits=SETTINGS.max_digits)
     assert not found, found

@@ -21,7 +21,7 @@ from flask.testing import FlaskClient
 WITH_SLASHES = ("/stats/{composite}", "/by-name/{name}", "/work/status/{client_id}")
 # All other paths of the web process are pages.
 DOCUMENTED = re.compile(r"/api/v1/.*|/(health|ready|status|metrics)")
-PROBLEM = "application/problem+json"
+JSON, PROBLEM = "application/json", "application/problem+json"
 
 servers: set[str] = set()
 violations: list[str] = []
@@ -52,7 +52,7 @@ class ServedDocument:
             documented = self._resolved(answer)["content"]
         if content_type not in documented:
             return f"{content_type} is not documented with status {status}"
-        if body is None or not content_type.endswith("json"):
+        if body is None or content_type not in (JSON, PROBLEM):
             return None
         errors = [f"{error.instance_path}: {error.message}" for error in self._errors(documented[content_type], body)]
         return "; ".join(errors)[:1000] or None

@@ -1,4 +1,4 @@
-"""The embedded servers: what starts, who gets in, and what survives."""
+"""The embedded servers: how they start, who can connect, and which data survives a kill."""
 
 import os
 import stat
@@ -48,7 +48,7 @@ def test_the_application_is_no_superuser_and_owns_its_database(server):
                              "WHERE datname = current_database()") == ("ecm", "UTF8")  # fmt: skip
 
 
-def test_nobody_enters_without_the_password(server):
+def test_nobody_connects_without_the_password(server):
     wrong = libpq_url(server.url).replace("ecm:", "ecm:not")
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(wrong)
@@ -56,7 +56,7 @@ def test_nobody_enters_without_the_password(server):
         psycopg2.connect(wrong.replace("ecm:", "postgres:"))
 
 
-def test_a_killed_server_comes_back_at_its_url_with_what_was_committed(server):
+def test_a_killed_server_restarts_at_its_url_with_the_committed_data(server):
     url, pid = server.url, server.pid
     query(url, "CREATE TABLE kept (n int)")
     query(url, "INSERT INTO kept VALUES (7)")
@@ -87,7 +87,7 @@ def test_a_cluster_of_another_major_version_is_refused_with_the_way_to_upgrade(s
         version.write_text(ours)
 
 
-def test_a_half_made_cluster_is_made_anew_and_a_long_path_gets_a_short_socket(tmp_path):
+def test_a_half_created_cluster_is_created_again_and_a_long_path_gets_a_short_socket(tmp_path):
     home = tmp_path / ("long" * 30)
     (home / "postgres" / "data.new").mkdir(parents=True)
     (home / "postgres" / "data.new" / "PG_VERSION").write_text("18\n")
@@ -103,10 +103,10 @@ def test_a_half_made_cluster_is_made_anew_and_a_long_path_gets_a_short_socket(tm
     assert not server.socket.exists()
 
 
-def test_a_lock_file_whose_number_another_process_has_now_does_not_keep_the_server_down(server, home):
+def test_a_lock_file_with_the_id_of_another_process_does_not_keep_the_server_from_starting(server, home):
     server.stop()
     owner = choose_server_account(data_directory(home))
-    # PostgreSQL believes in a lock whose number belongs to any process of its own account.
+    # PostgreSQL respects a lock file if its process id belongs to any process of the same account.
     other = subprocess.Popen(["sleep", "60"], user=owner.uid if owner else None)
     try:
         lock = data_directory(home) / "postmaster.pid"
@@ -126,7 +126,7 @@ def test_valkey_asks_for_its_password_and_starts_empty_at_the_same_url(tmp_path)
     url = server.url
     try:
         with redis.Redis.from_url(url) as client:
-            client.set("rung", 1)
+            client.set("message", 1)
         with redis.Redis.from_url(url.replace(url.split("@")[0], "redis://")) as client:
             with pytest.raises(redis.AuthenticationError):
                 client.ping()
@@ -146,5 +146,5 @@ def test_with_both_urls_set_nothing_embedded_is_imported():
         "print(up._prepare_servers(None, {'DATABASE_URL': 'x', 'REDIS_URL': 'y'}),"
         "[name for name in sys.modules if 'embedded' in name or 'pgserver' in name])"
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "() []"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "() []"

@@ -1,4 +1,4 @@
-"""The poller: requests that wait get their outcome, whatever happens to it meanwhile."""
+"""The poller: waiting requests get their outcome, even after errors of the poller."""
 
 import threading
 from time import monotonic, sleep
@@ -12,39 +12,39 @@ from ingest.outcome_polling import LONGEST_PAUSE, OutcomePoller
 
 @pytest.fixture
 def answers(monkeypatch):
-    """What the database says, one call after another: rows to give or errors to raise; the times of the calls."""
-    given, times = [], []
+    """Answers of the database, one for each call: rows to return or errors to raise; and the times of the calls."""
+    queued, times = [], []
 
-    def settled(engine, wanted):
+    def settled_rows(engine, ids):
         times.append(monotonic())
-        answer = given.pop(0) if given else [SimpleNamespace(id=one) for one in wanted]
+        answer = queued.pop(0) if queued else [SimpleNamespace(id=row_id) for row_id in ids]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(inbox, "settled_rows", settled)
-    return SimpleNamespace(given=given, times=times)
+    monkeypatch.setattr(inbox, "settled_rows", settled_rows)
+    return SimpleNamespace(queued=queued, times=times)
 
 
 @pytest.mark.parametrize(
     "fault", [RuntimeError("a bug"), MemoryError(), KeyError("id"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "")]
 )
-def test_the_poller_survives_every_fault_and_goes_on_after_its_longest_pause(answers, fault):
-    answers.given += [fault, fault]
+def test_the_poller_survives_every_error_and_continues_after_its_longest_pause(answers, fault):
+    answers.queued += [fault, fault]
     assert OutcomePoller(None, 4).wait(7, 5).id == 7
     first, second, third = answers.times
     assert min(second - first, third - second) >= LONGEST_PAUSE
 
 
-def test_a_row_that_cannot_be_handed_over_ends_nothing(answers):
-    answers.given.append([object()])
+def test_a_malformed_row_does_not_end_the_poller(answers):
+    answers.queued.append([object()])
     assert OutcomePoller(None, 4).wait(7, 5).id == 7
 
 
-def test_no_more_than_allowed_wait(answers):
-    answers.given += [[]] * 1000
+def test_no_more_requests_wait_than_allowed(answers):
+    answers.queued += [[]] * 1000
     poller = OutcomePoller(None, 2)
-    threads = [threading.Thread(target=poller.wait, args=(one, 0.5)) for one in range(2)]
+    threads = [threading.Thread(target=poller.wait, args=(row_id, 0.5)) for row_id in range(2)]
     for thread in threads:
         thread.start()
     while len(poller._waiters) < 2:
@@ -54,11 +54,11 @@ def test_no_more_than_allowed_wait(answers):
     assert monotonic() - began < 0.2
     for thread in threads:
         thread.join()
-    answers.given.clear()
+    answers.queued.clear()
     assert poller.wait(3, 5).id == 3
 
 
-def test_without_a_thread_to_poll_nobody_waits_and_the_next_one_tries_again(answers, monkeypatch):
+def test_if_the_polling_thread_cannot_start_nobody_waits_and_the_next_request_tries_again(answers, monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 

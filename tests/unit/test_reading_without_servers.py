@@ -1,4 +1,4 @@
-"""The views that only read: what they say when the database is away, and what they refuse to compute."""
+"""Routes that only read: their answers while the database is away, and the numbers that they refuse to compute."""
 
 import pytest
 
@@ -15,7 +15,7 @@ NOWHERE = "postgresql://operator:secret@/ecm?host=/nowhere/at-all"
 def client(monkeypatch):
     """The app with neither database nor broker."""
     engine = make_engine(NOWHERE)
-    # What belongs to a whole process is left as other tests found it.
+    # These settings belong to the whole process, which other tests share.
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
     monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
@@ -52,7 +52,7 @@ def test_ready_is_a_problem_while_the_schema_is_another_versions(client, monkeyp
     assert answer.headers["Retry-After"] == "5"
 
 
-def test_status_names_the_parts_that_do_not_answer_and_not_where_they_are(client):
+def test_status_names_the_parts_that_do_not_answer_without_their_addresses(client):
     answer = client.get("/status")
     assert (answer.status_code, answer.json["status"]) == (503, "degraded")
     assert answer.headers["Retry-After"] == "5"
@@ -61,7 +61,7 @@ def test_status_names_the_parts_that_do_not_answer_and_not_where_they_are(client
     assert hides_the_servers(answer)
 
 
-def test_only_who_sends_something_is_told_that_it_was_not_stored(client):
+def test_only_a_request_that_sends_something_is_told_that_nothing_was_stored(client):
     for path in ("/stats/15", "/submissions/1"):
         answer = client.get(f"/api/v1{path}")
         detail = problem(answer, 503, "database_away")
@@ -87,7 +87,7 @@ def test_only_who_sends_something_is_told_that_it_was_not_stored(client):
         ("2^4-16", "not_positive"),
     ],
 )
-def test_what_is_no_number_is_refused_before_it_is_looked_for(client, written, reason):
+def test_a_malformed_number_is_refused_before_the_database_is_asked(client, written, reason):
     problem(client.get(f"/api/v1/stats/{written}"), 422, reason)
 
 
@@ -97,12 +97,12 @@ def test_expressions_too_long_to_be_computed_for_an_answer_are_refused(client):
     assert f"{len(written)} characters" in detail
     assert "1000" in detail
     assert "decimal" in detail
-    # Plain digits cost nothing, and what is short enough is looked for in the database.
+    # Plain digits need no computation, and a short expression is computed; both are searched in the database.
     for allowed in ("9" * 5000, "+".join(["3^9000"] * 143)):
         problem(client.get(f"/api/v1/stats/{allowed}"), 503, "database_away")
 
 
-def test_the_specification_promises_limits_where_requests_are_counted(client):
+def test_the_specification_documents_429_where_requests_are_counted(client):
     paths = client.get("/openapi.json").json["paths"]
     for path, views in paths.items():
         for view in views.values():

@@ -1,4 +1,4 @@
-"""The intake's views against a database, with a bell that nobody hears: what they answer, and that they keep it."""
+"""Routes that receive results, on a real database and without a broker: their answers, and what they store."""
 
 import json
 import random
@@ -19,16 +19,16 @@ def settings(database_url):
 
 
 @pytest.fixture
-def bell(monkeypatch):
-    """Rings that were asked for."""
-    rung = []
-    monkeypatch.setattr(publishing, "publish_submission", lambda *about: rung.append(about) or True)
-    return rung
+def published(monkeypatch):
+    """The arguments of every publication, which no worker receives."""
+    calls = []
+    monkeypatch.setattr(publishing, "publish_submission", lambda *arguments: calls.append(arguments) or True)
+    return calls
 
 
 @pytest.fixture
-def app(settings, bell, engine, monkeypatch):
-    # What belongs to a whole process is left as other tests found it.
+def app(settings, published, engine, monkeypatch):
+    # These settings belong to the whole process, which other tests share.
     monkeypatch.setattr("ingest.app.process_engine", lambda *_: engine)
     monkeypatch.setattr("ingest.app.configure_logging", lambda *_: None)
     monkeypatch.setattr(publishing, "use_short_timeouts", lambda: None)
@@ -68,7 +68,7 @@ def apply(app, submission_id):
 
 
 @pytest.mark.parametrize("wait", ["9" * 400, "-" + "9" * 400, "9" * 5000, "1e400", "\u00b2"])
-def test_no_wish_for_a_wait_fails_what_was_stored(app, client, monkeypatch, wait):
+def test_no_value_of_prefer_fails_a_stored_result(app, client, monkeypatch, wait):
     waited = []
     monkeypatch.setattr(app.config["POLLER"], "wait", lambda _, seconds: waited.append(seconds))
     answer = send(client, plain(), Prefer=f"wait={wait}")
@@ -77,21 +77,21 @@ def test_no_wish_for_a_wait_fails_what_was_stored(app, client, monkeypatch, wait
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a bug"), ValueError("no such transport"), KeyError("hostname")])
-def test_a_bell_that_breaks_fails_nothing_that_was_stored(client, monkeypatch, fault):
-    def broken(*about):
+def test_a_failed_publication_fails_no_stored_result(client, monkeypatch, fault):
+    def fail(*arguments):
         raise fault
 
-    monkeypatch.setattr(publishing, "publish_submission", broken)
+    monkeypatch.setattr(publishing, "publish_submission", fail)
     answer = send(client, plain())
     assert answer.status_code == 202
     assert client.get(answer.headers["Location"]).json["state"] == "received"
     assert [verdict["status"] for verdict in send_batch(client, plain(), plain())["results"]] == ["accepted"] * 2
 
 
-# What became of it -------------------------------------------------------------------------------------------------
+# Outcomes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_replay_in_a_batch_is_answered_by_what_became_of_the_first(app, client):
+def test_a_replay_in_a_batch_is_answered_by_the_outcome_of_the_first(app, client):
     good, bad, new = plain(), claiming(999), plain()
     first = send_batch(client, good, bad)["results"]
     for verdict in first:
@@ -99,9 +99,9 @@ def test_a_replay_in_a_batch_is_answered_by_what_became_of_the_first(app, client
     same_curves = good | {"program": "another payload"}
     repeated = send_batch(client, same_curves)["results"][0]
     apply(app, repeated["submission_id"])
-    said = send_batch(client, good, bad, same_curves, new)
-    assert (said["accepted"], said["refused"]) == (3, 1)
-    applied, refused, duplicate, waiting = said["results"]
+    answer = send_batch(client, good, bad, same_curves, new)
+    assert (answer["accepted"], answer["refused"]) == (3, 1)
+    applied, refused, duplicate, waiting = answer["results"]
     ids = {"submission_id": first[0]["submission_id"], "attempt_id": first[0]["attempt_id"]}
     assert applied == {"index": 0, "status": "success", **ids}
     assert refused.pop("detail").startswith("999 ")
@@ -115,11 +115,11 @@ def test_a_replay_in_a_batch_is_answered_by_what_became_of_the_first(app, client
     assert waiting["status"] == "accepted"
 
 
-def test_a_duplicates_state_names_the_attempt_that_counted(app, client):
+def test_the_state_of_a_duplicate_names_the_attempt_that_counted(app, client):
     body = plain()
     first, second = (send(client, item).json for item in (body, body | {"program": "another payload"}))
-    for said in (first, second):
-        apply(app, said["submission_id"])
+    for answer in (first, second):
+        apply(app, answer["submission_id"])
     state = client.get(f"/api/v1/submissions/{second['submission_id']}").json
     assert (state["state"], state["attempt_id"]) == ("duplicate", first["attempt_id"])
     assert state["outcome"]["attempt_id"] == first["attempt_id"] != second["attempt_id"]
@@ -129,11 +129,10 @@ def test_a_duplicates_state_names_the_attempt_that_counted(app, client):
 
 
 @pytest.mark.parametrize("form", ["array", "lines"])
-def test_a_nul_hurts_only_the_item_that_has_it(client, form):
+def test_a_nul_fails_only_the_item_that_has_it(client, form):
     items = [plain(), plain(client_id="a\0b"), plain() | {"a\0key": 1}, plain(program="\\u0000"), ["\0"]]
     body = json.dumps(items) if form == "array" else "\n".join(map(json.dumps, items))
-    said = client.post("/api/v1/submit_results", data=body).json
-    verdicts = said["results"]
+    verdicts = client.post("/api/v1/submit_results", data=body).json["results"]
     assert [verdict["status"] for verdict in verdicts] == ["accepted", "refused", "refused", "accepted", "refused"]
     for verdict in verdicts:
         assert verdict["status"] == "accepted" or "NUL" in verdict["detail"]

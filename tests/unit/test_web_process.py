@@ -1,4 +1,4 @@
-"""A web process that has been made."""
+"""A web process after its start: the garbage collector skips the objects that were created before."""
 
 import gc
 
@@ -12,7 +12,7 @@ def unfrozen():
     gc.unfreeze()
 
 
-def test_requests_do_not_wait_for_a_look_through_what_the_process_began_with(unfrozen, monkeypatch, tmp_path):
+def test_the_garbage_collector_skips_the_objects_of_the_start(unfrozen, monkeypatch, tmp_path):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     from ingest import gunicorn_settings
 
