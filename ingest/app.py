@@ -22,7 +22,7 @@ from ingest.admin.admin_submissions import admin_submissions
 from ingest.composites_routes import composites
 from ingest.factors_routes import factors
 from ingest.guide import GUIDE, guide
-from ingest.health_routes import health, operations
+from ingest.health_routes import operations
 from ingest.leases_routes import leases
 from ingest.outcome_polling import OutcomePoller
 from ingest.problems import answer_with_problems
@@ -69,7 +69,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(admin_submissions)
     app.register_api(admin_residues)
     app.register_api(operations)
-    app.add_url_rule(f"{openapi.API}/health", "api_health", health)
     app.register_blueprint(pages)
     app.register_blueprint(admin_pages)
     app.register_blueprint(guide)

@@ -41,6 +41,12 @@ def health() -> Response:
     return _json({"status": "ok"}, 200)
 
 
+@operations.get(f"{openapi.API}/health", operation_id="api_health", responses={200: Health})
+def api_health() -> Response:
+    """Return that the process is up, as `/health` does, for clients that know this address."""
+    return health()
+
+
 @operations.get(
     "/ready",
     operation_id="ready",

@@ -21,8 +21,8 @@ STACK_BYTES = 400_000_000
 MEMORY_BYTES = 2_000_000_000
 SECONDS = 120
 
-# The other process starts in the directory that `coordinator` is in: in `coordinator` itself the package `numbers` would
-# take the place of the standard library's module.
+# The other process starts in the directory that `coordinator` is in: in `coordinator` itself, the package `numbers`
+# would take the place of the standard library's module.
 PROGRAM_DIRECTORY = Path(__file__).parents[2]
 MISSING = 3  # exit code: cypari is not installed
 
