@@ -44,7 +44,7 @@ def health() -> Response:
 @operations.get(f"{openapi.API}/health", operation_id="api_health", responses={200: Health})
 def api_health() -> Response:
     """Return that the process is up, as `/health` does, for clients that know this address."""
-    return health()
+    return _json({"status": "ok"}, 200)
 
 
 @operations.get(
