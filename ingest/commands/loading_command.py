@@ -57,7 +57,7 @@ def import_file(
     \b
     Exit status:
       0  the list is loaded or, with --dry-run, checked
-      1  a line was invalid; nothing was stored
+      1  a line is invalid, or the file cannot be read; nothing was stored
     """
     from concurrent.futures.process import BrokenProcessPool
 
