@@ -44,6 +44,7 @@ _LEASE_COLUMNS = (
     WorkAssignment.curves_completed,
     WorkAssignment.curves_submitted,
     WorkAssignment.status,
+    WorkAssignment.is_cancelled,
     WorkAssignment.message,
     WorkAssignment.created_at,
     WorkAssignment.expires_at,
@@ -334,8 +335,9 @@ def expire_leases(
 ) -> tuple[int, list[AnyRow]]:
     """Time out those `leases` that are still open and overdue.
 
-    Returns (number timed out, leases skipped because locked). Their missing curves can be leased again. Without `wait`, the leases of composites that another transaction has
-    locked are left for later, because waiting for one of them would hold up all the others.
+    Returns (number timed out, leases skipped because locked). Their missing curves can be leased again. Without
+    `wait`, the leases of composites that another transaction has locked are skipped, because waiting for one of them
+    would hold up all the others.
     """
     ids = {lease.composite_id for lease in leases}
     locked = set(lock_composites(connection, sorted(ids), skip_locked=not wait))
