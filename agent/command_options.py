@@ -17,7 +17,12 @@ from agent import gmp_ecm, http_client
 
 EXIT_WAITING, EXIT_REFUSED, EXIT_NO_WORK = 3, 4, 5  # click itself exits with 1 and 2
 # The command line's name of a field of a result.
-FIELD_OPTIONS = {"client_id": "--name", "composite": "NUMBER"}
+FIELD_OPTIONS = {
+    "client_id": "--name",
+    "composite": "NUMBER",
+    **{f"parameters.{name}": f"--{name}" for name in ("b1", "b2", "curves", "parametrization", "sigma")},
+}
+LIMIT_TEXTS = {"greater_than_equal": "must be at least {ge}", "less_than_equal": "must be at most {le}"}
 
 
 @contextmanager
@@ -26,8 +31,11 @@ def fail_before_run(root: Path) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise click.UsageError(f"{FIELD_OPTIONS.get(where, where)}: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        limit = LIMIT_TEXTS.get(first["type"])
+        fault = f" {limit.format(**first['ctx'])}" if limit else f": {first['msg']}"
+        raise click.UsageError(f"{FIELD_OPTIONS.get(where, where)}{fault}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except gmp_ecm.EcmMissingError as error:

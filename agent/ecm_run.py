@@ -88,9 +88,9 @@ def run_curves(
     """Run GMP-ECM until its curves are done, a factor is found, or `stop` is requested, and spool the result.
 
     `on_line` gets the output so far after every line, and whether the line completed a curve. `on_spooled` gets the
-    entry while the journal still exists, so recover_runs() repairs what a death in it leaves. Returns the whole output,
-    and the entry in the spool, locked for the caller, or None if no curve was completed. Raises EcmFailedError if
-    GMP-ECM fails; the curves completed before are pending then.
+    entry; it runs before the journal is deleted, so recover_runs() can repeat it after a crash. Returns the whole
+    output, and the entry in the spool, locked for the caller, or None if no curve was completed. Raises EcmFailedError
+    if GMP-ECM fails; the curves completed before are pending then.
     """
     stop = stop or StopFlag()
     spool.prepare_spool(root)

@@ -57,7 +57,7 @@ class LeaseRequest:
 
 
 class LeaseReply(NamedTuple):
-    """The state of a lease: `open`, `over` for any reason, or `unclear` because the answer does not tell."""
+    """The state of a lease: `open`, `over` for any reason, or `unclear` because the answer does not say."""
 
     state: Literal["open", "over", "unclear"]
     message: str
@@ -102,7 +102,8 @@ def list_open_leases(session: requests.Session, server: str, client_id: str) -> 
 def start_lease(session: requests.Session, server: str, client_id: str, work_id: str) -> LeaseReply:
     """Report that the first curves of a lease begin.
 
-    The server answers 404 for a lease that runs already, so `over` becomes `unclear`; report_progress() tells.
+    The server answers 404 for a lease that runs already, so `over` becomes `unclear`; report_progress() returns the
+    state.
     """
     url = f"{api_url(server)}/work/{quote(work_id)}/start"
     state = read_lease_state(send_request(session, "POST", url, params={"client_id": client_id}))

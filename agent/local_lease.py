@@ -28,9 +28,10 @@ Closing = Literal["complete", "abandon"]
 class LocalLease:
     """A lease, the lock on its file, and its progress.
 
-    `runs` has the completed curves of each run by its key. `curves_elsewhere` are those that the server has counted and
-    this spool has no run of. `curves_running` are those that the current run has completed. `closed_by_server` is the
-    server's message if it has closed the lease. `closing` is how the agent wants to close it, and why.
+    `runs` has the completed curves of each run by its key. `curves_elsewhere` are curves that the server
+    counted and that no run in this spool has. `curves_running` are curves that the current run has completed.
+    `closed_by_server` is the server's message if it has closed the lease. `closing` is how the agent wants to close it,
+    and why.
     """
 
     lease: Lease

@@ -1,4 +1,4 @@
-"""How the agent repeats requests to the server; no other module computes a pause or decides to try again.
+"""How the agent repeats requests to the server; no other module computes back-off or decides to try again.
 
 What is retried: every reply whose `is_final` is false, because no answer came, the answer was not a coordinator's, the
 server was busy, or it has stored a result that it has not processed yet. A reply that cannot change is final.

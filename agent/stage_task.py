@@ -42,7 +42,7 @@ class StageTask:
         spool.write_durably(self.path / "task.json", spool.json_line(self.fields)).close()
 
     def remove(self) -> None:
-        """Delete a task whose result the server has, or does not want."""
+        """Delete a task whose result the server has processed or refused."""
         # Without its task.json a directory is no task, so a death in rmtree() leaves nothing to resume.
         spool.remove_durably(self.path / "task.json")
         shutil.rmtree(self.path, ignore_errors=True)

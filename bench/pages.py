@@ -24,7 +24,7 @@ from config.local.postgres import start_postgres
 from config.local.valkey import start_valkey
 from config.logging import configure_logging
 from config.settings import Settings
-from ingest.app import create_app, keep_what_is_made
+from ingest.app import create_app, freeze_loaded_objects
 from models.engine import make_engine
 from models.migrate import upgrade
 
@@ -105,7 +105,7 @@ def client(database_url: str, broker_url: str) -> FlaskClient:
         admin_api_key=ADMIN_KEY,
     )
     app = create_app(settings)
-    keep_what_is_made()
+    freeze_loaded_objects()
     browser = app.test_client()
     token = re.search(r'name="csrf_token" value="([^"]+)"', _get(browser, "/admin/login").decode())
     if token is None:

@@ -2,10 +2,10 @@
 
 Eleven packages; each may import only packages below it (the second `layers` contract in setup.cfg):
 
-    housekeeping                                what runs by the clock, and the jobs
+    housekeeping                                periodic tasks, and the jobs
     administration                              what operators change
     results                                     applying what clients send
-    residues | leases | loading | reading       stage 2 elsewhere; work; lists; questions
+    residues | leases | loading | reading       stage 2 elsewhere; work; loading lists; read-only queries
     composites                                  the numbers, their factors and effort, their leases
     base | numbers | effort                     transactions; arithmetic; the mathematics of ECM
 """

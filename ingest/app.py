@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def keep_what_is_made() -> None:
+def freeze_loaded_objects() -> None:
     """Exclude the objects that exist now, modules and views, from garbage collection. Call it before the first request.
 
     A collection of these 150,000 objects takes 0.1 s, and a request waits meanwhile.

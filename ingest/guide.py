@@ -30,7 +30,7 @@ def guide_is_built() -> bool:
 @guide.get("/")
 @guide.get("/<path:name>")
 def page(name: str = "index.html") -> ResponseReturnValue:
-    """A file of the guide; 404 with the way to build it where it has not been built."""
+    """Return a file of the guide; if it is not built, 404 says how to build it."""
     if not guide_is_built():
         detail = "The guide has not been built here. Run `make docs` in a checkout; the web process then serves it."
         raise ProblemError(404, "guide_not_built", detail)

@@ -59,14 +59,14 @@ if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application is made: what there is now stays."""
-    from ingest.app import keep_what_is_made
+    """Exclude the loaded application from garbage collection."""
+    from ingest.app import freeze_loaded_objects
 
-    keep_what_is_made()
+    freeze_loaded_objects()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Keep a dead process's counters, drop its gauges."""
+    """Merge the counters of an ended process, and delete its gauges."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)

@@ -67,7 +67,7 @@ def ready() -> Response:
 
 @operations.get("/status", operation_id="status", responses={200: InstallationStatus, 503: InstallationStatus})
 def status() -> Response:
-    """Every part of the installation, and whether it does its work; 503 when one does not."""
+    """Return the state of every component of the installation; 503 if one is down."""
     parts = read_components()
     ok = all(part["ok"] for part in parts.values())
     # Not a problem document: operators and `ecm-coordinator up` read the parts.
@@ -78,7 +78,7 @@ def status() -> Response:
 
 
 def read_components() -> dict[str, dict[str, Any]]:
-    """Every part of the installation, with `ok`."""
+    """Return the state of every component of the installation; `ok` says whether it does its work."""
     return {"database": _database(), **_broker_and_processes()}
 
 
@@ -142,7 +142,7 @@ def _broker_and_processes() -> dict[str, dict[str, Any]]:
 
 
 class _CurrentMetrics(Collector):
-    """Collects the current metrics of the database and the broker; of one that is away only that it is."""
+    """Collects the current metrics of the database and the broker; for one that does not answer, only `ecm_*_up` 0."""
 
     def collect(self) -> Iterator[Metric]:
         """Read everything, once for each scrape."""

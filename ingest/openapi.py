@@ -39,9 +39,9 @@ Numbers are strings, in decimal or as expressions such as `2^1277-1`. Unknown fi
 empty query parameter is one that was not given. Times are in UTC.
 
 Every answer has an `X-Request-ID`, the request's own if it has one. Requests under `/api/v1` are counted for each
-address and client; `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` tell how the nearer limit stands. A
-request whose expectation or HTTP version is not supported is answered with 417 or 505, and one with a method that the
-address does not have with 405 and `Allow`.
+address and client; `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` describe the limit that is reached
+first. A request whose expectation or HTTP version is not supported is answered with 417 or 505, and one with a method
+that the address does not have with 405 and `Allow`.
 """
 
 RESULTS = Tag(name="Results", description="Send results, and ask what happened to them")

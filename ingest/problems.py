@@ -62,7 +62,7 @@ def problem_body(status: int, reason: str, detail: str, instance: str, **more: A
 
 
 def invalid(error: ValidationError, whole: str = "body") -> ProblemError:
-    """422 for a body (or whatever the `whole` is) of a wrong shape, naming each field and what would be right."""
+    """Return a 422 problem that names each invalid field of the body (or of `whole`) and what it should be."""
     errors = [
         {"field": ".".join(map(str, item["loc"])) or whole, "message": _complaint(item)}
         for item in error.errors(include_url=False, include_context=False)[:100]
@@ -72,7 +72,7 @@ def invalid(error: ValidationError, whole: str = "body") -> ProblemError:
 
 
 def checked_name(field: str, value: str) -> str:
-    """`value`, stripped, if it can be a client's name; raises a 422 problem."""
+    """Return `value`, stripped, if it can be a client's name; else raise a 422 problem."""
     try:
         return _NAME.validate_python(value)
     except ValidationError as error:
@@ -83,7 +83,7 @@ def checked_name(field: str, value: str) -> str:
 
 
 def _complaint(item: ErrorDetails) -> str:
-    """What should be and what is, in JSON's words rather than Python's."""
+    """Return one validation error as a sentence, in JSON's words rather than Python's."""
     kind, given = item["type"], item["input"]
     if kind == "missing":
         return "is required"
@@ -100,12 +100,12 @@ def _is_long(value: Any) -> bool:
 
 
 def unreadable_number(error: ExpressionError) -> ProblemError:
-    """422 for a number that cannot be read or is too large."""
+    """Return a 422 problem for a number that cannot be read or is too large."""
     return ProblemError(422, error.reason, error.detail, errors=[{"field": error.field, "message": error.detail}])
 
 
 def database_away() -> ProblemError:
-    """503 for the current request: nothing was read or stored; ask again soon."""
+    """Return a 503 problem that says that nothing was read or stored, and when to ask again."""
     if request.method in ("GET", "HEAD"):
         detail = f"The database does not answer. Ask again in {RETRY_SECONDS} seconds."
     else:
@@ -114,7 +114,7 @@ def database_away() -> ProblemError:
 
 
 def of_refusal(error: DomainError) -> ProblemError:
-    """404 for what there is not, 409 for what something stands against, 400 for what is not true."""
+    """Return the problem of a domain error: 404 for a NotFoundError, 409 for a ConflictError, 400 for any other."""
     status = 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, ConflictError) else 400
     return ProblemError(status, error.reason, f"{error}.")
 

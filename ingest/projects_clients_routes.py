@@ -40,6 +40,6 @@ def project_by_name(path: ProjectNamePath) -> Response:
 
 @directory.get("/clients", operation_id="clients", responses={200: ClientsPage})
 def all_clients(query: ClientsQuery) -> Response:
-    """Return a page of the clients, the last seen first or by name; housekeeping updates them once a minute."""
+    """Return a page of the clients, the last seen first or by name; updated every 30 seconds by default."""
     found = clients.list_clients(engine(), order=query.order, limit=query.limit, cursor=query.cursor)
     return json_of(ClientsPage, {"clients": [row._mapping for row in found.rows], "next": found.next})

@@ -312,7 +312,7 @@ def error_page(problem: ProblemError) -> Response:
 
 
 def respond(problem: ProblemError) -> Response:
-    """A problem for whoever asks: people who look at pages, or programs."""
+    """Return a problem as a page for browsers, as JSON for programs."""
     if request.path.startswith(f"{API}/") or (request.endpoint and request.blueprint not in SHOWN):
         return problem.response()
     is_person = request.accept_mimetypes.best_match(["application/problem+json", "text/html"]) == "text/html"

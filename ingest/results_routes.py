@@ -167,10 +167,10 @@ def submission_state(path: SubmissionStatePath) -> Response:
 
 
 def _batch_items() -> list[Any]:
-    """The values of an array, or the lines still to be parsed.
+    """Return the values of an array, or the lines still to be parsed.
 
-    A line that is no JSON is refused by itself; where an array is none, nobody can say where its items end, so all of
-    it is refused.
+    A line that is not valid JSON is refused alone; an array that is not valid JSON is refused as a whole, because the
+    end of each result is unknown.
     """
     body = received_body()
     is_array = body.lstrip()[:1] == b"["

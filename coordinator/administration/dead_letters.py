@@ -104,7 +104,7 @@ def _newest(
 
 
 def _kind(state: str) -> ColumnElement[bool]:
-    """The condition that a submission is in this state, and is not a rejected one with true factors."""
+    """Return the condition for submissions in `state`, without rejected ones that have true factors."""
     without_factors = and_(Submission.state == "rejected", _TRUE_FACTORS.is_not(true()))
     return without_factors if state == "rejected" else Submission.state == state
 

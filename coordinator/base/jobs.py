@@ -34,7 +34,7 @@ class JobRef:
 
 
 def request(connection: Connection, kind: str, target_id: int) -> list[JobRef]:
-    """Request a job, also one that is done already: its input has changed since. Returns the job to publish."""
+    """Insert a job, or reset a finished one, because its input has changed. Returns the job to publish."""
     job_id = connection.execute(
         insert(Job)
         .values(kind=kind, target_id=target_id)
@@ -76,9 +76,8 @@ def finish(connection: Connection, job_id: int, request_count: int) -> None:
 def try_lock(engine: Engine, job_id: int) -> Iterator[bool]:
     """Lock this job for the duration of the block; yields False if another process has it locked.
 
-    A connection of its own holds the lock and is not used again afterwards: the server releases the lock when the
-    connection ends, also if this process dies. The server needs a moment for that, and a job that has just requested
-    itself would be skipped in that moment, so the lock is released explicitly where that is possible.
+    A separate connection holds the lock, so that the server releases it also if this process dies. The lock is
+    released explicitly, because the release at a disconnect is late for a job that requests itself.
     """
     with engine.connect() as connection:
         # A transaction that stays open for as long as the job takes would hold up vacuum.

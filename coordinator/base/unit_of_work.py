@@ -72,10 +72,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_poison(error: BaseException) -> bool:
-    """Return whether an error counts as a failed delivery attempt; all errors do but transient ones.
+    """Return whether an error counts as a failed delivery attempt.
 
-    A unique violation is mostly a lost race, and the next attempt succeeds. It counts nevertheless: an attempt that can
-    never succeed would be repeated for ever otherwise.
+    True for every non-transient error and for unique violations. A unique violation is mostly a lost race, and the next
+    attempt succeeds; it counts because an attempt that can never succeed would be repeated for ever otherwise.
     """
     return not is_transient(error) or isinstance(error, IntegrityError)
 

@@ -32,7 +32,7 @@ MIN_PROBABILITY = 0.001
 
 
 class Finding(NamedTuple):
-    """The columns of a factor that describe its group order; `is_explained` None: not known, see the remark."""
+    """The columns that describe a factor's group order. `is_explained`: None if unknown; `order_remark` says why."""
 
     group_order: str | None
     group_order_factors: str | None

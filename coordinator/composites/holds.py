@@ -19,9 +19,8 @@ EXAMINED_ROWS = 50
 def hold_if_abandoned(connection: Connection, composite_id: int) -> None:
     """Set a locked composite aside when HOLD_AFTER different clients in a row gave it up without a single curve.
 
-    A row of such clients begins after the last lease that brought curves or was completed, and after the composite was
-    last resumed. Leases that ran out do not count, because machines are switched off; neither do leases that an
-    operator cancelled.
+    Only leases closed after the last completed one, the last with curves, and the last resume are counted. Leases that
+    ran out do not count, because machines are switched off; neither do leases that an operator cancelled.
     """
     composite = connection.execute(
         select(Composite.hold, Composite.resumed_at).where(Composite.id == composite_id)

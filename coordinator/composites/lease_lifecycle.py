@@ -44,6 +44,7 @@ _LEASE_COLUMNS = (
     WorkAssignment.curves_completed,
     WorkAssignment.curves_submitted,
     WorkAssignment.status,
+    WorkAssignment.is_cancelled,
     WorkAssignment.message,
     WorkAssignment.created_at,
     WorkAssignment.expires_at,
@@ -291,7 +292,7 @@ def _close_and_refresh(
 
 
 def client_leases(engine: Engine, client_id: str, limit: int) -> list[AnyRow]:
-    """Return a client's last leases with columns of their composites: open leases first, then the newest."""
+    """Return a client's last leases with columns of their composites: open leases, then closed ones, newest first."""
     columns = (Composite.current_composite, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
     # Two queries, and an index has the rows of each in order, however many leases the client has had.
     recent = [
@@ -332,10 +333,11 @@ def overdue_leases(connection: Connection, now: datetime) -> list[AnyRow]:
 def expire_leases(
     connection: Connection, leases: Sequence[AnyRow], now: datetime, *, wait: bool
 ) -> tuple[int, list[AnyRow]]:
-    """Time out the rows of `leases` that are still open and overdue; returns (their count, the rows left for later).
+    """Time out those `leases` that are still open and overdue.
 
-    Their missing curves can be leased again. Without `wait`, the leases of composites that another transaction has
-    locked are left for later, because waiting for one of them would hold up all the others.
+    Returns (number timed out, leases skipped because locked). Their missing curves can be leased again. Without
+    `wait`, the leases of composites that another transaction has locked are skipped, because waiting for one of them
+    would hold up all the others.
     """
     ids = {lease.composite_id for lease in leases}
     locked = set(lock_composites(connection, sorted(ids), skip_locked=not wait))

@@ -79,7 +79,7 @@ class AttemptSums(NamedTuple):
 
 
 def _inherited() -> ColumnElement[bool]:
-    """Return the condition that a part was split off after an attempt on its number: it inherits those curves."""
+    """Return the SQL condition "the attempt is older than the part": the part inherits its curves."""
     split_by, part = aliased(EcmAttempt), aliased(Factor)
     split_at = (
         select(func.max(split_by.created_at))
@@ -315,7 +315,7 @@ def _correct(
     counted: Mapping[Account, int],
     stored: Mapping[Account, tuple[int, int]],
 ) -> list[Difference]:
-    """Make all of locked composites that their attempts determine agree with `vectors` and the `counted` curves."""
+    """Set the sums, t-levels and derived columns of locked composites from `vectors` and `counted`."""
     corrections = _corrections(counted, stored)
     if corrections:
         add(connection, corrections)
@@ -344,7 +344,7 @@ def _correct(
 
 
 def _corrections(counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]) -> dict[Account, int]:
-    """The curves that each stored sum lacks (negative: has too many) to be what the attempts count."""
+    """Return, by account, the attempts' curves minus the stored curves, where they differ."""
     lacking = {
         account: counted.get(account, 0) - stored.get(account, (0, 0))[0] for account in counted.keys() | stored.keys()
     }
@@ -354,7 +354,7 @@ def _corrections(counted: Mapping[Account, int], stored: Mapping[Account, tuple[
 def _vectors(
     ids: list[int], counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]
 ) -> dict[int, np.ndarray]:
-    """The effort vectors that the counted curves and the prior work give."""
+    """Return the effort vectors that the counted curves and the prior work give."""
     runs: dict[int, list[tuple[int, int, int, int]]] = {composite_id: [] for composite_id in ids}
     # In this order, as everywhere: the last bits of a sum depend on it.
     for account in sorted(counted.keys() | stored.keys()):

@@ -31,7 +31,7 @@ def sha256(text: str) -> bytes:
 
 
 class RegisteredComposite(NamedTuple):
-    """A composite and the root of its family; `is_new_spelling`: its number is not known in the spelling looked up."""
+    """A composite and the root of its family; `is_new_spelling`: the looked-up spelling is not stored yet."""
 
     id: int
     root_id: int

@@ -55,8 +55,8 @@ def count_stage2_curves(connection: Connection, residue_id: int) -> int:
 def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> list[AnyRow]:
     """Undo what these attempts superseded, before they are voided or deleted, and close the residues of their stage 1.
 
-    Returns the attempts whose curves count again (id, composite_id, b1, b2, parametrization, curves), without those in
-    `attempt_ids` and voided ones. The caller adds these curves to the sums of their composites.
+    Returns rows (id, composite_id, b1, b2, parametrization, voided_at, curves) of the stage-1 attempts, except voided
+    ones and `attempt_ids`. The caller adds these curves to the sums of their composites.
     """
     ids = list(attempt_ids)
     stage2, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)

@@ -34,7 +34,7 @@ class Label(NamedTuple):
 
 
 def svg(vector: Array, title: str, target: float | None = None) -> str:
-    """The chart as an SVG document."""
+    """Return the chart as an SVG document."""
     parts = []
     for item in _layout(vector, title, target):
         if isinstance(item, Line):
@@ -56,7 +56,7 @@ def svg(vector: Array, title: str, target: float | None = None) -> str:
 
 
 def png(vector: Array, title: str, target: float | None = None) -> bytes:
-    """The chart as a PNG image. Raises ImportError without Pillow."""
+    """Return the chart as a PNG image. Raises ImportError without Pillow."""
     from PIL import Image, ImageDraw, ImageFont
 
     scale = SUPERSAMPLING  # Pillow's lines have hard edges: draw large, then shrink

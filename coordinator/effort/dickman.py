@@ -17,7 +17,7 @@ SERIES_TERMS = 56  # each coefficient is at most half the one before, so the omi
 
 
 def _rho_on_grid() -> Array:
-    """rho(i / 256) for i = 0 ... 2560, to a relative 1e-14.
+    """Return rho(i / 256) for i = 0 ... 2560, to a relative 1e-14.
 
     On [k-1, k] write rho(k - x) = sum of c_j x^j, 0 <= x <= 1. From u rho'(u) = -rho(u-1), the coefficients c_j, j > 0,
     follow from those of the unit interval before; c_0 = rho(k) from k rho(k) = integral of rho over [k-1, k]. No term
@@ -46,7 +46,7 @@ _U = read_only(np.arange(RHO.size) / GRID)
 
 
 def _shifted(by: int) -> Array:
-    """rho(u - by) on the grid for u > by, and 0 up to there, as the expansions below use it."""
+    """Return rho(u - by) on the grid for u > by, and 0 up to there, as the expansions below use it."""
     shifted = np.zeros_like(RHO)
     shifted[by * GRID + 1 :] = RHO[1 : -by * GRID]
     return shifted
@@ -57,7 +57,7 @@ _RHO_LESS_2 = read_only(_shifted(2))
 
 
 def smooth_share(u: Array, log_b1: float) -> Array:
-    """The share of B1-smooth integers near X = B1^u itself, u > 0; 0 beyond u = 10.
+    """Return the share of B1-smooth integers near X = B1^u itself, u > 0; 0 beyond u = 10.
 
     rho(u) is the limit for X to infinity; the second term, which starts beyond u = 1, is the first correction for a
     finite X.
@@ -74,7 +74,7 @@ def smooth_share(u: Array, log_b1: float) -> Array:
 
 
 def refined_share(log_x: Array) -> Array:
-    """The share of integers near X without a prime factor above X^(1/u), with one more term beyond u = 2.
+    """Return the share of integers near X whose primes are at most X^(1/u), with one more term beyond u = 2.
 
     The result has one row for each value of `log_x`, and one column for each of the 2561 grid points u = i / 256.
     """

@@ -53,7 +53,7 @@ def _runs(part: str) -> list[Run]:
 
 
 def _whole(number: str) -> int:
-    """`11e6`, `1.5e6` or `35133391030` as an int."""
+    """Return `11e6`, `1.5e6` or `35133391030` as an int."""
     value = Decimal(number)
     if value != int(value):
         raise ValueError(f"{number} is not a whole number")

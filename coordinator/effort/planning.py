@@ -63,7 +63,7 @@ class PlanRequest(NamedTuple):
 
 
 def seconds_per_curve(b1: float, b2: int, digits: int) -> float:
-    """The price of one curve in seconds on one ordinary core (the table above, log-log between its points).
+    """Return the price of one curve in seconds on one ordinary core (the table above, log-log between its points).
 
     The price of stage 2 is proportional to the square root of a given B2, roughly the size of its polynomials. A B2 up
     to B1, also 0, means stage 1 only.
@@ -88,7 +88,7 @@ def _microseconds(digits: int) -> float:
 
 @lru_cache(maxsize=4096)
 def expected_factors(digits: int) -> Array:
-    """For each d in DIGITS: the expected number of prime factors of d digits of a number of `digits` digits."""
+    """Return for each d in DIGITS the expected number of prime factors of d digits of a number of `digits` digits."""
     expected = np.log(DIGITS / (DIGITS - 1))
     expected[digits // 2 < DIGITS] = 0.0
     return read_only(expected)
@@ -115,12 +115,12 @@ def _prices(b1: tuple[int, ...], b2: int, digits: int) -> Array:
 
 
 def _unfound(vector: Array, digits: int) -> Array:
-    """For each d in DIGITS: the expected number of prime factors of d digits that are still unfound."""
+    """Return for each d in DIGITS the expected number of prime factors of d digits that are still unfound."""
     return expected_factors(digits) * effort.missed(vector)
 
 
 def value_per_second(vector: Array, digits: int) -> float:
-    """The factors that one second of the best curves is expected to find on a number with this effort; 0 if none.
+    """Return how many factors one second of the best curves finds on average on a number with this effort; 0 if none.
 
     The number is known to be composite, so the expectation for a random number is divided by the chance that a random
     number has an unfound factor at all.
@@ -173,7 +173,7 @@ def _curves_needed(vector: Array, target: float, b1: int, b2: int) -> float:
 
 
 def _reaches(vectors: Array, target: float) -> npt.NDArray[np.bool_]:
-    """For each row of effort vectors, whether effort.t_level >= target."""
+    """Return for each row of effort vectors whether effort.t_level >= target."""
     size = max(target, float(DIGITS[0])) - float(DIGITS[0])
     low, high = math.floor(size), math.ceil(size)
     still_missed = effort.missed(vectors[:, [low, high]]) @ (1 - (size - low), size - low)
@@ -183,7 +183,7 @@ def _reaches(vectors: Array, target: float) -> npt.NDArray[np.bool_]:
 def _until_another_is_better(
     vector: Array, curves: _CurveTable, prices: Array, digits: int, best: int, *, at_least: int, at_most: int
 ) -> int:
-    """The number of curves, from `at_least` to `at_most`, after which a larger B1 has more value for its price."""
+    """Return the number of curves, `at_least` to `at_most`, after which a larger B1 has more value for its price."""
 
     def still_best(count: int) -> bool:
         left = _unfound(vector + count * curves.effort[best], digits)
@@ -199,7 +199,7 @@ def _until_another_is_better(
 
 
 def p1_b1(target: float) -> int:
-    """The B1 for P-1 and P+1: one step of the customary ladder above the one for the target t-level."""
+    """Return the B1 for P-1 and P+1: one step of the customary ladder above the one for the target t-level."""
     for step, (level, _) in enumerate(CUSTOMARY_B1):
         if level >= target:
             return CUSTOMARY_B1[min(step + 1, len(CUSTOMARY_B1) - 1)][1]

@@ -83,7 +83,7 @@ _LOG_PRIMES = read_only(np.log(_PRIMES))
 
 @lru_cache(maxsize=4096)
 def success_probability(b1: float, b2: float | None, parametrization: int) -> Array:
-    """p(d) for d = 10 ... 100: the chance that one curve finds a factor of d digits if there is one. Read-only.
+    """Return p(d) for d = 10 ... 100: the chance that one curve finds a factor of d digits if there is one. Read-only.
 
     `b2`: None or -1 for GMP-ECM's default, 0 or anything up to B1 for stage 1 only. ValueError outside `models.limits`.
     """
@@ -103,12 +103,12 @@ def success_probability(b1: float, b2: float | None, parametrization: int) -> Ar
 
 @lru_cache(maxsize=4096)
 def curve_effort(b1: float, b2: float | None, parametrization: int) -> Array:
-    """-log(1 - p(d)) for d = 10 ... 100, which one curve adds to an effort vector. Read-only; arguments as above."""
+    """Return -log(1 - p(d)) for d = 10 ... 100, which one curve adds to a vector. Read-only; arguments as above."""
     return read_only(-np.log1p(-success_probability(b1, b2, parametrization)))
 
 
 def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
-    """The chance that one prime of the order lies in (B1, B2] and the rest is B1-smooth."""
+    """Return the chance that one prime of the order lies in (B1, B2] and the rest is B1-smooth."""
     log_b1, log_b2 = math.log(b1), math.log(b2)
     if b1 >= SMALL_PRIMES_END:
         return _almost_smooth(orders, alpha, 1.0, log_b2 / log_b1)
@@ -125,7 +125,7 @@ def _stage2(orders: Orders, alpha: Array, b1: int, b2: int) -> Array:
 
 
 def _small_prime_sum(orders: Orders, alpha: Array, b1: int, end: int) -> Array:
-    """As `_stage2` for the primes in (B1, end], summed one by one."""
+    """Return the chance of `_stage2` for the primes in (B1, end], summed one by one."""
     between = slice(*np.searchsorted(_PRIMES, [b1, end], side="right"))
     primes, log_primes = _PRIMES[between], _LOG_PRIMES[between]
     chance = np.zeros_like(alpha)
@@ -139,7 +139,7 @@ def _small_prime_sum(orders: Orders, alpha: Array, b1: int, end: int) -> Array:
 
 
 def _almost_smooth(orders: Orders, alpha: Array, beta1: float, beta2: float) -> Array:
-    """The integral of refined_share(t, Neff) / (alpha - t) over t from alpha - beta2 to alpha - beta1."""
+    """Return the integral of refined_share(t, Neff) / (alpha - t) over t from alpha - beta2 to alpha - beta1."""
     chance = np.zeros_like(alpha)
     interval = _interval(alpha - beta2, alpha - beta1)
     alpha = alpha[interval.sizes]
@@ -151,7 +151,7 @@ def _almost_smooth(orders: Orders, alpha: Array, beta1: float, beta2: float) -> 
 
 
 def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) -> Array:
-    """The chance that the one prime lies above B2 and Brent and Suyama's polynomial meets it all the same.
+    """Return the chance that the one prime lies above B2 and that Brent and Suyama's polynomial meets it.
 
     The integrand is that of stage 2 times the chance that the polynomial meets a prime of size B1^s, s = alpha - t.
     """
@@ -181,7 +181,7 @@ def _extension(orders: Orders, alpha: Array, log_b1: float, plan: Stage2Plan) ->
 
 
 def _met(shares: Array, s: Array, log_b1: float, pairs: float, multipliers: Multipliers) -> Array:
-    """For each row: the sum of its shares times (the chance that the polynomial meets a prime of size B1^s) / s.
+    """Return for each row the sum of its shares times (the chance that the polynomial meets a prime of size B1^s) / s.
 
     `s` belongs to a row's first share and grows by 1/256 from share to share. The factor depends only on s, so one
     table in steps of 1/256 serves every row. A row's s lies between its points; the cubic through four points is exact
@@ -209,7 +209,7 @@ def _met(shares: Array, s: Array, log_b1: float, pairs: float, multipliers: Mult
 
 
 def _interval(begin: Array, end: Array) -> Interval:
-    """The interval from `begin` to `end`, cut to [0, 10], for the sizes for which it is not empty."""
+    """Return the interval from `begin` to `end`, cut to [0, 10], for the sizes for which it is not empty."""
     begin, end = np.maximum(begin, 0.0), np.minimum(end, LARGEST_U)
     sizes = np.flatnonzero(end > begin)
     begin, end = begin[sizes], end[sizes]
@@ -217,7 +217,7 @@ def _interval(begin: Array, end: Array) -> Interval:
 
 
 def _weighted_shares(orders: Orders, interval: Interval) -> Array:
-    """refined_share times the weights of the trapezoid rule (in grid steps), from `last` downward, a row for each size.
+    """Return refined_share times the trapezoid rule's weights (in grid steps), from `last` down, a row for each size.
 
     The grid of 1/256 in t is GMP-ECM's. A finer rule would not reproduce its digits.
     """
@@ -234,11 +234,11 @@ def _weighted_shares(orders: Orders, interval: Interval) -> Array:
 
 
 def _ends(orders: Orders, alpha: Array, interval: Interval) -> Array:
-    """The integral of refined_share(t, Neff) / (alpha - t) between the bounds and the grid, by trapezoids."""
+    """Return the integral of refined_share(t, Neff) / (alpha - t) between the bounds and the grid, by trapezoids."""
     row_ends = interval.sizes * ROW + ROW - 1
 
     def density(position: npt.NDArray[Any]) -> Array:
-        """The integrand at t = position / 256, linear between grid points."""
+        """Return the integrand at t = position / 256, linear between grid points."""
         left = np.minimum(position.astype(np.intp), ROW - 2)
         here, above = orders.share[row_ends - left], orders.share[row_ends - left - 1]
         return (here + (position - left) * (above - here)) / (alpha - position / GRID)

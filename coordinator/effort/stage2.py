@@ -29,12 +29,12 @@ class Stage2Plan(NamedTuple):
 
     @property
     def polynomial(self) -> str:
-        """The polynomial as GMP-ECM prints it: x^1, x^2, Dickson(6)."""
+        """Return the polynomial as GMP-ECM prints it: x^1, x^2, Dickson(6)."""
         return f"x^{self.S}" if self.S > 0 else f"Dickson({-self.S})"
 
 
 def checked_integer(value: float, name: str, smallest: int, largest: int) -> int:
-    """`value` as an int (11e6 is accepted). Raises ValueError, which names it and the range."""
+    """Return `value` as an int (11e6 is accepted). Raises ValueError, which names it and the range."""
     try:
         integer = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -47,7 +47,7 @@ def checked_integer(value: float, name: str, smallest: int, largest: int) -> int
 
 
 def checked_bounds(b1: float, b2: float | None) -> tuple[int, int]:
-    """(B1, B2) in normal form: B2 is -1 for B1's default, 0 for stage 1 only. Raises ValueError outside the limits."""
+    """Return (B1, B2) in normal form: B2 is -1 for B1's default, 0 for stage 1 only. Raises ValueError."""
     b1 = checked_integer(b1, "B1", MIN_B1, MAX_B1)
     if b2 is None or b2 == DEFAULT_B2:
         return b1, DEFAULT_B2
@@ -56,12 +56,12 @@ def checked_bounds(b1: float, b2: float | None) -> tuple[int, int]:
 
 
 def checked_parametrization(parametrization: int) -> int:
-    """GMP-ECM's parametrization as an int, 0 to 3. Raises ValueError."""
+    """Return GMP-ECM's parametrization as an int, 0 to 3. Raises ValueError."""
     return checked_integer(parametrization, "the parametrization", PARAMETRIZATIONS[0], PARAMETRIZATIONS[-1])
 
 
 def _points(width: int) -> int:
-    """The number of points of a block of this width: the least power of two from phi(width) / 2 on."""
+    """Return the number of points of a block of this width: the least power of two from phi(width) / 2 on."""
     phi, left, prime = width, width, 2
     while left > 1:
         if left % prime == 0:
@@ -73,7 +73,7 @@ def _points(width: int) -> int:
 
 
 def _second_width(width: int, points: int) -> int:
-    """d2: the least prime from 5 on that does not divide the width; 1 if it does not fit into the points."""
+    """Return d2, the least prime from 5 on that does not divide the width; 1 if it does not fit into the points."""
     for prime in (5, 7, 11, 13, 17, 19, 23):
         if width % prime:
             return prime if prime - 1 <= points else 1
@@ -85,7 +85,7 @@ _SHAPES = tuple((d1, _points(d1), _second_width(d1, _points(d1))) for d1 in STEP
 
 @lru_cache(maxsize=8192)
 def stage2_plan(b1: float, b2: float | None = None) -> Stage2Plan:
-    """The plan that GMP-ECM 7 makes for these bounds, with the B2 that it really reaches.
+    """Return the plan that GMP-ECM 7 makes for these bounds, with the B2 that it really reaches.
 
     `b2`: None or -1 for the default (11/6 B1)^1.43, rounded up to the bound that the plan covers; up to B1, also 0, for
     stage 1 only. Raises ValueError outside `models.limits`.
@@ -105,7 +105,7 @@ def stage2_plan(b1: float, b2: float | None = None) -> Stage2Plan:
 
 
 def _blocks(b1: int, b2: int, d1: int, points: int, d2: int) -> tuple[int, int]:
-    """(number of blocks of this shape that cover (B1, B2], index of the first multiple of d1 among their points)."""
+    """Return (number of blocks of `points` that cover (B1, B2], index of the first multiple of d1 in them)."""
     first = -(((d1 - 1) * d2 - b1) // d1)
     last = (b2 + (d1 - 1) * d2) // d1
     count = last - first + 1
@@ -115,7 +115,7 @@ def _blocks(b1: int, b2: int, d1: int, points: int, d2: int) -> tuple[int, int]:
 
 
 def _reached(first: int, count: int, d1: int, d2: int) -> int:
-    """The bound that `count` points from index `first` really cover."""
+    """Return the bound that `count` points from index `first` really cover."""
     if d2 > 1:
         quotient, remainder = divmod(count + first - -(-first // d2), d2 - 1)
         last = quotient * d2 + remainder
@@ -125,17 +125,17 @@ def _reached(first: int, count: int, d1: int, d2: int) -> int:
 
 
 def default_b2(b1: float) -> int:
-    """The default B2 of GMP-ECM for this B1, as it prints it."""
+    """Return the default B2 of GMP-ECM for this B1, as it prints it."""
     return stage2_plan(b1, DEFAULT_B2).b2
 
 
 def effective_b2(b1: float, b2: float | None) -> int:
-    """The B2 that GMP-ECM prints for these bounds; 0 for stage 1 only."""
+    """Return the B2 that GMP-ECM prints for these bounds; 0 for stage 1 only."""
     return stage2_plan(b1, b2).b2
 
 
 def brent_suyama_multipliers(polynomial: int) -> tuple[tuple[int, float], ...]:
-    """(m, share) for the polynomial S: in this share of its residues a prime has m additional chances to be met.
+    """Return (m, share) pairs of the polynomial S: in this share of its residues a prime has m more chances to be met.
 
     Kruppa 2010, chapter 5: f(X) - f(Y) splits over the S-th roots of unity, and a prime gains one chance for each
     factor beyond the linear ones, which stage 2 covers anyway.

@@ -30,18 +30,18 @@ PRIOR_PARAMETRIZATION = 1
 
 
 def no_effort() -> Array:
-    """The vector of a number without curves."""
+    """Return the vector of a number without curves."""
     return np.zeros(DIGITS.size)
 
 
 def add_curves(vector: Array, curves: float, b1: float, b2: float | None, parametrization: int) -> Array:
-    """A new vector with `curves` more curves, in constant time. Raises ValueError outside `models.limits`."""
+    """Return a new vector with `curves` more curves, in constant time. Raises ValueError outside `models.limits`."""
     curves = checked_integer(curves, "the number of curves", 0, MAX_CURVES)
     return vector + curves * curve_effort(b1, b2, parametrization)
 
 
 def effort_of(sums: Iterable[tuple[int, int | None, int, int]]) -> Array:
-    """The vector of runs (B1, B2, parametrization, curves): curve sums, or single attempts with repeated settings.
+    """Return the vector of runs (B1, B2, parametrization, curves): sums, or single attempts with repeated settings.
 
     The curves of equal settings are added as integers, and then the settings are added in sorted order, so the order of
     the runs changes no bit of the result. Raises ValueError for negative counts.
@@ -63,13 +63,13 @@ def effort_of(sums: Iterable[tuple[int, int | None, int, int]]) -> Array:
 
 
 def missed(vector: Array) -> Array:
-    """For each d in DIGITS: the chance that the curves missed a factor of d digits, if there is one."""
+    """Return for each d in DIGITS the chance that the curves missed a factor of d digits, if there is one."""
     with np.errstate(under="ignore"):  # a chance too small for a double becomes 0
         return np.exp(-vector)
 
 
 def t_level(vector: Array) -> float:
-    """The size at which the chance of a missed factor is 1/e, linear between sizes; 0 below 10 digits, 100 at most."""
+    """Return the size whose chance of a missed factor is 1/e, linear between sizes; 0 below 10 digits, 100 at most."""
     beyond = int(np.argmax(vector < 1.0))
     if vector[beyond] >= 1.0:
         return float(LARGEST_DIGITS)
@@ -80,7 +80,7 @@ def t_level(vector: Array) -> float:
 
 
 def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None, parametrization: int) -> int:
-    """The number of curves at these bounds that bring the vector to `target_t` (0 ... 100); 0 if it is there already.
+    """Return how many curves at these bounds bring the vector to `target_t` (0 ... 100); 0 if it is there already.
 
     Raises ValueError if these bounds cannot find factors of that size at all (p = 0 there), and outside 0 ... 100.
     """
@@ -114,7 +114,7 @@ def curves_to_reach(vector: Array, target_t: float, b1: float, b2: float | None,
 
 
 def curves_of_t_level(t: float) -> Run:
-    """The run (B1, B2, parametrization, curves) that reaches a t-level, for work of which only the t-level is known.
+    """Return the run (B1, B2, parametrization, curves) that reaches a t-level, for work with a known t-level only.
 
     It has the default B2 and the B1 of the ladder whose curve count is nearest to 10,000. Raises ValueError outside
     0 ... 100.
@@ -127,7 +127,7 @@ def curves_of_t_level(t: float) -> Run:
 
 
 def suggested_curves(vector: Array, target_t: float, at_most: int) -> list[Run]:
-    """Alternative runs, each of which brings the vector to `target_t`; empty if the target is reached.
+    """Return alternative runs, each of which brings the vector to `target_t`; empty if the target is reached.
 
     The list has the `at_most` B1 of the ladder at which reaching the target from nothing takes nearest to 10,000
     curves, smallest B1 first.
@@ -140,7 +140,7 @@ def suggested_curves(vector: Array, target_t: float, at_most: int) -> list[Run]:
 
 
 def _nearest_usual(t: float) -> list[Run]:
-    """For each B1 of the ladder that can find such factors: the run that reaches t, the usual curve counts first."""
+    """Return for each B1 that can find such factors the run that reaches t, usual curve counts first."""
     digits = max(0, math.ceil(t) - SMALLEST_DIGITS)
     settings = [(b1, DEFAULT_B2, PRIOR_PARAMETRIZATION) for b1 in B1_LADDER]
     able = [setting for setting in settings if curve_effort(*setting)[digits] > 0]
@@ -149,7 +149,7 @@ def _nearest_usual(t: float) -> list[Run]:
 
 
 def target_t_level(digits: int, snfs_difficulty: float | None = None) -> float:
-    """The t-level from which sieving is better: 4/13 of the number's digits, or of its SNFS difficulty if less.
+    """Return the t-level from which sieving is better: 4/13 of the number's digits or, if less, SNFS difficulty.
 
     `snfs_difficulty` is in digits of an equally hard general number. The result is within 10 ... 85.
     """

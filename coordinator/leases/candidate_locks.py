@@ -54,7 +54,7 @@ _COUNT_OPEN_LEASES = text(
 
 
 def build_filters(connection: Connection, request: WorkRequest) -> ClaimFilters:
-    """The filters of a request, without its eligibility column."""
+    """Return the filters of a request, without its eligibility column."""
     values = {name: value for name in FILTER_FIELDS if (value := getattr(request, name)) is not None}
     if request.project is not None:
         # By the project's id: the query planner knows how many composites each id has.
@@ -65,7 +65,7 @@ def build_filters(connection: Connection, request: WorkRequest) -> ClaimFilters:
 
 
 def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> list[int]:
-    """Ids of the first composites that match the request, also of those that other claims hold."""
+    """Return the ids of the first composites that match the request, also if other claims hold them."""
     order = _order(request)
     for eligible in request.eligibility_columns:
         found = connection.execute(candidates.select_candidates(eligible, order, filters.names), filters.values)
@@ -96,7 +96,8 @@ def lock_first(connection: Connection, request: WorkRequest, filters: ClaimFilte
 def lock_contended(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows | None:
     """Wait for one of the matching composites that other claims hold, and lock it; None if that takes too long.
 
-    Which one is random, because other claims wait at the same time. Returns its row, or no row if it no longer matches.
+    Chooses one at random, because other claims wait at the same time. Returns its row, or no row if it no longer
+    matches.
     """
     ids = candidate_ids(connection, request, filters)
     if not ids:
@@ -119,10 +120,10 @@ _LOCK_COMPOSITE = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
 def lock_composite(
     connection: Connection, composite_id: int, filters: ClaimFilters, *, wait: bool
 ) -> LockedRows | None:
-    """Lock a composite's row; None if somebody else has locked it.
+    """Lock a composite's row; None if another transaction has locked it.
 
-    Returns the row, or no row if the composite no longer passes the filters (only a call that waits tells that apart
-    from a locked one).
+    Returns the row, or no row if the composite no longer passes the filters. With wait=False, None means locked or no
+    longer matching.
     """
     values = {**filters.values, "id": composite_id}
     at_once = connection.execute(candidates.select_locked(filters.names, wait=False), values).all()

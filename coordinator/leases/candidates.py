@@ -60,14 +60,14 @@ PROJECT_ID = select(projects.id).where(projects.name == bindparam("project"))
 
 @lru_cache(maxsize=1000)
 def select_candidates(eligible: str, order: str, filters: FilterNames) -> Select[int]:
-    """Ids of the first CANDIDATES composites, in `order`, that pass `filters` and whose column `eligible` is true."""
+    """Return SQL for the ids of the first CANDIDATES composites, in `order`, that pass `filters` and are `eligible`."""
     found = select(composites.id).where(composites[eligible], *(FILTERS[name] for name in filters))
     return found.order_by(*ORDERS[order]).limit(CANDIDATES)
 
 
 @lru_cache(maxsize=1000)
 def select_first_free(eligible: str, order: str, filters: FilterNames) -> Select[int]:
-    """The first candidate whose advisory lock is free.
+    """Return SQL for the first candidate whose advisory lock is free.
 
     The statement takes that lock, and no other, until the end of the transaction.
     """
@@ -78,6 +78,6 @@ def select_first_free(eligible: str, order: str, filters: FilterNames) -> Select
 
 @lru_cache(maxsize=1000)
 def select_locked(filters: FilterNames, *, wait: bool) -> Select[Any]:
-    """SELECT ... FOR NO KEY UPDATE of composite `id` if it still passes `filters`; wait=False adds SKIP LOCKED."""
+    """Return SELECT ... FOR NO KEY UPDATE of composite `id` if it passes `filters`; wait=False adds SKIP LOCKED."""
     found = select(COMPOSITES).where(composites.id == bindparam("id"), *(FILTERS[name] for name in filters))
     return found.with_for_update(key_share=True, skip_locked=not wait, of=COMPOSITES)

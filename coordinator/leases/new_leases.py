@@ -116,7 +116,7 @@ _INSERT_LEASE = insert(candidates.LEASES).values(created_at=func.clock_timestamp
 
 
 def _prior_t_level(connection: Connection, composite_id: int) -> float:
-    """The t-level of a composite's prior work alone."""
+    """Return the t-level of a composite's prior work alone."""
     runs = connection.execute(_PRIOR_RUNS, {"id": composite_id}).all()
     if not runs:
         return 0.0

@@ -18,25 +18,25 @@ ASK_AGAIN_SOONEST, ASK_AGAIN_WHILE_LEASED, ASK_AGAIN_LATEST = 30, 120, 600
 
 
 def too_many_leases(open_leases: int, limit: int) -> NoWork:
-    """The answer for a client that has `limit` open leases or more."""
+    """Return the answer for a client that has `limit` open leases or more."""
     message = f"You hold {open_leases} leases, and {limit} is the most; complete or abandon some."
     return NoWork(message, ASK_AGAIN_SOONEST)
 
 
 def unknown_number(written: str) -> NoWork:
-    """The answer for a named number that is not registered."""
+    """Return the answer for a named number that is not registered."""
     return NoWork(f"{shorten(written)} is not a number of this server.", ASK_AGAIN_LATEST)
 
 
 def named_number_unavailable(connection: Connection, composite_id: int, request: WorkRequest) -> NoWork:
-    """The answer for a named number that this client cannot lease, with the plainest reason."""
+    """Return the answer for a named number that this client cannot lease, with the plainest reason."""
     row = connection.execute(select(Composite).where(Composite.id == composite_id)).one()
     reason = next(_reasons(connection, row, request))
     return NoWork(f"{shorten(request.composite or '')} {reason}.", ASK_AGAIN_LATEST)
 
 
 def nothing_matches(connection: Connection) -> NoWork:
-    """The answer when no composite matches.
+    """Return the answer when no composite matches.
 
     The client should ask again when the next lease expires, but within ASK_AGAIN_WHILE_LEASED: leases also end early.
     """

@@ -156,7 +156,7 @@ def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Acto
 def list_open_leases(
     engine: Engine, *, client_id: str | None = None, reserving: bool | None = None, limit: int = 1000
 ) -> list[AnyRow]:
-    """Open leases with their numbers, ordered by when they expire.
+    """Return open leases with their numbers, ordered by when they expire.
 
     `reserving` True selects only reservations, False only other leases.
     """
@@ -176,7 +176,7 @@ def list_open_leases(
 
 
 def held_composites(engine: Engine, limit: int = 1000) -> list[AnyRow]:
-    """Numbers that are paused or set aside, with the reason; the latest hold comes first."""
+    """Return numbers that are paused or set aside, with the reason; the latest hold comes first."""
     columns = (Composite.id, Composite.number, Composite.digit_length)
     hold = (Composite.hold, Composite.hold_reason, Composite.held_at)
     statement = select(*columns, *hold).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())

@@ -17,7 +17,7 @@ SLOWEST, FASTEST = 1 / 100, 1000.0
 
 
 def measured_speed(connection: Connection, client_id: str) -> float:
-    """How many seconds of work on an ordinary core (planning.seconds_per_curve) a client does per second; 1 if unknown.
+    """Return how many seconds of an ordinary core's work (planning.seconds_per_curve) a client does per second; else 1.
 
     It is computed from the client's last ECM runs that have an execution time, with the present sizes of their numbers.
     """
@@ -25,13 +25,13 @@ def measured_speed(connection: Connection, client_id: str) -> float:
 
 
 def client_speeds(engine: Engine, client_ids: Sequence[str]) -> dict[str, float]:
-    """As `measured_speeds`, for callers without a transaction."""
+    """Return `measured_speeds`, for callers without a transaction."""
     with engine.connect() as connection:
         return measured_speeds(connection, client_ids)
 
 
 def measured_speeds(connection: Connection, client_ids: Sequence[str]) -> dict[str, float]:
-    """The `measured_speed` of each of these clients that has sent timed runs."""
+    """Return the `measured_speed` of each of these clients that has sent timed runs."""
     ordinary: defaultdict[str, float] = defaultdict(float)
     own: defaultdict[str, float] = defaultdict(float)
     for row in connection.execute(_RECENT_TIMINGS, {"clients": list(client_ids)}):

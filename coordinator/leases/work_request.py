@@ -38,7 +38,7 @@ class WorkRequest:
 
     @property
     def eligibility_columns(self) -> tuple[str, ...]:
-        """The columns of `composites` that mark a number eligible for this work; the first one is tried first."""
+        """Return the columns of `composites` that mark a number eligible for this work, in the order of trial."""
         methods = (PM1, PP1) if self.method == BOTH_P1 else (self.method,)
         return tuple(f"{method}_eligible" for method in methods)
 

@@ -73,7 +73,7 @@ class LoadSummary:
     def summary(self) -> str:
         """The summary as a sentence."""
         counts = (
-            f"{self.new:,} new, {self.existing:,} known ({self.updated:,} of them changed), {self.invalid:,} not valid"
+            f"{self.new:,} new, {self.existing:,} known ({self.updated:,} of them changed), {self.invalid:,} invalid"
         )
         ending = "" if self.is_stored else "; nothing was stored"
         return f"{self.total:,} {'number' if self.total == 1 else 'numbers'}: {counts}{ending}"
@@ -85,7 +85,8 @@ class InvalidNumbersError(Exception):
     def __init__(self, report: LoadSummary) -> None:
         lines = "1 line is" if report.invalid == 1 else f"{report.invalid} lines are"
         first = report.errors[0]
-        super().__init__(f"{lines} not valid, so nothing was stored; line {first.line}: {first.message}")
+        self.outcome = f"{lines} invalid, so nothing was stored"
+        super().__init__(f"{self.outcome}; line {first.line}: {first.message}")
         self.report = report
 
 

@@ -178,7 +178,7 @@ def _set_prior_work(connection: Connection) -> None:
 
 
 def _divide(connection: Connection, max_digits: int) -> list[jobs.JobRef]:
-    """Use the divisors that the list gives on their factor families, and note the composites that gain a factor."""
+    """Use the list's divisors on their factor families; put composites that gain a factor into `changed_composites`."""
     rows = connection.execute(text("SELECT * FROM lines_to_divide ORDER BY root_id, line")).all()
     of_line = text("SELECT factor, origin FROM incoming_nodes WHERE line = :line ORDER BY place")
     to_publish: list[jobs.JobRef] = []

@@ -75,7 +75,7 @@ def _invalid_line(line: int, number: Any, error: Exception) -> InvalidLine:
 
 
 def _check_claims(row: ParsedRow, tree: Tree) -> None:
-    """Raise InvalidRowError if the list calls a number finished of which a composite part is left."""
+    """Raise InvalidRowError if the list calls a number fully factored and a composite part is left."""
     fields = row.fields
     if fields is None or not (fields.is_prime or fields.is_fully_factored):
         return
@@ -92,7 +92,7 @@ def _check_claims(row: ParsedRow, tree: Tree) -> None:
 
 
 def divide_known(number: mpz, small: Iterable[mpz], divisors: Iterable[mpz]) -> Tree:
-    """The factorization of a new number by these small primes and divisors; small parts are factored completely."""
+    """Return the factorization of a new number by these primes and divisors; small parts are factored completely."""
     tree = new_tree(number)
     for prime in small:
         # `refine` would do the same, but it tries every prime on every part, and there can be thousands of primes.

@@ -72,13 +72,13 @@ class Expression:
 
 
 def decimal(n: mpz) -> str:
-    """`n` in decimal, however long it is (Python's own int() and str() refuse beyond 4,300 digits)."""
+    """Return `n` in decimal, however long it is (Python's own int() and str() refuse beyond 4,300 digits)."""
     text: str = mpz(n).digits(10)
     return text
 
 
 def shorten(text: str, most: int = 44) -> str:
-    """A number for use in a sentence: a long one loses its middle and gets its length instead.
+    """Return a number for use in a sentence: a long one loses its middle and gets its length instead.
 
     Characters that cannot be printed or stored (NUL, line ends, lone surrogates) become question marks.
     """
@@ -304,7 +304,7 @@ class _Parser:
 
 
 def _sum_size(left: ExpressionNode, right: ExpressionNode) -> tuple[float, float]:
-    """(low, high) of both the sum and the difference, as the signs of the operands are not known."""
+    """Return (low, high) of both the sum and the difference, as the signs of the operands are not known."""
     larger, smaller = (left, right) if left.high >= right.high else (right, left)
     high = larger.high + math.log1p(10 ** (smaller.high - larger.high)) / math.log(10) + 1e-9
     # If the smaller operand is at most half the larger one, at least half of the larger one remains.
@@ -313,7 +313,7 @@ def _sum_size(left: ExpressionNode, right: ExpressionNode) -> tuple[float, float
 
 
 def _factorial_size(n: int, step: int) -> tuple[float, float]:
-    """(low, high) of n!step. n! is the product of n!step, (n-1)!step, ..., `step` of them.
+    """Return (low, high) of n!step. n! is the product of n!step, (n-1)!step, ..., `step` of them.
 
     None of these factors exceeds the next one by more than a factor of n.
     """
@@ -322,7 +322,7 @@ def _factorial_size(n: int, step: int) -> tuple[float, float]:
 
 
 def _primorial_size(n: int) -> tuple[float, float]:
-    """(low, high) of n#: 0.84 n < sum of log p over the primes p <= n < 1.01624 n; the lower bound holds from 101 on.
+    """Return (low, high) of n#: 0.84 n < sum of log p, primes p <= n, < 1.01624 n; the lower bound holds from 101 on.
 
     Rosser and Schoenfeld, Approximate formulas for some functions of prime numbers (1962), theorems 9 and 10.
     """

@@ -1,4 +1,4 @@
-"""Composites by what somebody writes: the one that a text means, all that it may mean, and plain lists by id.
+"""Find composites by value, spelling or id, and list them by id.
 
 `coordinator/composites/identification.py` decides what a text means; batch_lookup.py asks for many numbers at once;
 the text search of search.py also finds the beginnings of numbers, and no ids.

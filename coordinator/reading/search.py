@@ -1,4 +1,4 @@
-"""Lists of numbers, filtered and sorted: a page takes a few hundredths of a second among a million numbers.
+"""List numbers, filtered and sorted: a page takes a few hundredths of a second among a million numbers.
 
 Each order has an index that also holds the columns of the filters (`composites_by_...`), so that the rows of numbers
 that fail a filter are not read. A page is found in one of three ways:

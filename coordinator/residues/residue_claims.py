@@ -259,7 +259,7 @@ def _count_stage2(connection: Connection, residue: Row[Any], attempt: Row[Any], 
 
 
 def _count_once(connection: Connection, residue: Row[Any], attempt: Row[Any], *, is_enough: bool) -> None:
-    """Link a stage-2 attempt to its residue, and move the curves that it is the first stage 2 of from stage 1 to it."""
+    """Link a stage-2 attempt to its residue, and count its new curves as full curves instead of stage 1."""
     stage1 = connection.execute(select(EcmAttempt).where(EcmAttempt.id == residue.stage1_attempt_id)).one_or_none()
     own = attempt.curves - attempt.superseded_curves
     left = residue.curve_count - superseding.count_stage2_curves(connection, residue.id)

@@ -39,7 +39,7 @@ def dead_letter(engine: Engine, submission_id: int, max_deliveries: int) -> None
     """Settle a submission as failed after too many delivery attempts, unless an attempt under way settles it first.
 
     A task that is delivered many times at once counts many attempts at once. Each process that has counted one locks
-    the submission a moment later, so this function first gives them that moment, and then waits for their locks.
+    the submission a moment later, so this function sleeps SETTLE_SECONDS, then waits for their locks.
     """
     sleep(SETTLE_SECONDS)
     reason = case((Submission.detail.is_(None), WORKER_DIED), else_=ERROR_EVERY_TIME)

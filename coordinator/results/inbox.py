@@ -1,7 +1,7 @@
 """The inbox: stores a result durably as it comes in, and reads the state of stored results.
 
-Only two questions are decided here: whether a result is readable, and whether it was sent before.
-coordinator/results/applying.py applies it.
+This module checks only that a result is readable and whether it was sent before; coordinator/results/applying.py
+applies it.
 """
 
 import hashlib

@@ -176,7 +176,7 @@ def _is_installed() -> bool:
 
 
 def _tool(name: str, url: str) -> Path:
-    """The client program that fits the server at `url`."""
+    """Return the client program that fits the server at `url`."""
     from config.local.binaries import client_tool
 
     (number,) = _rows(url, "SHOW server_version_num")
@@ -199,7 +199,7 @@ def _run(program: Path, *arguments: str, url: str | None = None) -> None:
 
 
 def _libpq_environment(url: str) -> dict[str, str]:
-    """A SQLAlchemy URL as libpq's environment variables."""
+    """Return a SQLAlchemy URL as libpq's environment variables."""
     from sqlalchemy import make_url
 
     parts = make_url(url)
@@ -219,7 +219,7 @@ def _libpq_environment(url: str) -> dict[str, str]:
 def _extract(tar: tarfile.TarFile, scratch: Path) -> None:
     """Write the archive's files and directories beneath `scratch`; raises TarError for anything else in it.
 
-    What extractall(filter="data") does, which Python 3.11 has from 3.11.4 on, and Debian 12's does not.
+    Does what `extractall(filter="data")` does; Debian 12's Python 3.11.2 lacks it.
     """
     for member in tar:
         path = scratch / member.name

@@ -13,6 +13,8 @@ def clients() -> None:
     """Add, list and revoke the keys of clients.
 
     A server with REQUIRE_CLIENT_KEYS accepts results and leases work only with a key, and only under the key's name.
+
+    Works on the database of DATABASE_URL, or on the embedded database in --home, also while `up` runs.
     """
 
 
@@ -25,7 +27,7 @@ def _name(context: click.Context, parameter: click.Parameter, value: str) -> str
         raise click.BadParameter(problem.detail) from None
 
 
-@clients.command()
+@clients.command(short_help="Create a key for a client and print it.")
 @click.argument("name", callback=_name)
 @HOME_OPTION
 def add(name: str, home: Path | None) -> None:
@@ -47,7 +49,7 @@ def add(name: str, home: Path | None) -> None:
     click.echo(f"This is {name}'s key; it is not shown again. The agent takes it as ECM_KEY.", err=True)
 
 
-@clients.command()
+@clients.command(short_help="Revoke the key of a client.")
 @click.argument("name", callback=_name)
 @HOME_OPTION
 def revoke(name: str, home: Path | None) -> None:

@@ -34,7 +34,7 @@ def composites() -> None:
 composites.add_command(import_file)
 
 
-@composites.command()
+@composites.command(short_help="Show numbers.")
 @click.argument("word", required=False, callback=one_line)
 @click.option("--project", callback=one_line, help="Only numbers of this project.")
 @click.option("--unfinished", is_flag=True, help="Only numbers that are not fully factored.")
@@ -52,7 +52,7 @@ def ls(
     as_json: bool,
     home: Path | None,
 ) -> None:
-    """Show numbers, by id; with WORD those that it may mean: a value, an expression, an old cofactor or an id."""
+    """Show numbers, by id; only numbers that WORD matches: a value, expression, old cofactor or id."""
     from coordinator.reading import lookup
 
     with database(home) as engine:
@@ -91,7 +91,7 @@ def _state(row: "Row[Any]") -> str:
     return "composite" if row.is_prime is False else "primality unknown"
 
 
-@composites.command()
+@composites.command(short_help="Show a number with its factors and effort.")
 @NUMBER
 @JSON_OPTION
 @HOME_OPTION
@@ -141,7 +141,7 @@ def _text(value: Any) -> str:
     return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@composites.command()
+@composites.command(short_help="Complete a number with factors.")
 @NUMBER
 @click.argument("factors", nargs=-1)
 @click.option("--source", callback=one_line, help="Where the factors come from.")
@@ -172,7 +172,7 @@ def complete(number: str, factors: tuple[str, ...], source: str | None, prime: b
     click.echo(f"composite {done.row.id} is fully factored, with {counted(len(done.new), 'new factor')}")
 
 
-@composites.command()
+@composites.command(short_help="Set the priority of a number.")
 @NUMBER
 @click.argument("value", type=PRIORITY)
 @HOME_OPTION
@@ -194,7 +194,7 @@ def priority(number: str, value: int, home: Path | None) -> None:
     click.echo(f"composite {composite_id} has priority {value}; it was {before}")
 
 
-@composites.command()
+@composites.command(short_help="Recalculate curve sums and t-levels.")
 @click.argument("number", required=False, callback=one_line)
 @click.option("--all", "every", is_flag=True, help="Recalculate all numbers.")
 @click.option(
@@ -228,14 +228,14 @@ def recalculate(*, number: str | None, every: bool, missing: bool, as_json: bool
     else:
         for difference in differences:
             click.echo(
-                f"composite {difference.composite_id}: {difference.what} corrected,"
-                f" t{difference.stored_t_level:.3f} is t{difference.correct_t_level:.3f}"
+                f"composite {difference.composite_id}: {difference.what} corrected;"
+                f" t-level {difference.stored_t_level:.3f} corrected to {difference.correct_t_level:.3f}"
             )
         click.echo(f"{counted(len(differences), 'number')} differed.")
     raise SystemExit(1 if differences else 0)
 
 
-@composites.command()
+@composites.command(short_help="Delete a number with its attempts and factors.")
 @NUMBER
 @YES_OPTION
 @HOME_OPTION

@@ -30,7 +30,7 @@ def factors() -> None:
     """
 
 
-@factors.command()
+@factors.command(short_help="List factors, the newest first.")
 @click.argument("number", required=False, callback=one_line)
 @PROJECT
 @CLIENT
@@ -52,7 +52,7 @@ def ls(
     as_json: bool,
     home: Path | None,
 ) -> None:
-    """List factors, the newest first; with NUMBER only those of this number (any value it has had)."""
+    """List factors, the newest first; with NUMBER only factors of this number (any value it has had)."""
     from coordinator.reading import factors as registry
     from models.wire.reading import FactorListed
 
@@ -105,7 +105,12 @@ def _print_factors(listed: "list[FactorListed]") -> None:
 )
 @PROJECT
 @CLIENT
-@click.option("--since", type=click.DateTime(), help="Only factors recorded since this time (UTC).")
+@click.option(
+    "--since",
+    type=click.DateTime(),
+    metavar="DATE[THH:MM:SS]",
+    help="Only factors recorded since this time (UTC).",
+)
 @HOME_OPTION
 def export(
     *,

@@ -8,5 +8,6 @@ import click
 HOME_OPTION = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    help="The directory with the data (default: $ECM_HOME).",
+    help="The directory with the data (default: $ECM_HOME, else /var/lib/ecm-coordinator for root, the user's data "
+    "directory for others).",
 )

@@ -20,9 +20,6 @@ if TYPE_CHECKING:  # the command's --help needs no database library
 MANY = 1000
 
 
-REASON_OPTION = click.option("--reason", callback=one_line, help="Reason, shown to the client and to other operators.")
-
-
 @click.group()
 def work() -> None:
     """List and cancel leases; pause and resume numbers.
@@ -60,12 +57,12 @@ def ls(*, client: str | None, held: bool, limit: int, as_json: bool, home: Path 
         click.echo(f"There are more rows than {limit}; --limit shows more.", err=True)
 
 
-@work.command()
+@work.command(short_help="Cancel a lease or a reservation.")
 @click.argument("work_id")
-@REASON_OPTION
+@click.option("--reason", callback=one_line, help="Reason, shown to the client and to other operators.")
 @HOME_OPTION
 def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
-    """Cancel the lease or reservation WORK_ID, whoever holds it. A closed one stays as it is.
+    """Cancel the lease or reservation WORK_ID, whoever holds it.
 
     A closed lease stays as it is. The client is told at its next heartbeat.
 
@@ -86,10 +83,11 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
             lease = reservations.cancel(engine, lease_id, reason, operator())
     except LeaseNotFoundError:
         raise click.ClickException(f"there is no work {lease_id}; see `work ls`") from None
-    click.echo(f"{lease.id} of {lease.client_id} is {lease.status}" + (f": {lease.message}" if lease.message else ""))
+    state = "cancelled" if lease.is_cancelled else lease.status
+    click.echo(f"lease {lease.id} of {lease.client_id} is {state}" + (f": {lease.message}" if lease.message else ""))
 
 
-@work.command()
+@work.command(short_help="Time out overdue leases now.")
 @HOME_OPTION
 def cleanup(home: Path | None) -> None:
     """Time out overdue leases now, as housekeeping does every few seconds."""
@@ -100,9 +98,9 @@ def cleanup(home: Path | None) -> None:
     click.echo(f"{counted(expired, 'overdue lease')} timed out.")
 
 
-@work.command()
+@work.command(short_help="Pause a number: it gets no new leases.")
 @click.argument("number", callback=one_line)
-@REASON_OPTION
+@click.option("--reason", callback=one_line, help="Reason; anybody can read it on the number's page.")
 @HOME_OPTION
 def pause(number: str, reason: str | None, home: Path | None) -> None:
     """Pause NUMBER (its value or its id): it gets no new leases until it is resumed; open leases go on.
@@ -116,10 +114,11 @@ def pause(number: str, reason: str | None, home: Path | None) -> None:
 
     with database(home) as engine, domain_errors_end_command():
         row = reservations.pause(engine, identify(engine, number), reason, operator())
-    click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; open leases that go on: {row.open_leases}")
+    leases = f"{counted(row.open_leases, 'open lease')} {'goes' if row.open_leases == 1 else 'go'} on"
+    click.echo(f"composite {row.id} is {row.hold}: {row.hold_reason}; {leases}")
 
 
-@work.command()
+@work.command(short_help="Resume a number that is paused or set aside.")
 @click.argument("number", callback=one_line)
 @HOME_OPTION
 def resume(number: str, home: Path | None) -> None:
@@ -134,9 +133,7 @@ def resume(number: str, home: Path | None) -> None:
 
     with database(home) as engine, domain_errors_end_command():
         row = reservations.resume(engine, identify(engine, number), operator())
-    click.echo(
-        f"composite {row.id} is neither paused nor set aside" + ("" if row.ecm_eligible else "; it needs no ECM now")
-    )
+    click.echo(f"composite {row.id} gets work again" + ("" if row.ecm_eligible else "; it needs no ECM now"))
 
 
 # Output --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ingest.plurals import counted
 CELLS, BESIDES = 8, 100_000
 
 
-@click.command("import")
+@click.command("import", short_help="Load the numbers of a file.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--project", callback=one_line, help="Project of numbers that name none; created if it is missing.")
 @click.option(
@@ -57,7 +57,7 @@ def import_file(
     \b
     Exit status:
       0  the list is loaded or, with --dry-run, checked
-      1  a line was invalid; nothing was stored
+      1  a line is invalid, or the file cannot be read; nothing was stored
     """
     from concurrent.futures.process import BrokenProcessPool
 
@@ -90,7 +90,7 @@ def import_file(
             raise click.ClickException(f"{error}") from error
         except InvalidNumbersError as error:
             _print_report(error.report, [], as_json)
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(str(error) if as_json else error.outcome) from error
     _print_report(report, listing.ignored_columns, as_json)
 
 

@@ -30,7 +30,7 @@ def domain_errors_end_command() -> Iterator[None]:
 
 
 def identify(engine: "Engine", number: str) -> int:
-    """The id of the number with this value or id; to be called within `sentences`."""
+    """Return the id of the number with this value or id. Call it within `domain_errors_end_command`."""
     from coordinator.reading import lookup
 
     return lookup.identify_composite(engine, number.strip(), settings().max_digits)

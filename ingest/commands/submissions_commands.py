@@ -23,7 +23,7 @@ def submissions() -> None:
     """
 
 
-@submissions.command()
+@submissions.command(short_help="List submissions by state.")
 @click.option("--state", type=click.Choice(STATES), help="State (default: rejected and failed).")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Most rows to list.")
 @JSON_OPTION
@@ -76,7 +76,7 @@ def show(submission_id: int, home: Path | None) -> None:
     print_json({**row._asdict()})
 
 
-@submissions.command()
+@submissions.command(short_help="Queue a rejected or failed submission again.")
 @SUBMISSION_ID
 @click.option("--accept-factors", is_flag=True, help="Accept the true factors of a rejected one; it stays rejected.")
 @HOME_OPTION

@@ -24,6 +24,7 @@ from config.local.strays import stop_strays
 from config.local.supervisord import Supervisor
 from config.settings import default_home
 from ingest.commands.home import HOME_OPTION
+from ingest.plurals import counted
 
 # Seconds. Workers and beat send heartbeats every few seconds. A program without one for this long, while the broker
 # answers, is frozen; a worker that only stopped consuming notices that sooner and exits by itself.
@@ -78,7 +79,8 @@ def up(
         with lock_home(home):
             programs = read_procfile(procfile or find_procfile())
             if killed := stop_strays(home, list(programs)):
-                click.echo(f"stopped {killed} processes that an earlier run left behind", err=True)
+                left = counted(killed, "process", "processes")
+                click.echo(f"stopped {left} that an earlier run left behind", err=True)
             if no_flower:
                 programs.pop("flower", None)
             _check_port("--port", host, port)
@@ -102,7 +104,7 @@ def _check_port(option: str, host: str, port: int) -> None:
 
 
 def _run(home: Path, programs: dict[str, str], *, host: str, port: int, flower_port: int, workers: int) -> None:
-    """Start everything, say so once, and keep it running until a signal comes; then stop it in order."""
+    """Start everything, print `ready`, and keep it running until a signal comes; then stop it in order."""
     environment = child_environment()
     servers = _prepare_servers(home, environment)
     key_place = "$ADMIN_API_KEY" if environment.get("ADMIN_API_KEY") else str(home / "admin.key")
@@ -188,7 +190,7 @@ def _bring_up(supervisor: Supervisor) -> None:
 
 
 def _keep(supervisor: Supervisor, host: str, port: int, key_place: str) -> NoReturn:
-    """Watch over everything for ever: supervisord itself, programs it gave up on, and those that fell silent."""
+    """Watch over everything for ever: supervisord itself, programs it gave up on, and frozen programs."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     status_url = f"http://{_bracketed(reachable)}:{port}/status"
     ready, began, next_watch = False, time.monotonic(), 0.0

@@ -147,7 +147,7 @@ class KnownFactors(WireModel):
         max_length=MOST_FACTORS,
         description="Factors in decimal or as expressions; a single one may be sent as a text.",
     )
-    source: Remark | None = Field(None, description="Who says so: a table, a person, a paper.")
+    source: Remark | None = Field(None, description="Where the factors come from: a table, a person, a paper.")
     found_at: UtcTime | None = Field(None, description="When they were found; UTC without a time zone.")
 
     @field_validator(
@@ -236,7 +236,7 @@ class ProjectState(WireModel):
 
 
 class Summary(WireModel):
-    """How much there is of everything."""
+    """Counts of the server's records, the state of its inbox, and the time of the latest attempt."""
 
     composites: int
     factors: int

@@ -63,7 +63,7 @@ class GivenComposite(WireModel):
 
 
 class LoadDefaults(WireModel):
-    """What holds for numbers that do not say otherwise."""
+    """The priority and the project of numbers that name none."""
 
     default_priority: OrBlank[Priority] = Field(None, description="The priority of new numbers that have none.")
     project_name: OrBlank[Name] = Field(

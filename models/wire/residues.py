@@ -11,7 +11,7 @@ ResidueStatus = Literal["available", "claimed", "completed", "closed", "expired"
 
 
 class UploadQuery(WireModel):
-    """What the file does not say."""
+    """The parameters of an upload that are not in the residue file."""
 
     stage1_attempt_id: OrBlank[Id] = Field(
         None,

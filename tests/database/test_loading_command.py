@@ -39,7 +39,7 @@ def test_bad_lines_are_named_and_nothing_or_the_rest_is_loaded(engine, run):
     assert scalar(engine, "SELECT count(*) FROM composites") == 0
     answer = run("-", "--on-error", "skip", "--dry-run", input="15\n=1+1\n")
     assert answer.exit_code == 0
-    assert "2 numbers: 1 new, 0 known (0 of them changed), 1 not valid; nothing was stored" in answer.output
+    assert "2 numbers: 1 new, 0 known (0 of them changed), 1 invalid; nothing was stored" in answer.output
     assert scalar(engine, "SELECT count(*) FROM composites") == 0
     assert run("-", "--on-error", "skip", input="15\n=1+1\n").exit_code == 0
     assert rows(engine, "SELECT number FROM composites") == [("15",)]

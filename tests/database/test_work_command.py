@@ -120,7 +120,7 @@ def test_a_cancelled_lease_is_closed_once(call, engine, numbers):
     result = call("cancel", str(made.work_id), "--reason", "the machine is gone")
     assert (result.exit_code, result.stdout) == (
         0,
-        f"{made.work_id} of alice is failed: the machine is gone\n",
+        f"lease {made.work_id} of alice is cancelled: the machine is gone\n",
     )
     assert composite(engine, str(N)).open_leases == 0
     assert call("cancel", str(made.work_id)).stdout == result.stdout  # as it was
@@ -156,13 +156,13 @@ def test_a_number_is_paused_and_resumed_by_any_name(call, engine, numbers, name)
     result = call("pause", named, "--reason", "looked at")
     assert (result.exit_code, result.stdout) == (
         0,
-        f"composite {numbers[0]} is paused: looked at; open leases that go on: 0\n",
+        f"composite {numbers[0]} is paused: looked at; 0 open leases go on\n",
     )
     assert not composite(engine, str(N)).ecm_eligible
     assert isinstance(claim(engine, N), claims.NoWork)
     for _ in range(2):
         result = call("resume", named)
-        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} is neither paused nor set aside\n")
+        assert (result.exit_code, result.stdout) == (0, f"composite {numbers[0]} gets work again\n")
     assert isinstance(claim(engine, N), claims.Claim)
     assert "it needs no ECM now" in call("resume", named).stdout  # it is leased
 
@@ -226,7 +226,7 @@ def test_standard_output_has_nothing_but_json(database_url, engine, numbers):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
     done = run("cancel", str(made.work_id))
-    assert done.stdout.splitlines() == [f"{made.work_id} of alice is failed: cancelled by an operator"]
+    assert done.stdout.splitlines() == [f"lease {made.work_id} of alice is cancelled: cancelled by an operator"]
     assert json.loads(run("ls", "--json").stdout) == []
 
 

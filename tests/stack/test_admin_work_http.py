@@ -238,7 +238,7 @@ def test_the_command_finds_the_database_of_a_home(stack, monkeypatch):
     (shown,) = json.loads(CliRunner().invoke(work, ["ls", "--json", "--client", client, *home]).stdout)
     assert shown["work_id"] == lease["work_id"]
     result = CliRunner().invoke(work, ["cancel", lease["work_id"], *home])
-    expected = f"{lease['work_id']} of {client} is failed: cancelled by an operator"
+    expected = f"lease {lease['work_id']} of {client} is cancelled: cancelled by an operator"
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, expected)
     answer = call_api(stack, "PUT", f"/work/{lease['work_id']}/progress", client_id=client, curves_completed=1)
     assert_lease(answer, "failed", "cancelled by an operator")
