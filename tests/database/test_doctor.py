@@ -135,7 +135,7 @@ def test_effort_is_recalculated_on_the_command_line(call, engine):
     assert (code, found) == (1, [(number, "sums")])
     run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
     code, output, _ = call(composites_commands.recalculate, number)
-    assert (code, output.startswith(f"composite {number}: sums corrected, t")) == (1, True)
+    assert (code, output.startswith(f"composite {number}: sums corrected; t-level ")) == (1, True)
     assert (
         call(composites_commands.recalculate, number)[0] == call(composites_commands.recalculate, "--missing")[0] == 0
     )
