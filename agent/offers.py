@@ -46,7 +46,8 @@ def read_offer(
     body = read_json_object(response)
     if response.status_code == 200 and id_field in body and "retry_after" in body:
         if body[id_field] is None:
-            reason = str(body.get("message") or NO_REASON).removesuffix(".")
+            # The pause is in `retry_after`, and the agent names its own.
+            reason = str(body.get("message") or NO_REASON).partition("; ask again")[0].removesuffix(".")
             return Offer(None, reason, read_pause(body["retry_after"]), "none")
         try:
             return Offer(read(body), str(body.get("message") or ""))

@@ -45,7 +45,7 @@ def nothing_matches(connection: Connection) -> NoWork:
     seconds = ASK_AGAIN_LATEST if expires_at is None else (expires_at - datetime.now(UTC)).total_seconds()
     latest = ASK_AGAIN_LATEST if expires_at is None else ASK_AGAIN_WHILE_LEASED
     retry_after = int(min(max(seconds, ASK_AGAIN_SOONEST), latest))
-    return NoWork("No matching work right now.", retry_after)
+    return NoWork(f"No matching work right now; ask again in {retry_after} seconds.", retry_after)
 
 
 def _reasons(connection: Connection, row: Row[Any], request: WorkRequest) -> Iterator[str]:

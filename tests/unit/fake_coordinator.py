@@ -111,7 +111,7 @@ class FakeCoordinator:
         self.offers, self.leases, self.residues, self.results, self.calls = [], {}, [], {}, []
         self.away = self.finished = False
         self.retry_after = 0.05
-        self.no_work_message = "No matching work right now."
+        self.no_work_message = "No matching work right now; ask again in 1 seconds."
         self._failures, self._lost = [], []
 
     # What a test sets up and looks at.

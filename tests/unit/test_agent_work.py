@@ -112,6 +112,7 @@ def test_no_work_with_once(call, server):
     result = call("--once")
     assert result.exit_code == 5
     assert "No matching work right now" in result.output
+    assert "ask again" not in result.output
 
 
 def test_no_work_is_asked_for_again(call, server, tmp_path):
