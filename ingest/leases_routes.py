@@ -15,6 +15,7 @@ from coordinator.leases.claims import ContendedError
 from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 from ingest import client_authentication, openapi
 from ingest.problems import ProblemError
+from ingest.security_headers import forbid_storing
 from ingest.view_context import engine, settings
 from models.limits import DEFAULT_B2
 from models.wire.common import ClientPath, WorkPath
@@ -41,10 +42,7 @@ NOT_YOURS: dict[Any, Any] = {
 }
 
 
-@leases.after_request
-def _forbid_caching(response: Response) -> Response:
-    response.headers["Cache-Control"] = "no-store"
-    return response
+leases.after_request(forbid_storing)
 
 
 @leases.get("/ecm-work", operation_id="ecm_work", responses={200: EcmWork})

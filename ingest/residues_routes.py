@@ -14,6 +14,7 @@ from coordinator.residues.save_files import SaveFileError, read_save_file
 from ingest import openapi
 from ingest.problems import RETRY, ProblemError, checked_name
 from ingest.request_bodies import read_body, uploaded_file
+from ingest.security_headers import forbid_storing
 from ingest.view_context import engine, json_of, settings
 from models.wire.common import ResiduePath
 from models.wire.residues import (
@@ -41,10 +42,7 @@ NOT_YOURS: dict[Any, Any] = {409: openapi.problem("`not_claimed`: not by this cl
 FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
 
 
-@residues.after_request
-def _forbid_caching(response: Response) -> Response:
-    response.headers["Cache-Control"] = "no-store"
-    return response
+residues.after_request(forbid_storing)
 
 
 @residues.post(

@@ -36,3 +36,9 @@ def _policy(response: Response) -> str:
     hashes = [f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in found]
     # The viewer shows nothing that a client has sent.
     return _PAGE.format(scripts="".join(hashes), styles=" 'unsafe-inline'")
+
+
+def forbid_storing(response: Response) -> Response:
+    """Forbid browsers and proxies to store an answer."""
+    response.headers["Cache-Control"] = "no-store"
+    return response

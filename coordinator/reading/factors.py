@@ -50,7 +50,6 @@ COLUMNS: tuple[Any, ...] = (
     Factor.order_remark,
     Factor.created_at,
 )
-NAMES = tuple(column.key for column in COLUMNS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, TypeVar
 
-from flask import Blueprint, Response, flash, redirect, render_template, request, url_for
+from flask import Blueprint, flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from ingest.leases_routes import with_lease
 from ingest.plurals import counted
 from ingest.problems import ProblemError, invalid, of_refusal
 from ingest.request_bodies import printable_name
+from ingest.security_headers import forbid_storing
 from ingest.view_context import engine, settings
 from models.wire.administration import NewPriority, ReasonQuery, RecalculateQuery, Reservation
 from models.wire.loading import LoadQuery, UploadForm
@@ -59,11 +60,7 @@ def check_operator() -> ResponseReturnValue | None:
     return None
 
 
-@admin_pages.after_request
-def forbid_storing(response: Response) -> Response:
-    """Forbid browsers and proxies to store these pages."""
-    response.headers["Cache-Control"] = "no-store"
-    return response
+admin_pages.after_request(forbid_storing)
 
 
 @admin_pages.route("/login", methods=["GET", "POST"])
