@@ -168,7 +168,7 @@ def test_up_says_ready_once_refuses_a_second_and_stops_within_ten_seconds(start,
 
 def test_what_is_killed_comes_back_at_the_same_place_with_nothing_left_of_the_old(start):
     up = start().ready()
-    before, urls = up.running(), up.status()["urls"]
+    before, urls = all_running(up), up.status()["urls"]
     web, child = sorted(before["web"])
     os.kill(web, signal.SIGKILL)
     wait_until(lambda: (now := up.running()["web"]) and not now & {web, child} and status_or_none(up))
@@ -180,6 +180,11 @@ def test_what_is_killed_comes_back_at_the_same_place_with_nothing_left_of_the_ol
     assert up.status()["urls"] == urls
     database = libpq_url(urls[0])
     wait_until(lambda: can_connect(database))
+
+
+def all_running(up):
+    # `up` is ready when the web process answers; supervisord may start the worker later.
+    return wait_until(lambda: all((now := up.running()).values()) and len(now["web"]) == 2 and now)
 
 
 def status_or_none(up):
