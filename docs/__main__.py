@@ -7,12 +7,12 @@ A directory that holds a guide already is replaced when the new one is complete,
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 
 import click
-from sphinx.application import Sphinx
 
 from docs import reference
 from ingest.guide import GUIDE
@@ -91,22 +91,19 @@ def _translate_links(path: Path, name: PurePosixPath, names: dict[Path, PurePosi
 
 
 def build(source: Path, site: Path) -> int:
-    """Run Sphinx; returns 0 if it had nothing to complain about."""
-    app = Sphinx(
-        srcdir=source,
-        confdir=HERE,
-        outdir=site,
-        doctreedir=source.parent / "doctrees",
-        buildername="html",
-        status=None,
-        warning=sys.stderr,
-        warningiserror=True,
-    )
-    app.build()
+    """Run Sphinx; returns 0 if it had nothing to complain about.
+
+    It runs in a process of its own: docutils registers node classes for the life of the process, so that a second build
+    in the same one would warn of every class.
+    """
+    options: list[str | Path] = ["--builder", "html", "--fail-on-warning", "--quiet"]
+    options += ["--conf-dir", HERE, "--doctree-dir", source.parent / "doctrees"]
+    command = [sys.executable, "-m", "sphinx", *options, source, site]
+    status = subprocess.run(command, check=False).returncode
     # What Sphinx keeps for its own next run.
     for left_over in (".buildinfo", "objects.inv"):
         (site / left_over).unlink(missing_ok=True)
-    return app.statuscode
+    return status
 
 
 if __name__ == "__main__":

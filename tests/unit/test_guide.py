@@ -53,6 +53,20 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text()) == []
 
 
+def test_the_same_process_builds_it_twice(site, tmp_path):
+    collect(tmp_path / "source")
+    assert build(tmp_path / "source", tmp_path / "site") == 0
+    assert (tmp_path / "site" / "operations.html").exists()
+
+
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path, capfd):
+    collect(tmp_path / "source")
+    with (tmp_path / "source" / "join.md").open("a") as page:
+        page.write("\n[nothing](absent.md)\n")
+    assert build(tmp_path / "source", tmp_path / "site") == 1
+    assert "absent.md" in capfd.readouterr().err
+
+
 def test_the_index_is_the_readme_and_the_menu_has_every_document(built):
     answer = built.get("/docs/guide/")
     assert (answer.status_code, answer.mimetype) == (200, "text/html")
