@@ -25,7 +25,8 @@ graceful_timeout = 8
 keepalive = 30
 # Connections beyond the threads wait in the kernel's queue rather than being refused.
 backlog = 1024
-# Engine, poller and broker connections belong to one process each, so the app is made after the fork.
+# Engine, poller and broker connections belong to one process each, so the app is made after the fork. What it imports
+# is imported before, once for all processes (`on_starting`).
 preload_app = False
 limit_request_line = 8190
 accesslog = None
@@ -56,6 +57,14 @@ if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             shutil.rmtree(directory, ignore_errors=True)
 
     atexit.register(_remove_metrics)
+
+
+def on_starting(server: Any) -> None:
+    """Import the application, so that a web process starts in a moment, also in the place of one that died."""
+    from config.garbage import no_collection
+
+    with no_collection():
+        import ingest.app  # noqa: F401 - for the processes that are forked
 
 
 def post_worker_init(worker: Any) -> None:

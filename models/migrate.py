@@ -10,10 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from models.engine import make_engine
-
-# Two processes that start at once must not migrate the same database together. (coordinator/base/advisory_locks.py has
-# the keys of the other locks.)
-MIGRATION_LOCK = 0x45434D
+from models.migration_lock import MIGRATION_LOCK
 
 
 def alembic_config() -> Config:

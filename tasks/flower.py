@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from config.garbage import no_collection
 from config.logging import configure_logging
 from config.search_path import put_working_directory_last
 from config.settings import Settings, settings
@@ -62,6 +63,10 @@ def main() -> None:
     for name in [name for name in os.environ if name.startswith("FLOWER_")]:
         del os.environ[name]
     os.environ.update(chosen)
+    with no_collection():
+        import celery.bin.celery  # noqa: F401 - with its plugins, of which Flower is one
+
+        app.loader.import_default_modules()
     app.start(["flower"])
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
@@ -20,7 +20,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, event
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = structlog.get_logger("metrics")
 
@@ -63,8 +65,10 @@ def observe_task(name: str, state: str, outcome: Any, seconds: float) -> None:
 # The database pool --------------------------------------------------------------------------------------------------
 
 
-def watch_pool(engine: Engine) -> None:
+def watch_pool(engine: "Engine") -> None:
     """Count the connections of this engine in its process's metrics. Idempotent."""
+    from sqlalchemy import event
+
     if event.contains(engine, "checkout", _on_checkout):
         return
     event.listen(engine, "checkout", _on_checkout)

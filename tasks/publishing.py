@@ -7,15 +7,17 @@ publishes rows again that have waited too long. After a failure the circuit is o
 
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from coordinator.base.jobs import JobRef
 from tasks import broker_circuit, metrics, tracing
 from tasks.app import app
+
+if TYPE_CHECKING:
+    from coordinator.base.jobs import JobRef
 
 log = structlog.get_logger("publishing")
 
@@ -39,7 +41,7 @@ def publish_submission(submission_id: int, client: str, composite: str) -> bool:
     )
 
 
-def publish_jobs(to_publish: Iterable[JobRef]) -> bool:
+def publish_jobs(to_publish: Iterable["JobRef"]) -> bool:
     """Publish that these jobs wait; returns whether the broker accepted all of the messages."""
     accepted = [
         _publish("tasks.analysis.run_job", "analysis", {"job_id": job.job_id, "kind": job.kind}) for job in to_publish

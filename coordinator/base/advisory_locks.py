@@ -4,7 +4,7 @@
 they lock.
 """
 
-from models.migrate import MIGRATION_LOCK
+from models.migration_lock import MIGRATION_LOCK
 
 JOB_LOCK = 0x4A4F42  # held for a job while it runs
 CLIENT_LOCK = 0x436C69  # held for a client while it claims work

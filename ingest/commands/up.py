@@ -160,7 +160,6 @@ def _bring_up(supervisor: Supervisor) -> None:
     from alembic.util import CommandError
     from sqlalchemy.exc import ArgumentError, OperationalError
 
-    from coordinator.housekeeping import eligibility_refresh
     from models import migrate
 
     supervisor.start()
@@ -168,6 +167,8 @@ def _bring_up(supervisor: Supervisor) -> None:
     while True:
         try:
             if migrate.upgrade(supervisor.environment["DATABASE_URL"]):
+                from coordinator.housekeeping import eligibility_refresh  # a second of imports, for upgrades only
+
                 eligibility_refresh.refresh_database(supervisor.environment["DATABASE_URL"])
             break
         except ArgumentError as error:

@@ -9,8 +9,8 @@ from coordinator.base import advisory_locks
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("agent", "bench", "config", "coordinator", "ingest", "models", "tasks")
-# The key of migrations is with them, because models/ cannot import coordinator/.
-DEFINING_MODULES = ("coordinator/base/advisory_locks.py", "models/migrate.py")
+# The key of migrations is apart, because models/ cannot import coordinator/.
+DEFINING_MODULES = ("coordinator/base/advisory_locks.py", "models/migration_lock.py")
 KEY_ASSIGNMENT = re.compile(r"^([A-Z][A-Z_]*_LOCK)\b[^=\n]*=", re.MULTILINE)
 NUMBER = r"(?:0[xX][0-9a-fA-F_]+|\d[\d_]*)"
 LOCK_CALL = re.compile(r"pg_(?:try_)?advisory_(?:xact_)?(?:un)?lock(?:_shared)?\w*\(\s*(?:'?" + NUMBER + r")")

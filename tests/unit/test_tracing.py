@@ -8,6 +8,7 @@ import structlog
 from celery.app.task import Context
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
+from coordinator.base.jobs import JobRef
 from tasks import broker_circuit, housekeeping, publishing, tracing
 from tasks.analysis import run_job
 from tasks.results import apply_result
@@ -54,7 +55,7 @@ def test_a_message_has_the_id_of_its_request_if_there_is_one(sent):
 def test_a_task_and_the_jobs_that_it_publishes_have_its_requests_id(sent):
     begin("task-1", {tracing.HEADER: "trace-1"})
     assert get_contextvars() == {"task": "task-1", "request": "trace-1"}
-    publishing.publish_jobs([publishing.JobRef(7, "split")])
+    publishing.publish_jobs([JobRef(7, "split")])
     assert sent[0]["headers"] == {tracing.HEADER: "trace-1"}
     begin("task-2", {})
     assert get_contextvars() == {"task": "task-2"}
