@@ -26,6 +26,26 @@ settings.load_profile("same cases")
 CONNECTIONS = 12
 
 
+# Those files of tests/stack that do not use the coordinator which the others share.
+PRIVATE = {"agents_and_faults", "backup", "broker_faults", "faults", "installed", "ops_files", "up"}
+PRIVATE_FILES = {f"tests/stack/test_{name}.py" for name in PRIVATE}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`, one process runs all files that share a coordinator, so that only one is started."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/stack" if file.startswith("tests/stack/") and file not in PRIVATE_FILES else file
+
+    return Scheduling(config, log)
+
+
 def administer(url: str, *statements: str) -> None:
     """Run statements that no transaction may hold, such as CREATE DATABASE."""
     connection = psycopg2.connect(libpq_url(url))
