@@ -1,4 +1,4 @@
-# `make run` starts a coordinator on this machine, `make test` tests it; both do all of the set-up that they need.
+# `make run` starts a coordinator on this machine, `make test` and `make test-browser` test it; all do all of the set-up that they need.
 # Arguments go through ARGS: make run ARGS="--port 8001", make test ARGS="tests/unit -k spool".
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: install run test demo bench docs screenshots lint lint-rules lint-format lint-types lint-imports constraints
+.PHONY: install run test test-browser demo bench docs screenshots lint lint-rules lint-format lint-types lint-imports constraints
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -39,10 +39,17 @@ demo: install
 bench: install
 	@exec $(BIN)/python -m bench $(ARGS)
 
-# The tests of one file share servers, so one process runs the whole file. The files run in the order of their names:
-# the slow ones (database, stack) begin first, and the many quick ones fill the gaps.
+# The tests of one file share servers, so one process runs the whole file. The directories run in the order of
+# `testpaths` in setup.cfg: the slow files begin first, and the many quick ones fill the gaps. Many tests wait without
+# using a core, so there is a process more than cores.
+TEST_PROCESSES := $(shell cores=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+	echo $$((cores < 4 ? cores + 1 : 4)))
 test: install
-	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The tests in a browser: chromium itself needs a core.
+test-browser: install
+	@exec $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile $(or $(ARGS),tests/browser)
 
 # The guide: HTML that the web process serves at /docs/guide/. A wheel that is built after this contains it.
 docs: install
