@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from stacks import wait_until
 
 from config.local import binaries, strays
 from config.local.postgres import prepare_postgres, start_postgres
@@ -98,7 +99,10 @@ def test_orphans_of_a_killed_postmaster(home):
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):  # some of them end by themselves
             child.suspend()
-            frozen.append(child.pid)
+            # One that was about to end does so all the same.
+            wait_until(lambda child=child: child.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE})
+            if child.status() == psutil.STATUS_STOPPED:
+                frozen.append(child.pid)
     server.kill()
     assert frozen
     assert set(frozen) <= {process.pid for process in find_processes(home, "postgres")}
