@@ -1,4 +1,5 @@
-# `make run` starts a coordinator on this machine, `make test` and `make test-browser` test it; all do all of the set-up that they need.
+# `make run` starts a coordinator on this machine, `make test` and `make test-browser` test it; each does all of the
+# set-up that it needs.
 # Arguments go through ARGS: make run ARGS="--port 8001", make test ARGS="tests/unit -k spool".
 
 PYTHON ?= python3
