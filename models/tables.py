@@ -41,10 +41,10 @@ class Base(DeclarativeBase):
 
 
 def _eligibility_index(name: str, work: str, *order: str | TextClause) -> Index:
-    """Return an index of the composites that are eligible for `work`, in `order`."""
+    """Return an index of the targets that are eligible for `work`, in `order`."""
     filter_columns = ["target_t_level"] if name == "priority" else ["priority", "target_t_level"]
     is_eligible = text(f"{work}_eligible")
-    return Index(f"composites_{name}", *order, "id", postgresql_where=is_eligible, postgresql_include=filter_columns)
+    return Index(f"targets_{name}", *order, "id", postgresql_where=is_eligible, postgresql_include=filter_columns)
 
 
 LISTED_T_LEVEL = "floor(current_t_level * 10)::integer"
@@ -66,30 +66,21 @@ def _list_index(name: str, *order: str, also: tuple[str, ...] = (), where: str |
 
 
 class Composite(Base):
-    """A number to be factored, its cofactor, and the effort spent on it.
+    """A number to be factored, and its cofactor.
 
     `number` is the first spelling (decimal or an expression); `current_composite` is the cofactor in decimal, "1" when
     there is none; `is_prime` is whether the cofactor is a (probable) prime, null while it is not tested; `digit_length`
     is the number of digits of the cofactor, or of the number when it is finished. A composite factor that is too large
     to be split here is a composite of its own, and its `parent_id` is the number that it divides.
 
-    Claims find composites by the last columns, which coordinator/composites/eligibility.py computes. They are rounded,
-    so that most results change neither them nor their indexes.
+    The work on the cofactor belongs to its target, which other composites may share. `current_t_level`,
+    `target_t_level`, `attempt_count` and `last_attempt_at` repeat what the target has, for lists and for outsiders.
     """
 
     __tablename__ = "composites"
     __table_args__ = (
         Index("composites_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        # Claims scan these indexes, one for the order of each work type; only eligible composites are in them. They
-        # include the columns of the filters, so that the rows that a filter excludes are not read, one page each; only
-        # current_t_level is missing, because every result changes it.
-        _eligibility_index("standard", "ecm", "digit_length"),
-        _eligibility_index("progressive", "ecm", "planned_t_level", "digit_length"),
-        _eligibility_index("priority", "ecm", text("priority DESC"), "digit_length"),
-        _eligibility_index("best", "ecm", text("work_value DESC"), "digit_length"),
-        _eligibility_index("pm1", "pm1", "digit_length"),
-        _eligibility_index("pp1", "pp1", "digit_length"),
-        Index("composites_held", "held_at", postgresql_include=["hold"], postgresql_where=text("hold IS NOT NULL")),
+        Index("composites_target", "target_id"),
         _list_index("id", "id"),
         _list_index("creation", "created_at", "id"),
         _list_index("digits", "digit_length", "id"),
@@ -98,8 +89,7 @@ class Composite(Base):
         _list_index("priority", "priority", "id"),
         # Most cofactors are composite; the few others are found at once without them.
         _list_index("state", "listed_state", "id", where="listed_state <> 'composite'"),
-        CheckConstraint("hold IN ('paused', 'parked')", name="composites_hold"),
-        # Every result updates the row of its composite; with free space on the page the row does not move.
+        # Every result updates the rows of its composites; with free space on the page a row does not move.
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -111,36 +101,18 @@ class Composite(Base):
     is_prime: Mapped[bool | None] = mapped_column(Boolean)
     is_fully_factored: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("composites.id"))
+    # The target of the cofactor. A number keeps its last target when nothing is left to do on it; a number that was
+    # finished when it was registered has none.
+    target_id: Mapped[int | None] = mapped_column(ForeignKey("targets.id"))
     priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     has_snfs_form: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     snfs_difficulty: Mapped[int | None] = mapped_column(Integer)
     target_t_level: Mapped[float]
     explicit_target_t_level: Mapped[float | None]
     current_t_level: Mapped[float] = mapped_column(server_default=text("0"))
-    effort: Mapped[np.ndarray] = mapped_column(EffortVector)
     attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_attempt_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # The time when the target last changed, by a factor or an operator; older leases were sized by an earlier target.
-    target_set_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # The largest B1 of P-1 and of P+1 runs with stage 2 on this composite, and the B1 that its target needs.
-    pm1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    pp1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    p1_target_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # paused (by an operator) or parked (set aside: several clients in a row gave it up), and the reason.
-    hold: Mapped[str | None]
-    hold_reason: Mapped[str | None]
-    held_at: Mapped[datetime | None]
-    resumed_at: Mapped[datetime | None]
-    # The columns of coordinator/composites/eligibility.py, and between them an input of these.
-    open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    # The number of residues whose stage 2 is still to be done; while there are any, no new ECM curves are leased.
-    open_residues: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    ecm_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    pm1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    pp1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
-    work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of planning.value_per_second
     # Lists sort and filter by these columns: tenths of a t-level, percent of the target (at most 10,000), the state.
     # PostgreSQL computes them; they are rounded, so that most results change neither them nor their indexes.
     listed_t_level: Mapped[int] = mapped_column(Integer, Computed(LISTED_T_LEVEL, persisted=True))
@@ -170,17 +142,103 @@ class CompositeAlias(Base):
     __table_args__ = (Index("composite_aliases_composite", "composite_id"),)
 
 
-class CompositeEffort(Base):
-    """The number of curves on a composite for each (B1, B2, parametrization), from which its vector is rebuilt."""
+class Target(Base):
+    """An unfinished value, with the effort spent on it and the work that it is eligible for.
 
-    __tablename__ = "composite_effort"
+    Every composite whose cofactor is this value points to it, so the work on the value is done once for all of them.
+    `is_finished`: the value is prime or has been divided completely; its composites keep it for their effort.
+    `priority` and `target_t_level` are the largest of its composites.
 
-    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    Claims find targets by the last columns, which coordinator/composites/eligibility.py computes. They are rounded, so
+    that most results change neither them nor their indexes.
+    """
+
+    __tablename__ = "targets"
+    __table_args__ = (
+        # Claims scan these indexes, one for the order of each work type; only eligible targets are in them. They
+        # include the columns of the filters, so that the rows that a filter excludes are not read, one page each; only
+        # current_t_level is missing, because every result changes it.
+        _eligibility_index("standard", "ecm", "digit_length"),
+        _eligibility_index("progressive", "ecm", "planned_t_level", "digit_length"),
+        _eligibility_index("priority", "ecm", text("priority DESC"), "digit_length"),
+        _eligibility_index("best", "ecm", text("work_value DESC"), "digit_length"),
+        _eligibility_index("pm1", "pm1", "digit_length"),
+        _eligibility_index("pp1", "pp1", "digit_length"),
+        Index("targets_held", "held_at", postgresql_include=["hold"], postgresql_where=text("hold IS NOT NULL")),
+        CheckConstraint("hold IN ('paused', 'parked')", name="targets_hold"),
+        # Every result updates the row of its target; with free space on the page the row does not move.
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    value_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    digit_length: Mapped[int] = mapped_column(Integer)
+    is_prime: Mapped[bool | None] = mapped_column(Boolean)  # null while it is not tested
+    is_finished: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    target_t_level: Mapped[float]
+    # The time when target_t_level last changed; older leases were sized by the t-level before.
+    target_set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    current_t_level: Mapped[float] = mapped_column(server_default=text("0"))
+    effort: Mapped[np.ndarray] = mapped_column(EffortVector)
+    # The number and the time of the attempts that count.
+    attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    last_attempt_at: Mapped[datetime | None]
+    # The largest B1 of P-1 and of P+1 runs with stage 2 that count, and the B1 that the target t-level needs.
+    pm1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    pp1_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    p1_target_b1: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # paused (by an operator) or parked (set aside: several clients in a row gave it up), and the reason.
+    hold: Mapped[str | None]
+    hold_reason: Mapped[str | None]
+    held_at: Mapped[datetime | None]
+    resumed_at: Mapped[datetime | None]
+    # The columns of coordinator/composites/eligibility.py, and between them an input of these.
+    open_leases: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    # The number of residues whose stage 2 is still to be done; while there are any, no new ECM curves are leased.
+    open_residues: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    ecm_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    pm1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    pp1_eligible: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    planned_t_level: Mapped[float] = mapped_column(server_default=text("0"))
+    work_value: Mapped[float] = mapped_column(server_default=text("0"))  # log10 of planning.value_per_second
+
+
+class WorkedValue(Base):
+    """A value that curves were run on: a number, or the cofactor that it had at that time, in decimal."""
+
+    __tablename__ = "worked_values"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    value_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    value: Mapped[str]
+
+
+class TargetSource(Base):
+    """A value whose curves count for a target: the target's own value, or a multiple of it."""
+
+    __tablename__ = "target_sources"
+    __table_args__ = (Index("target_sources_value", "value_id"),)
+
+    target_id: Mapped[int] = mapped_column(ForeignKey("targets.id", ondelete="CASCADE"), primary_key=True)
+    value_id: Mapped[int] = mapped_column(ForeignKey("worked_values.id", ondelete="CASCADE"), primary_key=True)
+
+
+class ValueEffort(Base):
+    """The number of curves run on a value for each (B1, B2, parametrization).
+
+    The effort of a target is that of all curves on its sources. An attempt is in the sum of one value only, so no curve
+    counts twice for a target, however many numbers have that value.
+    """
+
+    __tablename__ = "value_effort"
+
+    value_id: Mapped[int] = mapped_column(ForeignKey("worked_values.id", ondelete="CASCADE"), primary_key=True)
     b1: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     b2: Mapped[int] = mapped_column(StageBound, primary_key=True)
     parametrization: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # Curves from before the registration, or on the number that this one was split from.
+    # Curves from before the registration, as a list states them.
     prior_curves: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
 
@@ -188,7 +246,7 @@ attempt_ids = Sequence("ecm_attempts_id_seq", metadata=Base.metadata)
 
 
 class EcmAttempt(Base):
-    """One applied run: a number of ECM curves, or one run of P-1, P+1 or another method, on a composite.
+    """One applied run: a number of ECM curves, or one run of P-1, P+1 or another method, on a value of a composite.
 
     `b2` is -1 for GMP-ECM's default, 0 for stage 1 only. The `superseded_curves` of an ECM run add no effort: a later
     run that did their stage 2 counts them in full.
@@ -197,6 +255,7 @@ class EcmAttempt(Base):
     __tablename__ = "ecm_attempts"
     __table_args__ = (
         Index("ecm_attempts_composite", "composite_id", "id"),
+        Index("ecm_attempts_value", "value_id", "id"),
         Index("ecm_attempts_client", "client_id", "id"),
         # Attempts are stored in the order of their creation, so the block ranges of an hour are few.
         Index("ecm_attempts_created", "created_at", postgresql_using="brin"),
@@ -208,6 +267,7 @@ class EcmAttempt(Base):
     # Reserved when the result is received, so that a client that does not wait knows the id of its attempt.
     id: Mapped[int] = mapped_column(BigInteger, attempt_ids, server_default=attempt_ids.next_value(), primary_key=True)
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    value_id: Mapped[int] = mapped_column(ForeignKey("worked_values.id"))
     submission_id: Mapped[int] = mapped_column(ForeignKey("submissions.id"), unique=True)
     client_id: Mapped[str]
     method: Mapped[str]
@@ -303,6 +363,7 @@ class WorkAssignment(Base):
     __tablename__ = "work_assignments"
     __table_args__ = (
         Index("work_assignments_composite", "composite_id", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_target", "target_id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_expiry", "expires_at", "id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_client", "client_id", "created_at"),
         Index("work_assignments_open", "client_id", postgresql_where=text("closed_at IS NULL")),
@@ -319,6 +380,8 @@ class WorkAssignment(Base):
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id"))
+    # The target of the composite while the lease is open; a closed lease keeps the last one, which may be gone.
+    target_id: Mapped[int | None] = mapped_column(BigInteger)
     client_id: Mapped[str]
     method: Mapped[str]
     b1: Mapped[int | None] = mapped_column(BigInteger)
@@ -557,9 +620,9 @@ class ClientKey(Base):
 
 
 class Recalculation(Base):
-    """A recalculation of the effort of many composites: computed in chunks without locks, then written at once.
+    """A recalculation of the effort of many targets: computed in chunks without locks, then written at once.
 
-    `state`: computing, writing, done, failed. `cursor` is the last composite id whose vector was computed.
+    `state`: computing, writing, done, failed. `cursor` is the last target id whose effort was computed.
     """
 
     __tablename__ = "recalculations"
@@ -582,13 +645,23 @@ class Recalculation(Base):
 
 
 class RecalculatedEffort(Base):
-    """The recalculated effort of a composite that differs from the stored one, until it is written."""
+    """The recalculated effort of a target that differs from the stored one, until it is written."""
 
     __tablename__ = "recalculated_efforts"
 
     recalculation_id: Mapped[int] = mapped_column(ForeignKey("recalculations.id", ondelete="CASCADE"), primary_key=True)
-    composite_id: Mapped[int] = mapped_column(ForeignKey("composites.id", ondelete="CASCADE"), primary_key=True)
+    target_id: Mapped[int] = mapped_column(ForeignKey("targets.id", ondelete="CASCADE"), primary_key=True)
     effort: Mapped[np.ndarray] = mapped_column(EffortVector)
-    # The values of the composite's row at the time of the computation; if they differ now, it is repeated.
+    # The values of the target's row at the time of the computation; if they differ now, it is repeated.
     seen_effort: Mapped[np.ndarray] = mapped_column(EffortVector)
     attempt_count: Mapped[int] = mapped_column(BigInteger)
+
+
+class OwedWork(Base):
+    """Work that a migration leaves to whoever starts next: its name, and the id up to which it is done."""
+
+    __tablename__ = "owed_work"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    done_until: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

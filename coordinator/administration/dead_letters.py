@@ -154,7 +154,7 @@ def accept_factors(engine: Engine, actor: Actor, submission_id: int, max_digits:
         members = lock_members(connection, found.id, max_digits)
         number = next(member.tree.number for member in members if member.id == found.id)
         divisors = [_credited(value, result, max_digits) for value in true if number % value == 0]
-        change = families.use_divisors(connection, members, divisors)
+        change = families.use_divisors(connection, members, divisors, found_on=found.id)
         accepted = [divisor.value.digits() for divisor in divisors]
         named = ", ".join(shorten(text) for text in accepted[:5])
         connection.execute(

@@ -6,35 +6,51 @@ is settled as rejected for that reason, and an operator can retry it.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import cast
 
 import gmpy2
-from sqlalchemy import Connection, Engine, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from coordinator.administration.edits import MAX_AUDITED, lock_members
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, NotFoundError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import families, lease_lifecycle, ledger, registry, statistics
+from coordinator.composites import (
+    families,
+    lease_lifecycle,
+    ledger,
+    registry,
+    statistics,
+    superseding,
+    target_changes,
+    targets,
+)
 from coordinator.composites.families import Change, Divisor, FamilyMember
 from coordinator.numbers.expressions import shorten
 from coordinator.numbers.factor_tree import FactorNode, resolve
+from coordinator.results import applying
 from models.tables import (
     Composite,
     CompositeAlias,
-    CompositeEffort,
     EcmAttempt,
     Factor,
     Job,
     ProjectComposite,
-    RecalculatedEffort,
     Residue,
     Submission,
+    TargetSource,
     WorkAssignment,
+    WorkedValue,
 )
+from models.wire.results import SubmitResult
 
 # The reason of submissions whose number an operator deleted: a client that sends one again gets the same answer.
 COMPOSITE_DELETED = "composite_deleted"
+RESIDUE_WITHOUT_NUMBER = "its number was deleted by an operator"
+# The number of attempts that are moved to another number in one statement.
+MOVED_BATCH = 500
 # Kinds of jobs whose target is a composite, and those whose target is neither a composite nor a factor.
 OF_COMPOSITES = (jobs.TEST_COFACTOR, jobs.SHARE_FACTORS)
 OF_NEITHER = (jobs.RECALCULATE, jobs.DROP_RESIDUE)
@@ -44,10 +60,8 @@ DEPENDENT_TABLES = (
     Residue,
     EcmAttempt,
     WorkAssignment,
-    CompositeEffort,
     CompositeAlias,
     ProjectComposite,
-    RecalculatedEffort,
 )
 
 
@@ -57,13 +71,15 @@ def delete_composite(
     """Delete a composite with all rows that refer to it; returns the deleted rows by table, and jobs to publish.
 
     Composites that were split off it are deleted too, unless another composite needs them: such a one becomes a root.
+    Attempts, leases and residues that count for the target of a composite that stays are moved to that composite.
     Raises NotFoundError, and ConflictError for a composite that works on a factor of another one.
     """
     with unit_of_work(engine, "delete_composite", composite=composite_id) as connection:
         roots = registry.roots_of(connection, [composite_id])
         if not roots:
             raise composite_not_found(composite_id)
-        family = [row.id for row in registry.lock_family(connection, roots[0])]
+        group = registry.lock_group(connection, roots[0])
+        family = [row.id for row in group if (row.parent_id or row.id) == roots[0]]
         if composite_id not in family:
             raise composite_not_found(composite_id)
         ids = family if composite_id == roots[0] else [composite_id]
@@ -77,8 +93,8 @@ def delete_composite(
         kept_ids = [member_id for member_id in ids if member_id in needed]
         deleted_ids = [member_id for member_id in ids if member_id not in needed]
         numbers = connection.execute(select(Composite.id, Composite.number).where(Composite.id.in_(deleted_ids))).all()
-        deleted = _delete_composites(connection, deleted_ids, kept_ids)
-        change = Change()
+        deleted, to_publish = _delete_composites(connection, deleted_ids, kept_ids)
+        change = Change(to_publish=to_publish)
         for kept_id in kept_ids:
             # It is a root now, so the jobs of its own parts are requested for it.
             families.write_back(connection, families.load_family(connection, [kept_id], max_digits), change)
@@ -99,12 +115,15 @@ def delete_attempt(engine: Engine, actor: Actor, attempt_id: int, reason: str | 
         attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one_or_none()
         if attempt is None:
             raise unknown
-        lease_lifecycle.lock_composites(connection, [attempt.composite_id])
+        superseded = superseding.stage1_values(connection, [attempt_id])
+        ledger.lock_attempted(connection, [attempt.composite_id], [attempt.value_id, *superseded])
         try:
             why = f"Its attempt was deleted by an operator{f': {reason}' if reason else ''}"
-            t_level = ledger.delete_attempt(connection, attempt_id, why)
+            ledger.delete_attempt(connection, attempt_id, why)
         except ValueError as error:  # another operator has just deleted it
             raise unknown from error
+        level = select(Composite.current_t_level).where(Composite.id == attempt.composite_id)
+        t_level: float = connection.execute(level).scalar_one()
         kept = ("composite_id", "client_id", "method", "b1", "b2", "parametrization", "curves", "sigma")
         before = {name: getattr(attempt, name) for name in kept} | {"submission_id": attempt.submission_id}
         after = {"current_t_level": t_level}
@@ -131,26 +150,27 @@ def delete_factor(engine: Engine, actor: Actor, factor_id: int, max_digits: int)
         if factor is None:
             raise unknown
         root = members[0]
+        family = [member for member in members if (member.parent_id or member.id) == root.id]
         if factor.composite_id != root.id:
             raise ConflictError(
                 "is_part", f"Composite {factor.composite_id} is a part of composite {root.id}; delete the factor there"
             )
         node, above = next(found for found in root.tree.all_nodes() if found[0].row_id == factor_id)
-        children = _children_of(members, above or node)
+        children = _children_of(family, above or node)
         _raise_if_worked_on(connection, factor_id, children, root.id)
         removed = _remove_node(root, node, above)
-        _delete_nodes(connection, removed, above, children)
+        to_publish = _delete_nodes(connection, removed, above, children)
         remaining = [member for member in members if member.id not in children]
         resolve(root.tree)
         known = [Divisor(leaf.value) for leaf in root.tree.leaves()]
-        change = families.use_divisors(connection, remaining, known)
+        change = families.use_divisors(connection, remaining, known, found_on=root.id)
         statement = select(Composite.current_composite).where(Composite.id == root.id)
         cofactor: str = connection.execute(statement).scalar_one()
         kept = ("composite_id", "multiplicity", "origin", "attempt_id", "client_id", "method", "sigma")
         before = {name: getattr(factor, name) for name in kept} | {"factor": shorten(factor.factor, MAX_AUDITED)}
         after = {"current_composite": shorten(cofactor, MAX_AUDITED), "composites_deleted": sorted(children)}
         audit.record(connection, actor, "delete", f"factor {factor_id}", before=before, after=after)
-    return root.id, cofactor, change.to_publish
+    return root.id, cofactor, to_publish + change.to_publish
 
 
 def void_attempts(
@@ -175,30 +195,28 @@ def _children_of_others(connection: Connection, ids: Sequence[int]) -> dict[int,
     return {row.child_composite_id: row.by for row in connection.execute(needed.group_by(Factor.child_composite_id))}
 
 
-def _delete_composites(connection: Connection, ids: list[int], kept_children: list[int]) -> dict[str, int]:
-    """Delete these locked composites, and make `kept_children` roots; returns the number of deleted rows by table."""
+def _delete_composites(
+    connection: Connection, ids: list[int], kept_children: list[int]
+) -> tuple[dict[str, int], list[jobs.JobRef]]:
+    """Delete these locked composites, and make `kept_children` roots.
+
+    Returns the number of deleted rows by table, and jobs to publish.
+    """
     deleted: dict[str, int] = {}
     if kept_children:
         connection.execute(update(Composite).where(Composite.id.in_(kept_children)).values(parent_id=None))
-    applied = Submission.id.in_(select(EcmAttempt.submission_id).where(EcmAttempt.composite_id.in_(ids)))
-    repeated = and_(Submission.composite_id.in_(ids), Submission.state == "duplicate")
-    reject = update(Submission).values(
-        state="rejected",
-        reason=COMPOSITE_DELETED,
-        detail="Its number was deleted by an operator",
-        outcome=None,
-        composite_id=None,
-    )
-    # Two statements, each of which has an index.
-    deleted["submissions_refused"] = sum(
-        connection.execute(reject.where(condition)).rowcount for condition in (applied, repeated)
-    )
+    target_ids = targets.ids_of(connection, ids)
+    left_values = _values_of(connection, ids, target_ids)
+    to_publish = _move_to_heirs(connection, ids)
+    attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(ids))
+    values = select(EcmAttempt.value_id).where(EcmAttempt.composite_id.in_(ids)).distinct()
+    changed_values = set(connection.execute(values).scalars()) | _restore_superseded(connection, ids)
+    deleted["submissions_refused"] = _reject_submissions(connection, ids)
     factors = select(Factor.id).where(Factor.composite_id.in_(ids))
     of_composites = and_(Job.kind.in_(OF_COMPOSITES), Job.target_id.in_(ids))
     of_factors = and_(Job.kind.not_in(OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(factors))
     deleted["jobs"] = connection.execute(delete(Job).where(or_(of_composites, of_factors))).rowcount
     # Factors of other composites may be credited to an attempt that is deleted.
-    attempts = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(ids))
     credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(ids))
     connection.execute(credited.values(attempt_id=None))
     statistics.subtract_attempts(
@@ -210,7 +228,173 @@ def _delete_composites(connection: Connection, ids: list[int], kept_children: li
     children = connection.execute(delete(Composite).where(Composite.id.in_(ids), Composite.parent_id.in_(ids)))
     own = connection.execute(delete(Composite).where(Composite.id.in_(ids)))
     deleted["composites"] = children.rowcount + own.rowcount
-    return deleted
+    target_changes.leave(connection, target_ids)
+    changed = [row.id for row in targets.lock_of_values(connection, changed_values)]
+    ledger.correct_sums(connection, changed_values)
+    ledger.rebuild(connection, changed)
+    _delete_unused_values(connection, left_values | changed_values)
+    return deleted, to_publish
+
+
+def _values_of(connection: Connection, ids: list[int], target_ids: list[int]) -> set[int]:
+    """Return the worked values that these composites have had, or that count for these targets.
+
+    Prior work is on a value without any attempt, so the attempts do not lead to all of them.
+    """
+    had = (
+        select(WorkedValue.id)
+        .join(CompositeAlias, CompositeAlias.value_sha256 == WorkedValue.value_sha256)
+        .where(CompositeAlias.composite_id.in_(ids))
+    )
+    return {*connection.execute(had).scalars(), *targets.sources(connection, target_ids)}
+
+
+def _reject_submissions(connection: Connection, ids: list[int]) -> int:
+    """Settle the submissions of attempts that are deleted with these composites as rejected; returns their number."""
+    attempts = select(EcmAttempt.id, EcmAttempt.submission_id).where(EcmAttempt.composite_id.in_(ids)).subquery()
+    named = Submission.outcome["attempt_id"].as_integer().in_(select(attempts.c.id))
+    # A number that shared a cofactor at that time may have sent the same curves.
+    sharing = families.sharing_composites(connection, ids)
+    reject = update(Submission).values(
+        state="rejected",
+        reason=COMPOSITE_DELETED,
+        detail="Its number was deleted by an operator",
+        outcome=None,
+        composite_id=None,
+    )
+    # Three statements, each of which has an index.
+    conditions = (
+        Submission.id.in_(select(attempts.c.submission_id)),
+        and_(Submission.composite_id.in_(ids), Submission.state == "duplicate"),
+        and_(Submission.composite_id.in_(sharing), Submission.state == "duplicate", named),
+    )
+    return sum(connection.execute(reject.where(condition)).rowcount for condition in conditions)
+
+
+# What stays with others when a composite is deleted -------------------------------------------------------------------
+
+
+def _move_to_heirs(connection: Connection, ids: list[int]) -> list[jobs.JobRef]:
+    """Move what counts for the targets of other composites to one of these: work on a value outlives a number.
+
+    Attempts follow the targets for which their values count, that of their own composite first: only composites with
+    the same target recognize curves that are sent again. Leases stay with their target, residues with their stages.
+    Returns jobs to publish.
+    """
+    own = select(Composite.id, Composite.target_id).where(Composite.id.in_(ids), Composite.target_id.is_not(None))
+    own_targets = {row.id: row.target_id for row in connection.execute(own.order_by(Composite.id))}
+    values = select(EcmAttempt.value_id).where(EcmAttempt.composite_id.in_(ids)).distinct()
+    counting = targets.of_values(connection, connection.execute(values).scalars().all())
+    heirs = _heirs(connection, {*own_targets.values(), *counting}, ids)
+    # An heir outside the locked group must not record the same curves meanwhile.
+    lease_lifecycle.lock_composites(connection, sorted(set(heirs.values())))
+    own_heirs = {own_id: heirs[target_id] for own_id, target_id in own_targets.items() if target_id in heirs}
+    moved: list[int] = []
+    for own_id, heir in own_heirs.items():
+        moved += _move_attempts(connection, [own_id], own_targets[own_id], heir)
+    for target_id, heir in sorted(heirs.items(), key=lambda item: item[1]):
+        moved += _move_attempts(connection, ids, target_id, heir)
+    for start in range(0, len(moved), MOVED_BATCH):
+        _update_moved(connection, moved[start : start + MOVED_BATCH])
+    recorded = (Submission.state == "duplicate", Submission.outcome["attempt_id"].as_integer() == EcmAttempt.id)
+    follow = update(Submission).where(Submission.composite_id.in_(ids), *recorded, EcmAttempt.composite_id.not_in(ids))
+    connection.execute(follow.values(composite_id=EcmAttempt.composite_id))
+    for own_id, heir in own_heirs.items():
+        for table in (WorkAssignment, Residue):
+            is_open = (table.composite_id == own_id, table.closed_at.is_(None))
+            connection.execute(update(table).where(*is_open).values(composite_id=heir))
+    return _move_residues(connection, ids)
+
+
+def _heirs(connection: Connection, target_ids: set[int], ids: list[int]) -> dict[int, int]:
+    """Return, for each of these targets, its oldest composite beside `ids`: an unfinished one if there is any."""
+    others = (
+        select(Composite.target_id, Composite.id)
+        .where(Composite.target_id.in_(target_ids), Composite.id.not_in(ids))
+        .ext(distinct_on(Composite.target_id))
+        .order_by(Composite.target_id, Composite.is_fully_factored, Composite.id)
+    )
+    return {row.target_id: row.id for row in connection.execute(others)}
+
+
+def _move_attempts(connection: Connection, ids: list[int], target_id: int, heir: int) -> list[int]:
+    """Move the attempts of `ids` that count for a target to a composite; returns the ids of the attempts."""
+    counts = (TargetSource.value_id == EcmAttempt.value_id, TargetSource.target_id == target_id)
+    moved = update(EcmAttempt).where(EcmAttempt.composite_id.in_(ids), *counts).values(composite_id=heir)
+    return list(connection.execute(moved.returning(EcmAttempt.id)).scalars())
+
+
+def _update_moved(connection: Connection, attempt_ids: list[int]) -> None:
+    """Let the submissions of moved attempts name the new composites, and hash their curves for these."""
+    follow = update(Submission).where(Submission.id == EcmAttempt.submission_id, EcmAttempt.id.in_(attempt_ids))
+    connection.execute(follow.values(composite_id=EcmAttempt.composite_id))
+    hashed = (
+        select(
+            EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.value_id, EcmAttempt.submission_id, Submission.payload
+        )
+        .join(Submission, Submission.id == EcmAttempt.submission_id)
+        .where(EcmAttempt.id.in_(attempt_ids), EcmAttempt.curves_sha256.is_not(None))
+        .order_by(EcmAttempt.id)
+    )
+    new: dict[int, bytes | None] = {}
+    for row in connection.execute(hashed).all():
+        result = SubmitResult.model_validate(row.payload)
+        values = applying.attempt_values(row.submission_id, row.id, row.composite_id, row.value_id, result)
+        # The same curves may have been run for both numbers before they shared a cofactor: one hash recognizes them.
+        new[row.id] = None if values["curves_sha256"] in new.values() else values["curves_sha256"]
+    owners = select(EcmAttempt.id, EcmAttempt.curves_sha256).where(EcmAttempt.curves_sha256.in_(new.values()))
+    owner_of = {row.curves_sha256: row.id for row in connection.execute(owners)}
+    rows = [
+        {"attempt": attempt_id, "new_hash": own if owner_of.get(own, attempt_id) == attempt_id else None}
+        for attempt_id, own in new.items()
+    ]
+    if rows:
+        connection.execute(_STORE_HASH, rows)
+
+
+_attempts = cast(Table, EcmAttempt.__table__)
+_STORE_HASH = (
+    update(_attempts).where(_attempts.c.id == bindparam("attempt")).values(curves_sha256=bindparam("new_hash"))
+)
+
+
+def _move_residues(connection: Connection, ids: list[int]) -> list[jobs.JobRef]:
+    """Move the residues of `ids` to the composite of their stage 1, or else of a stage 2, that is not deleted.
+
+    They link the two stages, so that the curves of stage 1 count again when a stage 2 is taken back. Those that are
+    still open are closed, because no other number has their N. Returns the jobs that delete their files.
+    """
+    moved: list[int] = []
+    for is_stage in (EcmAttempt.id == Residue.stage1_attempt_id, EcmAttempt.residue_id == Residue.id):
+        follow = update(Residue).where(Residue.composite_id.in_(ids), is_stage, EcmAttempt.composite_id.not_in(ids))
+        follow = follow.values(composite_id=EcmAttempt.composite_id)
+        moved += connection.execute(follow.returning(Residue.id)).scalars()
+    if not moved:
+        return []
+    return superseding.close_residues(connection, Residue.id.in_(moved), superseding.CLOSED, RESIDUE_WITHOUT_NUMBER)
+
+
+def _restore_superseded(connection: Connection, ids: list[int]) -> set[int]:
+    """Undo what the attempts of `ids` have superseded; returns the values of the stage-1 attempts that count again."""
+    own = select(EcmAttempt.id).where(EcmAttempt.composite_id.in_(ids))
+    is_stage1 = (Residue.stage1_attempt_id == EcmAttempt.id) & Residue.composite_id.not_in(ids)
+    chosen = own.where(EcmAttempt.superseding_curves > 0).union(own.join(Residue, is_stage1))
+    attempt_ids = connection.execute(chosen).scalars().all()
+    return {row.value_id for row in superseding.revoke_superseding(connection, attempt_ids)} if attempt_ids else set()
+
+
+def _delete_unused_values(connection: Connection, value_ids: set[int]) -> None:
+    """Delete the values among these that have no attempt, count for no target, and belong to no number."""
+    unused = [
+        ~relation.exists()
+        for relation in (
+            select(EcmAttempt.id).where(EcmAttempt.value_id == WorkedValue.id),
+            select(TargetSource.value_id).where(TargetSource.value_id == WorkedValue.id),
+            # The prior work on a former cofactor counts again when the number has this cofactor again.
+            select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256 == WorkedValue.value_sha256),
+        )
+    ]
+    connection.execute(delete(WorkedValue).where(WorkedValue.id.in_(value_ids), *unused))
 
 
 # A factor and what is below it ----------------------------------------------------------------------------------------
@@ -275,8 +459,8 @@ def _remove_node(root: FamilyMember, node: FactorNode, above: FactorNode | None)
 
 def _delete_nodes(
     connection: Connection, removed: list[FactorNode], above: FactorNode | None, children: list[int]
-) -> None:
-    """Delete the rows of removed nodes, their jobs, and the composites that worked on them."""
+) -> list[jobs.JobRef]:
+    """Delete the rows of removed nodes, their jobs, and the composites that worked on them; returns jobs to publish."""
     ids = [node.row_id for node in removed]
     # The factor above must be tested and split again, so its finished jobs are deleted too.
     touched = [*ids, above.row_id] if above is not None else ids
@@ -285,4 +469,4 @@ def _delete_nodes(
     if above is not None and above.child_id in children:
         above.child_id = None
     connection.execute(delete(Factor).where(Factor.id.in_(ids)))
-    _delete_composites(connection, children, [])
+    return _delete_composites(connection, children, [])[1]

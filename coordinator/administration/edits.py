@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine, Row, select, update
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, InvalidClaimError, NotFoundError, composite_not_found
-from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import families, lease_lifecycle, registry
+from coordinator.base.unit_of_work import repeats_after_deadlock, unit_of_work
+from coordinator.composites import families, lease_lifecycle, registry, targets
 from coordinator.composites.families import Divisor, FamilyMember
 from coordinator.numbers.arithmetic import digit_count
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, shorten
@@ -54,6 +54,7 @@ class AddedFactors:
     to_publish: list[jobs.JobRef]
 
 
+@repeats_after_deadlock
 def set_priority(engine: Engine, actor: Actor, composite_id: int, priority: int) -> int:
     """Set a number's priority, and return the previous one. Raises NotFoundError."""
     with unit_of_work(engine, "set_priority", composite=composite_id) as connection:
@@ -62,6 +63,7 @@ def set_priority(engine: Engine, actor: Actor, composite_id: int, priority: int)
         chosen = Composite.id == composite_id
         before: int = connection.execute(select(Composite.priority).where(chosen)).scalar_one()
         connection.execute(update(Composite).where(chosen).values(priority=priority))
+        targets.restate(connection, targets.lock_of(connection, [composite_id]))
         target = f"composite {composite_id}"
         audit.record(
             connection, actor, "set priority", target, before={"priority": before}, after={"priority": priority}
@@ -69,6 +71,7 @@ def set_priority(engine: Engine, actor: Actor, composite_id: int, priority: int)
     return before
 
 
+@repeats_after_deadlock
 def add_known_factors(
     engine: Engine, actor: Actor, written: str, factors: Sequence[str], provenance: Provenance, *, max_digits: int
 ) -> AddedFactors:
@@ -87,6 +90,7 @@ def add_known_factors(
         return _use_factors(connection, actor, members, found.id, _read(factors, max_digits), provenance=provenance)
 
 
+@repeats_after_deadlock
 def complete_composite(
     engine: Engine,
     actor: Actor,
@@ -124,9 +128,9 @@ def complete_composite(
 
 
 def lock_members(connection: Connection, composite_id: int, max_digits: int) -> list[FamilyMember]:
-    """Lock and load the whole family of a composite, the root first. Raises NotFoundError."""
+    """Lock and load the whole group of a composite, the root of its own family first. Raises NotFoundError."""
     roots = registry.roots_of(connection, [composite_id])
-    locked = registry.lock_family(connection, roots[0]) if roots else []
+    locked = registry.lock_group(connection, roots[0]) if roots else []
     if composite_id not in {row.id for row in locked}:
         raise composite_not_found(composite_id)
     return families.load_family(connection, [row.id for row in locked], max_digits)
@@ -150,7 +154,7 @@ def _use_factors(
             )
     before = _state(connection, composite_id)
     divisors = [Divisor(value, KNOWN, source=provenance.source, found_at=provenance.found_at) for value in values]
-    change = families.use_divisors(connection, members, divisors)
+    change = families.use_divisors(connection, members, divisors, found_on=composite_id)
     new = [decimal(value) for value in values if value in change.new]
     known = [decimal(value) for value in values if value not in change.new]
     after = _state(connection, composite_id)

@@ -1,10 +1,10 @@
 """Recalculating effort from the attempts: of one number at once, of many as a job that any worker goes on with.
 
-The numbers are computed in chunks that lock nothing, and written all at once or not at all. A recalculation of many is
+Targets are computed in chunks that lock nothing, and written all at once or not at all. A recalculation of many is
 a row of `recalculations`. Each chunk is committed together with the cursor behind it, so a recalculation that was
 stopped anywhere goes on there. What was computed and differs waits in `recalculated_efforts`. The last step is one unit
-of work: it locks the composites that differ, by id; stores the computed vectors of those that have not moved since;
-computes the others once more; and writes them all.
+of work: it locks the composites of the targets that differ, and these targets; takes the computed vectors of those that
+have not moved since; computes the others once more; and writes them all.
 """
 
 from time import monotonic
@@ -20,25 +20,40 @@ from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.jobs import JobRef
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import lease_lifecycle, ledger
+from coordinator.composites import lease_lifecycle, ledger, targets
 from coordinator.composites.ledger import Difference
-from models.tables import Composite, CompositeEffort, EcmAttempt, Job, RecalculatedEffort, Recalculation
+from models.tables import (
+    Composite,
+    EcmAttempt,
+    Job,
+    RecalculatedEffort,
+    Recalculation,
+    Target,
+    TargetSource,
+    ValueEffort,
+)
 
 log = structlog.get_logger("recalculation")
 
 CHUNK = 500
 # After so many seconds a task hands over to the next one: other jobs get their turn, and Flower has something to show.
 SLICE_SECONDS = 20.0
+# The attempt count of a target whose sums are wrong: it never equals a real one, so its vector is computed again.
+WRONG_SUMS = -1
 COMPUTING, WRITING, DONE, FAILED = "computing", "writing", "done", "failed"
 
-# Numbers with ECM attempts, but without a t-level or sums. (A few curves at a small B1 give no t-level, and rightly.)
+# Targets with ECM attempts, but without a t-level or sums. (A few curves at a small B1 give no t-level, and rightly.)
+_of_target = TargetSource.target_id == Target.id
 _HAS_ATTEMPTS = (
     select(EcmAttempt.id)
-    .where(EcmAttempt.composite_id == Composite.id, EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
+    .join(TargetSource, TargetSource.value_id == EcmAttempt.value_id)
+    .where(_of_target, EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
     .exists()
 )
-_HAS_SUMS = select(CompositeEffort.b1).where(CompositeEffort.composite_id == Composite.id).exists()
-_MISSING = ((Composite.current_t_level == 0) | ~_HAS_SUMS) & _HAS_ATTEMPTS
+_HAS_SUMS = (
+    select(ValueEffort.b1).join(TargetSource, TargetSource.value_id == ValueEffort.value_id).where(_of_target).exists()
+)
+_MISSING = ((Target.current_t_level == 0) | ~_HAS_SUMS) & _HAS_ATTEMPTS
 
 
 class RecalculationStep(NamedTuple):
@@ -60,11 +75,13 @@ class RecalculatedComposite(NamedTuple):
 def recalculate_composite(engine: Engine, actor: Actor, composite_id: int) -> RecalculatedComposite:
     """Recalculate one number's sums, effort and t-level from its attempts and prior work. Raises NotFoundError."""
     with unit_of_work(engine, "recalculate_composite", composite=composite_id) as connection:
-        if not lease_lifecycle.lock_composites(connection, [composite_id]):
+        target_ids = targets.ids_of(connection, [composite_id])
+        sharing = targets.composites_of(connection, target_ids)
+        if composite_id not in lease_lifecycle.lock_composites(connection, sorted({composite_id, *sharing})):
             raise composite_not_found(composite_id)
         level = select(Composite.current_t_level).where(Composite.id == composite_id)
         before: float = connection.execute(level).scalar_one()
-        differences = ledger.recalculate(connection, [composite_id])
+        differences = ledger.recalculate(connection, targets.lock_of(connection, [composite_id]))
         after: float = connection.execute(level).scalar_one()
         audit.record(
             connection,
@@ -111,7 +128,7 @@ def start_recalculation(engine: Engine, actor: Actor, *, only_missing: bool) -> 
     """
     with unit_of_work(engine, "start_recalculation") as connection:
         _finish_failed(connection)
-        counted = select(func.count()).select_from(Composite)
+        counted = select(func.count()).select_from(Target)
         total = connection.execute(counted.where(_MISSING) if only_missing else counted).scalar_one()
         begun = upsert(Recalculation).values(only_missing=only_missing, total=total)
         row = connection.execute(begun.on_conflict_do_nothing().returning(Recalculation)).one_or_none()
@@ -179,32 +196,26 @@ def _finish(connection: Connection, recalculation_id: int, state: str, **values:
 
 # Computing ------------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    Composite.id,
-    Composite.effort,
-    Composite.current_t_level,
-    Composite.attempt_count,
-    Composite.pm1_b1,
-    Composite.pp1_b1,
-)
-
 
 def _compute_chunk(engine: Engine, recalculation: Row[Any]) -> None:
+    columns = ledger.COMPARED_COLUMNS
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
-        chosen = select(*_COLUMNS).where(Composite.id > recalculation.cursor).order_by(Composite.id).limit(CHUNK)
+        chosen = select(*columns).where(Target.id > recalculation.cursor).order_by(Target.id).limit(CHUNK)
         chunk = connection.execute(chosen.where(_MISSING) if recalculation.only_missing else chosen).all()
-        ids = [composite.id for composite in chunk]
-        correct = ledger.compute_from_attempts(connection, ids) if ids else {}
+        ids = [target.id for target in chunk]
+        wrong_sums = ledger.targets_with_wrong_sums(connection, ids)
+        wrongly_repeated = targets.wrongly_repeated(connection, ids)
+        correct = ledger.compute(connection, ids)
     differing = [
         {
             "recalculation_id": recalculation.id,
-            "composite_id": composite.id,
-            "effort": correct[composite.id].vector,
-            "seen_effort": composite.effort,
-            "attempt_count": composite.attempt_count,
+            "target_id": target.id,
+            "effort": correct[target.id].effort,
+            "seen_effort": target.effort,
+            "attempt_count": target.attempt_count if target.id not in wrong_sums else WRONG_SUMS,
         }
-        for composite in chunk
-        if not correct[composite.id].agrees_with(composite)
+        for target in chunk
+        if target.id in wrong_sums or target.id in wrongly_repeated or correct[target.id].difference_from(target)
     ]
     after = recalculation.cursor
     with unit_of_work(engine, "recalculate_chunk", recalculation=recalculation.id, after=after) as connection:
@@ -223,31 +234,28 @@ def _compute_chunk(engine: Engine, recalculation: Row[Any]) -> None:
             )
         )
         if moved.rowcount and differing:
-            connection.execute(insert(RecalculatedEffort), differing)
+            # A target may have been deleted since it was read.
+            still = select(Target.id).where(Target.id.in_(ids)).with_for_update(read=True, key_share=True)
+            known = set(connection.execute(still).scalars())
+            if rows := [row for row in differing if row["target_id"] in known]:
+                connection.execute(insert(RecalculatedEffort), rows)
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
 def _write(engine: Engine, recalculation_id: int) -> tuple[int, list[Difference]]:
-    """Write everything that differs, or nothing; returns how many composites were written, and what was corrected."""
+    """Write everything that differs, or nothing; returns how many targets were written, and what was corrected."""
     differences: list[Difference] = []
     with unit_of_work(engine, "write_recalculation", recalculation=recalculation_id) as connection:
-        own = RecalculatedEffort.recalculation_id == recalculation_id
-        locked = lease_lifecycle.lock_composites(
-            connection, list(connection.execute(select(RecalculatedEffort.composite_id).where(own)).scalars())
-        )
+        own = select(RecalculatedEffort).where(RecalculatedEffort.recalculation_id == recalculation_id)
+        computed = {row.target_id: row for row in connection.execute(own)}
+        lease_lifecycle.lock_composites(connection, targets.composites_of(connection, computed))
+        locked = targets.lock(connection, computed)
         for start_at in range(0, len(locked), ledger.VOID_BATCH):
             part = locked[start_at : start_at + ledger.VOID_BATCH]
-            chosen = select(RecalculatedEffort).where(own, RecalculatedEffort.composite_id.in_(part))
-            computed = {row.composite_id: row for row in connection.execute(chosen)}
-            stored = connection.execute(select(*_COLUMNS).where(Composite.id.in_(part))).all()
-            unmoved = [row.id for row in stored if _is_unchanged(row, computed[row.id])]
-            moved = sorted({row.id for row in stored} - set(unmoved))
-            if unmoved:
-                vectors = {composite_id: computed[composite_id].effort for composite_id in unmoved}
-                differences += ledger.store_vectors(connection, vectors)
-            differences += ledger.recalculate(connection, moved)
+            unmoved = {row.id: computed[row.id].effort for row in part if _is_unchanged(row, computed[row.id])}
+            differences += ledger.recalculate(connection, [row.id for row in part], unmoved)
         _finish(connection, recalculation_id, DONE, changed=len(locked))
     for difference in differences:
         log.warning("Effort corrected", **difference._asdict())

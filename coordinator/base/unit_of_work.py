@@ -1,9 +1,10 @@
 """The only module that commits: changes that belong together are made in one `unit_of_work`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from time import perf_counter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine
@@ -11,6 +12,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger("unit_of_work")
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+DEADLOCK = "40P01"
+MAX_AFTER_DEADLOCKS = 5
 
 # Serialization failure, deadlock, unique violation, lock not available, statement timeout; the server is shutting down
 # or starting, is read only (a stand-by before it takes over), cannot be reached, is full, or has a failing disk.
@@ -55,6 +61,27 @@ def savepoint(connection: Connection) -> Iterator[None]:
     """Open a savepoint in a unit of work: only the changes of this block are undone when it raises."""
     with connection.begin_nested():
         yield
+
+
+def repeats_after_deadlock(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Make a function that is one unit of work run again after a deadlock, at most MAX_AFTER_DEADLOCKS times in all.
+
+    Where numbers come to have the same cofactor, a unit of work may need rows out of the usual order of locks. Results
+    and jobs are tried again by their tasks; this is for requests of clients and operators.
+    """
+
+    @wraps(function)
+    def repeated(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        for attempt in range(1, MAX_AFTER_DEADLOCKS + 1):
+            try:
+                return function(*arguments, **named)
+            except OperationalError as error:
+                if getattr(error.orig, "pgcode", None) != DEADLOCK or attempt == MAX_AFTER_DEADLOCKS:
+                    raise
+                log.info("A deadlock undid a unit of work; it runs again", function=function.__name__, attempt=attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    return repeated
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,9 +1,9 @@
-"""The eligibility of a composite for work: the columns of `composites` that claims find it by.
+"""The eligibility of a target for work: the columns of `targets` that claims find it by.
 
 `EligibilityInputs` and `Eligibility` are the only lists of these columns; statements that read or write them are made
-from the two. A composite is eligible for ECM if all of this is true:
+from the two. A target is eligible for ECM if all of this is true:
 
- 1. its cofactor is known to be composite and has more than SPLIT_AT_ONCE_DIGITS digits (smaller ones are split here);
+ 1. its value is known to be composite and has more than SPLIT_AT_ONCE_DIGITS digits (smaller ones are split here);
  2. it has not reached its target t-level, with the curves out on lease counted as done;
  3. no client has leased all of it, nobody has reserved it, and there is no hold on it;
  4. it has fewer open ECM leases than MAX_ACTIVE_PER_COMPOSITE, and no residue whose stage 2 is still to be done.
@@ -25,6 +25,7 @@ from models.limits import DEFAULT_B2
 from models.types import AnyRow
 
 ECM, PM1, PP1, BOTH_P1 = "ecm", "pm1", "pp1", "p1"
+P1_METHODS = (PM1, PP1, BOTH_P1)
 RESERVATION_METHODS = ("nfs", "snfs", "gnfs", "other")
 NO_WORK_VALUE = -99.0
 
@@ -33,12 +34,12 @@ T_LEVEL_STEP, VALUE_STEP = 0.1, 0.02
 
 
 class EligibilityInputs(NamedTuple):
-    """The columns of a composite that determine its eligibility; the defaults are those of a new composite."""
+    """The columns of a target that determine its eligibility; the defaults are those of a new target."""
 
     effort: np.ndarray
     digit_length: int
     is_prime: bool | None
-    is_fully_factored: bool
+    is_finished: bool
     target_t_level: float
     hold: str | None = None
     pm1_b1: int = 0
@@ -47,7 +48,7 @@ class EligibilityInputs(NamedTuple):
 
 
 class Eligibility(NamedTuple):
-    """The columns of a composite that `compute_eligibility` determines (models/tables.py explains each)."""
+    """The columns of a target that `compute_eligibility` determines (models/tables.py explains each)."""
 
     open_leases: int
     ecm_eligible: bool
@@ -75,10 +76,10 @@ class OpenLease(Protocol):
     def curves_submitted(self) -> int: ...
 
 
-def needs_curves(composite: EligibilityInputs | AnyRow) -> bool:
-    """Return whether the cofactor is a known composite that is too large to be split here at once."""
-    has_composite_cofactor = composite.is_prime is False and not composite.is_fully_factored
-    return has_composite_cofactor and composite.digit_length > SPLIT_AT_ONCE_DIGITS
+def needs_curves(target: EligibilityInputs | AnyRow) -> bool:
+    """Return whether the value is known to be composite and too large to be split here at once."""
+    is_unfinished_composite = target.is_prime is False and not target.is_finished
+    return is_unfinished_composite and target.digit_length > SPLIT_AT_ONCE_DIGITS
 
 
 def add_leased_curves(vector: np.ndarray, leases: Sequence[OpenLease | AnyRow]) -> np.ndarray:
@@ -94,27 +95,25 @@ def add_leased_curves(vector: np.ndarray, leases: Sequence[OpenLease | AnyRow]) 
     return vector
 
 
-def compute_eligibility(composite: EligibilityInputs | AnyRow, leases: Sequence[OpenLease | AnyRow]) -> dict[str, Any]:
-    """Compute the fields of `Eligibility`, by name, of a composite with these open leases."""
-    vector = add_leased_curves(composite.effort, leases)
+def compute_eligibility(target: EligibilityInputs | AnyRow, leases: Sequence[OpenLease | AnyRow]) -> dict[str, Any]:
+    """Compute the fields of `Eligibility`, by name, of a target with these open leases."""
+    vector = add_leased_curves(target.effort, leases)
     t_level = effort.t_level(vector)
     methods = [lease.method for lease in leases]
     available = (
-        needs_curves(composite)
-        and composite.hold is None
-        and not any(method in RESERVATION_METHODS for method in methods)
+        needs_curves(target) and target.hold is None and not any(method in RESERVATION_METHODS for method in methods)
     )
     leased_whole = any(lease.method == ECM and lease.curves is None for lease in leases)
     has_room = methods.count(ECM) < settings().max_active_per_composite and not leased_whole
-    p1_b1 = planning.p1_b1(composite.target_t_level)
+    p1_b1 = planning.p1_b1(target.target_t_level)
     return Eligibility(
         open_leases=len(leases),
-        ecm_eligible=available and has_room and t_level < composite.target_t_level and composite.open_residues == 0,
-        pm1_eligible=available and composite.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
-        pp1_eligible=available and composite.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
+        ecm_eligible=available and has_room and t_level < target.target_t_level and target.open_residues == 0,
+        pm1_eligible=available and target.pm1_b1 < p1_b1 and not {PM1, BOTH_P1} & set(methods),
+        pp1_eligible=available and target.pp1_b1 < p1_b1 and not {PP1, BOTH_P1} & set(methods),
         p1_target_b1=p1_b1,
         planned_t_level=math.floor(t_level / T_LEVEL_STEP) * T_LEVEL_STEP,
-        work_value=_rounded_work_value(vector, composite.digit_length) if available else NO_WORK_VALUE,
+        work_value=_rounded_work_value(vector, target.digit_length) if available else NO_WORK_VALUE,
     )._asdict()
 
 

@@ -1,7 +1,8 @@
 """Factor families in the database: load their trees, divide them by divisors, and write the changes back.
 
 A family is a number (the root) and the composites that were split from it and lease work of their own. A factor that is
-found on one member is used on all members, in the same unit of work, under the locks that `registry.lock_family` takes.
+found on one member is used on all members of the family, and on all families that share a target with it, in the same
+unit of work, under the locks that `registry.lock_group` takes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,15 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-import gmpy2
-import numpy as np
 from gmpy2 import mpz
-from sqlalchemy import Connection, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
-from coordinator import effort
 from coordinator.base import jobs
-from coordinator.composites import group_orders, lease_lifecycle, registry
+from coordinator.composites import group_orders, lease_lifecycle, ledger, registry, target_changes, targets
+from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
 from coordinator.numbers.expressions import decimal, evaluate_number
 from coordinator.numbers.factor_tree import (
@@ -30,7 +29,8 @@ from coordinator.numbers.factor_tree import (
     refine,
     resolve,
 )
-from models.tables import Composite, CompositeAlias, CompositeEffort, Factor
+from models.tables import Composite, CompositeAlias, Factor
+from models.types import AnyRow
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FamilyMember:
     id: int
     parent_id: int | None
     tree: Tree
-    vector: np.ndarray
+    target_id: int | None
     stored: tuple[mpz, bool | None, bool]  # cofactor, is_prime, is_fully_factored
     stored_nodes: dict[int, tuple[int, bool | None, int | None]] = field(default_factory=dict)
     credits: dict[FactorNode, Divisor] = field(default_factory=dict)
@@ -76,22 +76,22 @@ class Change:
 
 def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> list[FamilyMember]:
     """Load the locked composites `ids` with their trees, in the same order."""
-    columns = (
+    columns: tuple[Any, ...] = (
         Composite.id,
         Composite.parent_id,
         Composite.number,
         Composite.current_composite,
         Composite.is_prime,
         Composite.is_fully_factored,
-        Composite.effort,
+        Composite.target_id,
     )
-    rows = {row.id: row for row in connection.execute(select(*columns).where(Composite.id.in_(ids)))}
+    rows: dict[int, AnyRow] = {row.id: row for row in connection.execute(select(*columns).where(Composite.id.in_(ids)))}
     members = []
     for row in (rows[composite_id] for composite_id in ids):
         cofactor = mpz(row.current_composite)
         tree = Tree(evaluate_number(row.number, max_digits), cofactor, row.is_prime)
         stored = (cofactor, row.is_prime, row.is_fully_factored)
-        members.append(FamilyMember(row.id, row.parent_id, tree, row.effort, stored))
+        members.append(FamilyMember(row.id, row.parent_id, tree, row.target_id, stored))
     by_id = {member.id: member for member in members}
     nodes: dict[int, FactorNode] = {}
     # The id of a row is always smaller than the ids of the rows beneath it.
@@ -107,23 +107,29 @@ def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> 
     return members
 
 
-def use_divisors(connection: Connection, members: list[FamilyMember], divisors: Iterable[Divisor]) -> Change:
+def use_divisors(
+    connection: Connection, members: list[FamilyMember], divisors: Iterable[Divisor], *, found_on: int | None = None
+) -> Change:
     """Divide every member by every divisor, finish small parts, and write the changes back.
 
     A number that divides no member changes nothing and is no error. `Change.new` has the divisors that split something,
-    which were new; parts that need long computations become jobs.
+    which were new; parts that need long computations become jobs. Only the family of `found_on`, by default that of the
+    first member, credits the client with the find: elsewhere the server has split the number.
     """
+    first = next((member for member in members if member.id == found_on), members[0])
+    credited_root = first.parent_id or first.id
     change = Change()
     for divisor in divisors:
         pending = [(divisor.value, divisor.origin)]
         while pending:
             value, origin = pending.pop(0)
             for member in members:
-                split = refine(member.tree, value, origin)
+                is_credited = (member.parent_id or member.id) == credited_root
+                split = refine(member.tree, value, origin if is_credited else SPLIT)
                 if split and value == divisor.value:
                     change.new.append(value)
                 new_factors = split + resolve(member.tree)
-                _credit(member, divisor)
+                _credit(member, divisor if is_credited else Divisor(divisor.value))
                 # The new factors of one member may divide others: the root's tree has the child's factors, too.
                 pending += [(new, SPLIT) for new in new_factors]
     write_back(connection, members, change)
@@ -188,10 +194,16 @@ def write_back(connection: Connection, members: list[FamilyMember], change: Chan
             _schedule_leaves(connection, members, member, change)
         changed |= _write_composite(connection, member, change)
     # Also without a split: a cofactor becomes eligible once it is known to be composite.
-    lease_lifecycle.refresh_eligibility(connection, [member.id for member in members])
-    root_id = members[0].parent_id or members[0].id
-    if changed and sharing_composites(connection, registry.family_ids(connection, root_id)):
-        change.to_publish += jobs.request(connection, jobs.SHARE_FACTORS, root_id)
+    lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, [member.id for member in members]))
+    if changed:
+        # One job for all composites outside of the group that share a value with the same ones in it.
+        seen = {member.id for member in members}
+        for root_id in sorted({member.parent_id or member.id for member in members}):
+            family = registry.family_ids(connection, root_id)
+            others = set(sharing_composites(connection, family)) - {*seen, *family}
+            if others:
+                change.to_publish += jobs.request(connection, jobs.SHARE_FACTORS, root_id)
+                seen |= others
 
 
 def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
@@ -222,7 +234,7 @@ def _insert_node(member: FamilyMember, node: FactorNode, above: FactorNode | Non
         .values(
             composite_id=member.id,
             factor=text,
-            factor_sha256=registry.sha256(text),
+            factor_sha256=sha256(text),
             digit_length=digit_count(node.value),
             multiplicity=node.multiplicity,
             is_prime=node.is_prime,
@@ -260,48 +272,39 @@ def _find_or_register_child(
 ) -> int:
     """Return the id of the composite that leases work for a leaf: one that has this value already, or a new one.
 
-    A new composite inherits the effort of the member that it was split from: those curves would have found its factors,
-    too.
+    The curves that count for the members count for it, too, if their values are multiples of its own: they would have
+    found its factors.
     """
     for member in members:
         # The cofactor of a child that was just divided has no alias yet.
         if member is not root and member.tree.cofactor == leaf.value:
             return member.id
     text = decimal(leaf.value)
+    split_from = [member.target_id for member in members if member.target_id is not None]
     known = registry.find(connection, text, digit_count(leaf.value))
-    if known is not None:
-        return known.id
-    origin = max(
-        (member for member in members if gmpy2.is_divisible(member.tree.number, leaf.value)),
-        key=lambda member: effort.t_level(member.vector),
-    )
-    child_id = registry.register_new(
-        connection,
-        text,
-        leaf.value,
-        is_prime=False,
-        parent_id=root.id,
-        vector=origin.vector,
-        p1_reached=_p1_reached(connection, origin.id),
-    )
-    if child_id is None:  # another family has just registered the number, with its own effort
-        return registry.register(connection, text, leaf.value, is_prime=False)
-    inherited = select(
-        literal(child_id),
-        CompositeEffort.b1,
-        CompositeEffort.b2,
-        CompositeEffort.parametrization,
-        (CompositeEffort.curves + CompositeEffort.prior_curves),
-    ).where(CompositeEffort.composite_id == origin.id)
-    columns = ["composite_id", "b1", "b2", "parametrization", "prior_curves"]
-    connection.execute(insert(CompositeEffort).from_select(columns, inherited))
-    return child_id
+    if known is None:
+        child_id = registry.register_new(
+            connection, text, leaf.value, is_prime=False, parent_id=root.id, split_from=split_from
+        )
+        if child_id is not None:
+            return child_id
+        # Another family has just registered the number.
+        known_id = registry.register(connection, text, leaf.value, is_prime=False)
+    else:
+        known_id = known.id
+    _add_sources_of(connection, known_id, split_from)
+    return known_id
 
 
-def _p1_reached(connection: Connection, composite_id: int) -> tuple[int, int]:
-    """Return the largest B1 of P-1 and of P+1 on a composite."""
-    row = connection.execute(select(Composite.pm1_b1, Composite.pp1_b1).where(Composite.id == composite_id)).one()
-    return row.pm1_b1, row.pp1_b1
+def _add_sources_of(connection: Connection, composite_id: int, target_ids: list[int]) -> None:
+    """Let curves on the sources of these targets count for the target of a composite, if its value divides theirs."""
+    chosen = select(Composite.target_id, Composite.current_composite).where(Composite.id == composite_id)
+    row = connection.execute(chosen).one()
+    if row.target_id is None or row.target_id in target_ids or row.current_composite == "1":
+        return
+    targets.lock(connection, [row.target_id])
+    if target_changes.add_sources(connection, row.target_id, mpz(row.current_composite), of_targets=target_ids):
+        ledger.rebuild(connection, [row.target_id])
 
 
 def _write_composite(connection: Connection, member: FamilyMember, change: Change) -> bool:
@@ -312,34 +315,25 @@ def _write_composite(connection: Connection, member: FamilyMember, change: Chang
         return False
     is_divided: bool = tree.cofactor != member.stored[0]
     text = decimal(tree.cofactor)
-    digits = digit_count(tree.number if tree.finished else tree.cofactor)
-    row = connection.execute(
-        select(Composite.snfs_difficulty, Composite.explicit_target_t_level, Composite.target_t_level).where(
-            Composite.id == member.id
-        )
-    ).one()
-    target = row.explicit_target_t_level
-    if target is None:
-        target = effort.target_t_level(digits, row.snfs_difficulty)
-    set_at = {"target_set_at": func.clock_timestamp()} if target != row.target_t_level else {}
     connection.execute(
         update(Composite)
         .where(Composite.id == member.id)
         .values(
             current_composite=text,
-            digit_length=digits,
+            digit_length=digit_count(tree.number if tree.finished else tree.cofactor),
             is_prime=tree.cofactor_is_prime,
             is_fully_factored=tree.finished,
-            target_t_level=target,
-            **set_at,
         )
     )
     if is_divided and tree.cofactor > 1:
-        registry.add_aliases(connection, member.id, [registry.sha256(text)], registry.COFACTOR)
+        registry.add_aliases(connection, member.id, [sha256(text)], registry.COFACTOR)
         if tree.cofactor_is_prime is None:
             change.to_publish += jobs.request(connection, jobs.TEST_COFACTOR, member.id)
-    if tree.finished or tree.cofactor == 1 or tree.cofactor_is_prime:
-        lease_lifecycle.close_open_work(connection, member.id, lease_lifecycle.NOTHING_LEFT)
+    if not (tree.finished or tree.cofactor == 1 or tree.cofactor_is_prime):
+        member.target_id = target_changes.point(connection, member.id, tree.cofactor, tree.cofactor_is_prime)
+        target_changes.set_open(connection, member.target_id, tree.cofactor_is_prime)
+    elif member.target_id is not None:
+        target_changes.finish(connection, member.target_id, lease_lifecycle.NOTHING_LEFT)
     member.stored = state
     return is_divided
 

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, select
 
 from coordinator.base.errors import NotFoundError
-from coordinator.composites import registry
+from coordinator.composites import registry, values
 from coordinator.numbers.expressions import ExpressionError, shorten
 from models.tables import Composite, CompositeAlias
 
@@ -18,7 +18,7 @@ def matching_ids(connection: Connection, text: str, max_digits: int) -> list[int
     """
     best = registry.find(connection, text, max_digits)
     ids = [] if best is None else [best.id]
-    same_value = select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256 == registry.sha256(text))
+    same_value = select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256 == values.sha256(text))
     ids += connection.execute(same_value.order_by(CompositeAlias.composite_id)).scalars()
     if text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS:
         ids += connection.execute(select(Composite.id).where(Composite.id == int(text))).scalars()

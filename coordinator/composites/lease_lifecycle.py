@@ -4,37 +4,38 @@
                                       failed       its client gave it up, or an operator cancelled it
                                       timeout      its time ran out; a late result still counts and completes it
 
-Code that opens or closes a lease locks the composite first and the lease second, and then recomputes the eligibility of
-the composite (coordinator/composites/eligibility.py). coordinator/leases/claims.py makes the leases.
+Code that opens or closes a lease locks its composite, the target, and then the lease, and afterwards recomputes the
+eligibility of the target (coordinator/composites/eligibility.py). coordinator/leases/claims.py makes the leases.
 """
 
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Engine, Select, Table, bindparam, case, func, null, or_, select, true, update
 
 from coordinator import effort
-from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, holds, superseding
+from coordinator.base.unit_of_work import repeats_after_deadlock, unit_of_work
+from coordinator.composites import eligibility, holds, superseding, targets
 from models.limits import STAGE1_ONLY
-from models.tables import Composite, Residue, WorkAssignment
+from models.tables import Composite, Residue, Target, WorkAssignment
 from models.types import AnyRow
 from models.wire.results import SubmitResult
 
 EXPIRY_BATCH = 100
 MAX_MESSAGE = 500
 TARGET_REACHED = "its curves are not needed any more: the number has reached its target"
+LEASED_BY_ANOTHER = "its number has the same cofactor as another one now, which somebody works on as a whole"
 NOTHING_LEFT = "nothing is left to do on this number"
 
 ELIGIBILITY_COLUMNS = tuple(
-    getattr(Composite, name)
-    for name in ("id", *eligibility.EligibilityInputs._fields, *eligibility.Eligibility._fields)
+    getattr(Target, name) for name in ("id", *eligibility.EligibilityInputs._fields, *eligibility.Eligibility._fields)
 )
 _LEASE_COLUMNS = (
     WorkAssignment.id,
     WorkAssignment.composite_id,
+    WorkAssignment.target_id,
     WorkAssignment.client_id,
     WorkAssignment.method,
     WorkAssignment.b1,
@@ -52,11 +53,11 @@ _LEASE_COLUMNS = (
     WorkAssignment.lease_seconds,
 )
 
-_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(Composite.id.in_(bindparam("ids", expanding=True)))
-_STORE_ELIGIBILITY = update(cast(Table, Composite.__table__)).where(Composite.id == bindparam("composite"))
+_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(Target.id.in_(bindparam("ids", expanding=True)))
+_STORE_ELIGIBILITY = update(cast(Table, Target.__table__)).where(Target.id == bindparam("target"))
 _OPEN_LEASES = (
     select(*_LEASE_COLUMNS)
-    .where(WorkAssignment.composite_id.in_(bindparam("ids", expanding=True)), WorkAssignment.closed_at.is_(None))
+    .where(WorkAssignment.target_id.in_(bindparam("ids", expanding=True)), WorkAssignment.closed_at.is_(None))
     .order_by(WorkAssignment.created_at, WorkAssignment.id)
 )
 
@@ -68,10 +69,15 @@ class LeaseNotFoundError(Exception):
 # By results ----------------------------------------------------------------------------------------------------------
 
 
-def find_lease(
-    connection: Connection, work_id: str, client_id: str, composite_ids: set[int]
-) -> tuple[uuid.UUID | None, str | None]:
-    """Return (the id of the lease that a result names, None), or (None, the reason why that lease is not used).
+class NamedLease(NamedTuple):
+    """The lease that a result names, if it is this client's; `composite_id` is the number that was leased."""
+
+    id: uuid.UUID
+    composite_id: int
+
+
+def find_lease(connection: Connection, work_id: str, client_id: str) -> tuple[NamedLease | None, str | None]:
+    """Return (the lease that a result names, None), or (None, the reason why that lease is not used).
 
     Locks nothing, because the client and the composite of a lease never change.
     """
@@ -86,9 +92,7 @@ def find_lease(
         return None, f"work_id {lease_id} is unknown; the result counts without it"
     if lease.client_id != client_id:
         return None, f"work_id {lease_id} is another client's lease; the result counts without it"
-    if lease.composite_id not in composite_ids:
-        return None, f"work_id {lease_id} leases another number; the result counts without it"
-    return lease_id, None
+    return NamedLease(lease_id, lease.composite_id), None
 
 
 def count_curves(connection: Connection, lease_id: uuid.UUID, result: SubmitResult) -> None:
@@ -124,22 +128,25 @@ def _covers_lease(result: SubmitResult, lease: AnyRow) -> bool:
     return result.b2 != STAGE1_ONLY or lease.b2 == STAGE1_ONLY
 
 
-def close_open_work(connection: Connection, composite_id: int, reason: str) -> None:
-    """Close every open lease and residue of a locked composite that needs no more work."""
-    _close(
-        connection,
-        select(WorkAssignment.id).where(
-            WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None)
-        ),
-        "completed",
-        reason,
-    )
-    superseding.close_residues(connection, Residue.composite_id == composite_id, superseding.CLOSED, reason)
+def close_open_work(connection: Connection, target_id: int, reason: str) -> None:
+    """Close every open lease and residue of a locked target that needs no more work."""
+    is_open = (WorkAssignment.target_id == target_id, WorkAssignment.closed_at.is_(None))
+    _close(connection, select(WorkAssignment.id).where(*is_open), "completed", reason)
+    of_target = Residue.composite_id.in_(select(Composite.id).where(Composite.target_id == target_id))
+    superseding.close_residues(connection, of_target, superseding.CLOSED, reason)
 
 
-def refresh_eligibility(connection: Connection, composite_ids: Iterable[int]) -> None:
-    """Recompute the eligibility of locked composites, and close the leases that their targets do not need."""
-    ids = list(composite_ids)
+def close_second_whole_leases(connection: Connection, target_id: int) -> None:
+    """Close all leases of a whole locked target but the oldest, after two numbers came to have the same cofactor."""
+    leases = open_leases(connection, [target_id]).get(target_id, [])
+    whole = [lease.id for lease in leases if lease.curves is None and lease.method not in eligibility.P1_METHODS]
+    if len(whole) > 1:
+        _close(connection, _still_open(whole[1:]), "completed", LEASED_BY_ANOTHER)
+
+
+def refresh_eligibility(connection: Connection, target_ids: Iterable[int]) -> None:
+    """Recompute the eligibility of locked targets, and close the leases that their target t-levels do not need."""
+    ids = list(target_ids)
     leases = open_leases(connection, ids)
     for row in connection.execute(_READ_ELIGIBILITY, {"ids": ids}).all():
         needed, superfluous = _split_needed(row, leases.get(row.id, []))
@@ -148,23 +155,23 @@ def refresh_eligibility(connection: Connection, composite_ids: Iterable[int]) ->
         store_eligibility(connection, row, needed)
 
 
-def store_eligibility(connection: Connection, composite: AnyRow, leases: Sequence[AnyRow]) -> None:
-    """Store the eligibility of a locked composite with these open leases, if it differs from its row."""
-    computed = eligibility.compute_eligibility(composite, leases)
-    if any(getattr(composite, name) != value for name, value in computed.items()):
-        connection.execute(_STORE_ELIGIBILITY, {"composite": composite.id, **computed})
+def store_eligibility(connection: Connection, target: AnyRow, leases: Sequence[AnyRow]) -> None:
+    """Store the eligibility of a locked target with these open leases, if it differs from its row."""
+    computed = eligibility.compute_eligibility(target, leases)
+    if any(getattr(target, name) != value for name, value in computed.items()):
+        connection.execute(_STORE_ELIGIBILITY, {"target": target.id, **computed})
 
 
-def _split_needed(composite: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
+def _split_needed(target: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
     """Return (the leases needed to reach the target, oldest first; the leases of curves beyond it)."""
-    if effort.t_level(eligibility.add_leased_curves(composite.effort, leases)) < composite.target_t_level:
+    if effort.t_level(eligibility.add_leased_curves(target.effort, leases)) < target.target_t_level:
         return leases, []
     needed: list[AnyRow] = []
     superfluous: list[AnyRow] = []
-    vector = composite.effort
+    vector = target.effort
     for lease in leases:
         is_of_curves = lease.method == eligibility.ECM and lease.curves is not None
-        if is_of_curves and effort.t_level(vector) >= composite.target_t_level:
+        if is_of_curves and effort.t_level(vector) >= target.target_t_level:
             superfluous.append(lease)
         else:
             needed.append(lease)
@@ -172,11 +179,11 @@ def _split_needed(composite: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow]
     return needed, superfluous
 
 
-def open_leases(connection: Connection, composite_ids: Sequence[int]) -> dict[int, list[AnyRow]]:
-    """Return the open leases of these composites by composite id, oldest first."""
+def open_leases(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[AnyRow]]:
+    """Return the open leases of these targets by target id, oldest first."""
     leases: dict[int, list[AnyRow]] = {}
-    for row in connection.execute(_OPEN_LEASES, {"ids": composite_ids}):
-        leases.setdefault(row.composite_id, []).append(row)
+    for row in connection.execute(_OPEN_LEASES, {"ids": target_ids}):
+        leases.setdefault(row.target_id, []).append(row)
     return leases
 
 
@@ -233,6 +240,7 @@ def heartbeat(
         return _lease(connection, work_id)
 
 
+@repeats_after_deadlock
 def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> AnyRow:
     """Close a lease that its client is done with, and return it; a closed lease stays as it is.
 
@@ -244,6 +252,7 @@ def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> AnyRow:
         return _lease(connection, work_id)
 
 
+@repeats_after_deadlock
 def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: str | None) -> AnyRow:
     """Close a lease that its client gives up, and return it; a closed lease stays as it is.
 
@@ -283,12 +292,14 @@ def _close_and_refresh(
 ) -> None:
     """Close a lease, if it is open, and make what it leaves available to others."""
     lock_composites(connection, [lease.composite_id])
+    target_ids = targets.lock_of(connection, [lease.composite_id])
     still_open = _still_open([lease.id])
     if not _close(connection, still_open, status, reason and reason[:MAX_MESSAGE], is_cancelled=is_cancelled):
         return
     if status == "failed" and not is_cancelled:
-        holds.hold_if_abandoned(connection, lease.composite_id)
-    refresh_eligibility(connection, [lease.composite_id])
+        for target_id in target_ids:
+            holds.hold_if_abandoned(connection, target_id)
+    refresh_eligibility(connection, target_ids)
 
 
 def client_leases(engine: Engine, client_id: str, limit: int) -> list[AnyRow]:
@@ -341,12 +352,13 @@ def expire_leases(
     """
     ids = {lease.composite_id for lease in leases}
     locked = set(lock_composites(connection, sorted(ids), skip_locked=not wait))
+    target_ids = targets.lock_of(connection, locked)
     lease_ids = [lease.id for lease in leases if lease.composite_id in locked]
     expired = _close(
         connection, _still_open(lease_ids).where(WorkAssignment.expires_at <= now), "timeout", "its time ran out"
     )
     if expired:
-        refresh_eligibility(connection, locked)
+        refresh_eligibility(connection, target_ids)
     return expired, [lease for lease in leases if lease.composite_id not in locked]
 
 

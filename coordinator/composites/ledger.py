@@ -1,56 +1,77 @@
-"""The ledger of curves: exact integer sums for each composite, from which its effort vector can be rebuilt.
+"""The ledger of curves: exact integer sums for each value, from which the effort vectors of targets are rebuilt.
 
-A new run is added to the vector and to one sum. Curves that are taken back are never subtracted from a vector, because
-floating-point sums would not return to their earlier values: the integer sums change, and the vector is rebuilt from
-them.
+A run is added to one sum, that of the value it was run on, and to the vector of every target for which curves on this
+value count (`target_sources`). So each attempt counts once for a target, however many numbers lead to it. Curves that
+are taken back are never subtracted from a vector, because floating-point sums would not return to their earlier values:
+the integer sums change, and the vectors are rebuilt from them. Callers have locked the targets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import aliased
 
 from coordinator import effort
-from coordinator.composites import lease_lifecycle, statistics, superseding
+from coordinator.composites import lease_lifecycle, statistics, superseding, targets
 from models.limits import STAGE1_ONLY
-from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Submission
+from models.tables import Composite, EcmAttempt, Factor, Submission, Target, TargetSource, ValueEffort
 from models.types import AnyRow
 
 # Two vectors that add the same terms in different orders differ by less than this.
 RELATIVE_ERROR, MAX_T_LEVEL_ERROR = 1e-9, 1e-6
-# The number of composites or attempts in one statement.
+# The number of targets or attempts in one statement.
 VOID_BATCH = 500
 # The reason of a submission whose attempt an operator deleted; the same submission is rejected again.
 ATTEMPT_DELETED = "attempt_deleted"
 
-_sums = insert(CompositeEffort)
+_sums = insert(ValueEffort)
 _ADD = _sums.on_conflict_do_update(
-    index_elements=["composite_id", "b1", "b2", "parametrization"],
-    set_={"curves": CompositeEffort.curves + _sums.excluded.curves},
+    index_elements=["value_id", "b1", "b2", "parametrization"],
+    set_={"curves": ValueEffort.curves + _sums.excluded.curves},
 )
-_composites = cast(Table, Composite.__table__)
-_STORE_VECTOR = (
-    update(_composites)
-    .where(_composites.c.id == bindparam("composite"))
-    .values(effort=bindparam("vector"), current_t_level=bindparam("t_level"))
+_targets = cast(Table, Target.__table__)
+_STORE = (
+    update(_targets)
+    .where(_targets.c.id == bindparam("target"))
+    .values({name: bindparam(f"new_{name}") for name in ("effort", "current_t_level", "attempt_count")})
+    .values({name: bindparam(f"new_{name}") for name in ("last_attempt_at", "pm1_b1", "pp1_b1")})
 )
 
 
 class Account(NamedTuple):
     """The key of a sum of curves; `b2` is -1 for the default B2, 0 for stage 1 only."""
 
-    composite_id: int
+    value_id: int
     b1: int
     b2: int
     parametrization: int
 
 
+class TargetEffort(NamedTuple):
+    """What the curves that count for a target and its prior work give; the names are those of its columns."""
+
+    effort: np.ndarray
+    current_t_level: float
+    attempt_count: int
+    last_attempt_at: datetime | None
+    pm1_b1: int
+    pp1_b1: int
+
+    def difference_from(self, row: AnyRow) -> str:
+        """Return the names of what differs in a target's row, "" if nothing does."""
+        is_same_vector = bool(np.allclose(row.effort, self.effort, rtol=RELATIVE_ERROR, atol=1e-300))
+        is_same_level = abs(row.current_t_level - self.current_t_level) <= MAX_T_LEVEL_ERROR
+        counts = (row.attempt_count, row.pm1_b1, row.pp1_b1)
+        is_same_count = counts == (self.attempt_count, self.pm1_b1, self.pp1_b1)
+        named = (("vector", is_same_vector), ("t-level", is_same_level), ("attempt-derived columns", is_same_count))
+        return " and ".join(name for name, is_same in named if not is_same)
+
+
 class Difference(NamedTuple):
-    """A correction: the stored effort of a composite differed from that of its attempts and prior work."""
+    """A correction: the stored effort of a target differed from that of its attempts and prior work."""
 
     composite_id: int
     what: str
@@ -58,82 +79,118 @@ class Difference(NamedTuple):
     correct_t_level: float
 
 
-class AttemptSums(NamedTuple):
-    """Effort computed from attempts and prior work; `reached` is (attempts that count, B1 of P-1, B1 of P+1)."""
-
-    vector: np.ndarray
-    t_level: float
-    are_sums_right: bool
-    reached: tuple[int, int, int]
-
-    def agrees_with(self, row: AnyRow) -> bool:
-        """Return whether the composite's row and its stored sums have the same effort."""
-        is_same_vector = bool(np.allclose(row.effort, self.vector, rtol=RELATIVE_ERROR, atol=1e-300))
-        is_same_t_level = abs(row.current_t_level - self.t_level) <= MAX_T_LEVEL_ERROR
-        return (
-            is_same_vector
-            and is_same_t_level
-            and self.are_sums_right
-            and self.reached == (row.attempt_count, row.pm1_b1, row.pp1_b1)
-        )
-
-
-def _inherited() -> ColumnElement[bool]:
-    """Return the SQL condition "the attempt is older than the part": the part inherits its curves."""
-    split_by, part = aliased(EcmAttempt), aliased(Factor)
-    split_at = (
-        select(func.max(split_by.created_at))
-        .join(part, part.attempt_id == split_by.id)
-        .where(part.child_composite_id == Composite.id)
-        .correlate(Composite)
-        .scalar_subquery()
-    )
-    return and_(
-        EcmAttempt.composite_id == Composite.parent_id,
-        EcmAttempt.created_at <= func.greatest(Composite.created_at, split_at),
-    )
-
-
-_INHERITED = _inherited()
-
-
-def _from_attempts() -> list[tuple[Any, Any]]:
-    """Return the columns of a composite that attempts determine, each with the expression that computes it."""
-    counts = (EcmAttempt.composite_id == Composite.id, EcmAttempt.voided_at.is_(None))
-    attempts = select(func.count()).where(*counts).correlate(Composite).scalar_subquery()
-    columns: list[tuple[Any, Any]] = [(Composite.attempt_count, attempts)]
-    for method, column in (("pm1", Composite.pm1_b1), ("pp1", Composite.pp1_b1)):
-        largest_b1 = select(func.max(EcmAttempt.b1)).where(
-            or_(EcmAttempt.composite_id == Composite.id, _INHERITED),
-            EcmAttempt.voided_at.is_(None),
-            EcmAttempt.method == method,
-            EcmAttempt.b2 != STAGE1_ONLY,
-            EcmAttempt.curves > 0,
-        )
-        columns.append((column, func.coalesce(largest_b1.correlate(Composite).scalar_subquery(), 0)))
-    return columns
-
-
-_FROM_ATTEMPTS = _from_attempts()
-
-
 def add(connection: Connection, curves: Mapping[Account, int]) -> None:
     """Add curves to their sums, in the order of the keys so that no two units of work deadlock."""
     connection.execute(_ADD, [{**account._asdict(), "curves": count} for account, count in sorted(curves.items())])
 
 
-def rebuild(connection: Connection, composite_id: int) -> float:
-    """Rebuild the vector of a locked composite from its sums, and return its new t-level."""
-    vector = effort.effort_of(_all_sums(connection, [composite_id]).get(composite_id, []))
-    t_level = _store_vector(connection, composite_id, vector)
-    lease_lifecycle.refresh_eligibility(connection, [composite_id])
-    return t_level
+# Targets --------------------------------------------------------------------------------------------------------------
 
 
-def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
-    """Supersede `curves` more of an ECM attempt by a later run of both stages; returns its composite's new t-level.
+def compute(
+    connection: Connection, target_ids: Iterable[int], known_vectors: Mapping[int, np.ndarray] | None = None
+) -> dict[int, TargetEffort]:
+    """Compute what the sums, the attempts and the prior work of the sources of these targets give.
 
-    The composite must be locked. Raises ValueError if the attempt does not exist or has fewer curves left.
+    `known_vectors` has the vectors of targets that have not changed since these were computed.
+    """
+    ids = list(target_ids)
+    vectors = dict(known_vectors or {})
+    vectors |= compute_vectors(connection, [target for target in ids if target not in vectors])
+    reached: dict[int, AnyRow] = {row.target_id: row for row in connection.execute(_FROM_ATTEMPTS, {"ids": ids})}
+    computed = {}
+    for target_id in ids:
+        vector = vectors[target_id]
+        own_attempts = reached.get(target_id)
+        counts: tuple[Any, ...] = (0, None, 0, 0)
+        if own_attempts is not None:
+            counts = (own_attempts.attempts, own_attempts.last, own_attempts.pm1_b1, own_attempts.pp1_b1)
+        computed[target_id] = TargetEffort(vector, effort.t_level(vector), *counts)
+    return computed
+
+
+def compute_vectors(connection: Connection, target_ids: Collection[int]) -> dict[int, np.ndarray]:
+    """Compute the effort vectors that the sums and the prior work of the sources of these targets give."""
+    runs: dict[int, list[tuple[int, int, int, int]]] = {target: [] for target in target_ids}
+    for row in connection.execute(_SUMS, {"ids": list(runs)}):
+        if row.curves > 0:
+            runs[row.target_id].append((row.b1, row.b2, row.parametrization, int(row.curves)))
+    return {target_id: effort.effort_of(own) for target_id, own in runs.items()}
+
+
+# In this order, as everywhere: the last bits of a vector depend on the order of its terms.
+_SUMS = (
+    select(
+        TargetSource.target_id,
+        ValueEffort.b1,
+        ValueEffort.b2,
+        ValueEffort.parametrization,
+        func.sum(ValueEffort.curves + ValueEffort.prior_curves).label("curves"),
+    )
+    .join(ValueEffort, ValueEffort.value_id == TargetSource.value_id)
+    .where(TargetSource.target_id.in_(bindparam("ids", expanding=True)))
+    .group_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
+    .order_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
+)
+
+
+def _largest_b1(method: str) -> Any:
+    is_complete = (EcmAttempt.method == method, EcmAttempt.b2 != STAGE1_ONLY, EcmAttempt.curves > 0)
+    return func.coalesce(func.max(EcmAttempt.b1).filter(*is_complete), 0).label(f"{method}_b1")
+
+
+_FROM_ATTEMPTS = (
+    select(
+        TargetSource.target_id,
+        func.count().label("attempts"),
+        func.max(EcmAttempt.created_at).label("last"),
+        _largest_b1("pm1"),
+        _largest_b1("pp1"),
+    )
+    .join(EcmAttempt, EcmAttempt.value_id == TargetSource.value_id)
+    .where(TargetSource.target_id.in_(bindparam("ids", expanding=True)), EcmAttempt.voided_at.is_(None))
+    .group_by(TargetSource.target_id)
+)
+
+
+def rebuild(connection: Connection, target_ids: Iterable[int]) -> None:
+    """Rebuild the effort of locked targets from the sums of their sources, and what follows from it."""
+    ids = sorted(target_ids)
+    if ids:
+        store(connection, compute(connection, ids))
+
+
+def _rebuild_vectors(connection: Connection, target_ids: list[int]) -> None:
+    """Rebuild the vectors and t-levels of locked targets whose attempts are the same as before.
+
+    Superseding changes sums only, and counting all attempts would take longer the more there are.
+    """
+    for target_id, vector in compute_vectors(connection, target_ids).items():
+        new = {"effort": vector, "current_t_level": effort.t_level(vector)}
+        connection.execute(update(Target).where(Target.id == target_id).values(new))
+    targets.copy_to_composites(connection, target_ids)
+    lease_lifecycle.refresh_eligibility(connection, target_ids)
+
+
+def store(connection: Connection, computed: Mapping[int, TargetEffort]) -> None:
+    """Store the computed effort of locked targets, in their composites too, and recompute their eligibility."""
+    rows = [
+        {"target": target_id, **{f"new_{name}": value for name, value in new._asdict().items()}}
+        for target_id, new in sorted(computed.items())
+    ]
+    if rows:
+        connection.execute(_STORE, rows)
+        targets.copy_to_composites(connection, computed)
+        lease_lifecycle.refresh_eligibility(connection, computed)
+
+
+# Taking curves back ---------------------------------------------------------------------------------------------------
+
+
+def supersede(connection: Connection, attempt_id: int, curves: int) -> None:
+    """Supersede `curves` more of an ECM attempt by a later run of both stages.
+
+    Raises ValueError if the attempt does not exist or has fewer curves left.
     """
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id).with_for_update()).one_or_none()
     if attempt is None or attempt.method != "ecm" or attempt.voided_at is not None:
@@ -147,39 +204,50 @@ def supersede(connection: Connection, attempt_id: int, curves: int) -> float:
         .values(superseded_curves=EcmAttempt.superseded_curves + curves)
     )
     add(connection, {_account(attempt): -curves})
-    return rebuild(connection, attempt.composite_id)
+    _rebuild_vectors(connection, [row.id for row in targets.lock_of_values(connection, [attempt.value_id])])
 
 
-def delete_attempt(connection: Connection, attempt_id: int, detail: str) -> float:
-    """Delete an attempt and its effort, but not the factors that it found; returns its composite's new t-level.
+def delete_attempt(connection: Connection, attempt_id: int, detail: str) -> None:
+    """Delete an attempt and its effort, but not the factors that it found.
 
-    The composite must be locked. The submission becomes rejected, with `detail`. Raises ValueError if the attempt does
-    not exist.
+    The caller has called `lock_attempted`. The submission becomes rejected, with `detail`. Raises ValueError if the
+    attempt does not exist.
     """
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one_or_none()
     if attempt is None:
         raise ValueError(f"there is no attempt {attempt_id}")
-    lease_lifecycle.lock_composites(connection, _parts_of(connection, [attempt.composite_id]))
+    changed_values = {attempt.value_id}
     for restored in superseding.revoke_superseding(connection, [attempt_id]):
         add(connection, {_account(restored): int(restored.curves)})
-    inheriting_ids: list[int] = []
+        changed_values.add(restored.value_id)
     if attempt.voided_at is None:
-        inheriting_ids = _revoke_inherited(connection, [attempt_id])
         statistics.subtract_attempts(connection, [attempt_id])
     connection.execute(update(Factor).where(Factor.attempt_id == attempt_id).values(attempt_id=None))
     reject = update(Submission).values(state="rejected", reason=ATTEMPT_DELETED, detail=detail, outcome=None)
     connection.execute(reject.where(Submission.id == attempt.submission_id))
     # The outcomes of duplicates, which sent the same curves, name this attempt; they are rejected with it.
     names_attempt = Submission.outcome["attempt_id"].as_integer() == attempt_id
-    is_duplicate = (Submission.composite_id == attempt.composite_id, Submission.state == "duplicate")
+    changed = targets.of_values(connection, [attempt.value_id])
+    sharing = {attempt.composite_id, *targets.composites_of(connection, changed)}
+    is_duplicate = (Submission.composite_id.in_(sharing), Submission.state == "duplicate")
     connection.execute(reject.where(*is_duplicate, names_attempt))
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    store_from_attempts(connection, [attempt.composite_id, *inheriting_ids])
-    for composite_id in inheriting_ids:
-        rebuild(connection, composite_id)
-    return rebuild(connection, attempt.composite_id)
+    rebuild(connection, [row.id for row in targets.lock_of_values(connection, changed_values)])
+
+
+def lock_attempted(connection: Connection, composite_ids: Iterable[int], value_ids: Iterable[int]) -> list[int]:
+    """Lock what attempts on these composites and values change; returns the ids of the locked composites.
+
+    That is all composites of the targets for which the values count, and these targets.
+    """
+    chosen = set(composite_ids)
+    changed = targets.of_values(connection, value_ids)
+    chosen.update(targets.composites_of(connection, changed))
+    locked = lease_lifecycle.lock_composites(connection, sorted(chosen))
+    targets.lock(connection, {*changed, *targets.ids_of(connection, locked)})
+    return locked
 
 
 class VoidReport(NamedTuple):
@@ -200,211 +268,145 @@ def void(
     """Void the attempts that a client sent from `since` to before `until` (only those of `program`, if given).
 
     Voided attempts stay as rows, add no effort, and their curves may be sent again; factors stay. Locks the composites
-    of the attempts and the parts that were split off these.
+    and targets for which the attempts count.
     """
     sent = (Submission.client_id == client_id, Submission.created_at >= since, Submission.created_at < until)
     chosen = [EcmAttempt.client_id == client_id, EcmAttempt.voided_at.is_(None)]
     if program is not None:
         chosen.append(EcmAttempt.program == program)
-    affected = select(EcmAttempt.composite_id).join(Submission, Submission.id == EcmAttempt.submission_id)
-    ids = sorted(set(connection.execute(affected.where(*chosen, *sent)).scalars()))
-    locked = lease_lifecycle.lock_composites(connection, ids + _parts_of(connection, ids))
+    affected = (
+        select(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.value_id)
+        .join(Submission, Submission.id == EcmAttempt.submission_id)
+        .where(*chosen, *sent)
+    )
+    places = connection.execute(affected).all()
+    value_ids = {row.value_id for row in places}
+    value_ids.update(superseding.stage1_values(connection, [row.id for row in places]))
+    locked = lock_attempted(connection, {row.composite_id for row in places}, value_ids)
     voided = connection.execute(
         update(EcmAttempt)
-        .where(Submission.id == EcmAttempt.submission_id, EcmAttempt.composite_id.in_(locked), *chosen, *sent)
+        .where(
+            Submission.id == EcmAttempt.submission_id,
+            EcmAttempt.composite_id.in_(locked),
+            EcmAttempt.value_id.in_(value_ids),
+            *chosen,
+            *sent,
+        )
         .values(voided_at=func.clock_timestamp(), curves_sha256=None)
-        .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.curves)
+        .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.value_id, EcmAttempt.curves)
     ).all()
-    superseding.revoke_superseding(connection, [row.id for row in voided])
-    attempted_ids = {row.composite_id for row in voided}
-    inheriting_ids = _revoke_inherited(connection, [row.id for row in voided])
-    changed_ids = sorted({*attempted_ids, *inheriting_ids})
-    for start in range(0, len(changed_ids), VOID_BATCH):
-        recalculate(connection, changed_ids[start : start + VOID_BATCH])
+    restored = superseding.revoke_superseding(connection, [row.id for row in voided])
+    changed_values = sorted({row.value_id for row in voided} | {row.value_id for row in restored})
+    for start in range(0, len(changed_values), VOID_BATCH):
+        correct_sums(connection, changed_values[start : start + VOID_BATCH])
+    changed = [row.id for row in targets.lock_of_values(connection, changed_values)]
+    for start in range(0, len(changed), VOID_BATCH):
+        rebuild(connection, changed[start : start + VOID_BATCH])
     statistics.subtract_attempts(connection, [row.id for row in voided])
     waiting = select(func.count()).where(*sent, Submission.state == "received")
     return VoidReport(
-        len(voided), sum(row.curves for row in voided), len(attempted_ids), connection.execute(waiting).scalar_one()
+        len(voided),
+        sum(row.curves for row in voided),
+        len({row.composite_id for row in voided}),
+        connection.execute(waiting).scalar_one(),
     )
 
 
-def _parts_of(connection: Connection, ids: list[int]) -> list[int]:
-    """Return the ids of the composites that were split off these."""
-    return list(connection.execute(select(Composite.id).where(Composite.parent_id.in_(ids))).scalars())
+# Sums and the attempts ------------------------------------------------------------------------------------------------
 
 
-def _revoke_inherited(connection: Connection, attempt_ids: list[int]) -> list[int]:
-    """Subtract the curves of these attempts from the prior work of the locked parts that inherited them.
-
-    Returns the ids of these parts. A part inherits the curves that its number had when it was split off. (It may also
-    have curves from another part of that number; the ledger does not record their attempts, so they stay.)
-    """
-    inheriting_ids: set[int] = set()
-    for start in range(0, len(attempt_ids), VOID_BATCH):
-        key = (Composite.id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
-        inherited = connection.execute(
-            select(*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
-            .join(Composite, _INHERITED)
-            .where(EcmAttempt.id.in_(attempt_ids[start : start + VOID_BATCH]), EcmAttempt.method == "ecm")
-            .group_by(*key)
-        )
-        for row in inherited.all():
-            inheriting_ids.add(row.id)
-            connection.execute(
-                update(CompositeEffort)
-                .where(
-                    CompositeEffort.composite_id == row.id,
-                    CompositeEffort.b1 == row.b1,
-                    CompositeEffort.b2 == row.b2,
-                    CompositeEffort.parametrization == row.parametrization,
-                )
-                .values(prior_curves=func.greatest(CompositeEffort.prior_curves - int(row.curves), 0))
-            )
-    return sorted(inheriting_ids)
+def correct_sums(connection: Connection, value_ids: Iterable[int]) -> set[int]:
+    """Set the sums of these values to those of their attempts; returns the ids of the values whose sums differed."""
+    ids = list(value_ids)
+    lacking = _lacking_curves(connection, ids)
+    if lacking:
+        add(connection, lacking)
+    return {account.value_id for account in lacking}
 
 
-def recalculate(connection: Connection, composite_ids: Iterable[int]) -> list[Difference]:
-    """Lock these composites, compute their effort from their attempts and prior work, and correct what differs."""
-    chosen = list(composite_ids)
-    ids = lease_lifecycle.lock_composites(connection, chosen) if chosen else []
-    if not ids:
-        return []
-    counted, stored = _counted_sums(connection, ids), _stored_sums(connection, ids)
-    return _correct(connection, _vectors(ids, counted, stored), counted, stored)
-
-
-def store_vectors(connection: Connection, vectors: Mapping[int, np.ndarray]) -> list[Difference]:
-    """Store vectors that `compute_from_attempts` gave for composites that are locked now and have not moved since.
-
-    Corrects their sums, t-levels and attempt-derived columns as well; returns what differed.
-    """
-    ids = list(vectors)
-    return _correct(connection, vectors, _counted_sums(connection, ids), _stored_sums(connection, ids))
-
-
-def compute_from_attempts(connection: Connection, ids: list[int]) -> dict[int, AttemptSums]:
-    """Compute, without locks, what the attempts and the prior work of these composites give."""
-    counted, stored = _counted_sums(connection, ids), _stored_sums(connection, ids)
-    wrong = {account.composite_id for account in _corrections(counted, stored)}
-    vectors = _vectors(ids, counted, stored)
-    columns = (value.label(column.key) for column, value in _FROM_ATTEMPTS)
-    rows = connection.execute(select(Composite.id, *columns).where(Composite.id.in_(ids)))
-    return {
-        row.id: AttemptSums(
-            vectors[row.id],
-            effort.t_level(vectors[row.id]),
-            row.id not in wrong,
-            (row.attempt_count, row.pm1_b1, row.pp1_b1),
-        )
-        for row in rows
-    }
-
-
-def store_from_attempts(connection: Connection, ids: list[int]) -> set[int]:
-    """Set attempt_count, pm1_b1 and pp1_b1 of locked composites from their attempts; returns the ids that differed."""
-    wrong: set[int] = set()
-    for column, value in _FROM_ATTEMPTS:
-        change = update(Composite).where(Composite.id.in_(ids), column != value).values({column.key: value})
-        wrong.update(connection.execute(change.returning(Composite.id)).scalars())
-    return wrong
-
-
-def _correct(
-    connection: Connection,
-    vectors: Mapping[int, np.ndarray],
-    counted: Mapping[Account, int],
-    stored: Mapping[Account, tuple[int, int]],
-) -> list[Difference]:
-    """Set the sums, t-levels and derived columns of locked composites from `vectors` and `counted`."""
-    corrections = _corrections(counted, stored)
-    if corrections:
-        add(connection, corrections)
-    wrong_sums = {account.composite_id for account in corrections}
-    ids = list(vectors)
-    wrong_columns = store_from_attempts(connection, ids)
-    columns = (Composite.id, Composite.effort, Composite.current_t_level)
-    differences, changes = [], []
-    for row in connection.execute(select(*columns).where(Composite.id.in_(ids)).order_by(Composite.id)).all():
-        vector = vectors[row.id]
-        t_level = effort.t_level(vector)
-        is_right = np.allclose(row.effort, vector, rtol=RELATIVE_ERROR, atol=1e-300)
-        wrong = [name for name, differs in (("sums", row.id in wrong_sums), ("vector", not is_right)) if differs]
-        if not wrong and abs(t_level - row.current_t_level) > MAX_T_LEVEL_ERROR:
-            wrong = ["t-level"]
-        if wrong:
-            changes.append({"composite": row.id, "vector": vector, "t_level": t_level})
-        if row.id in wrong_columns:
-            wrong.append("attempt-derived columns")
-        if wrong:
-            differences.append(Difference(row.id, " and ".join(wrong), row.current_t_level, t_level))
-    if changes:
-        connection.execute(_STORE_VECTOR, changes)
-    lease_lifecycle.refresh_eligibility(connection, ids)
-    return differences
-
-
-def _corrections(counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]) -> dict[Account, int]:
+def _lacking_curves(connection: Connection, value_ids: list[int]) -> dict[Account, int]:
     """Return, by account, the attempts' curves minus the stored curves, where they differ."""
-    lacking = {
-        account: counted.get(account, 0) - stored.get(account, (0, 0))[0] for account in counted.keys() | stored.keys()
-    }
-    return {account: curves for account, curves in lacking.items() if curves}
-
-
-def _vectors(
-    ids: list[int], counted: Mapping[Account, int], stored: Mapping[Account, tuple[int, int]]
-) -> dict[int, np.ndarray]:
-    """Return the effort vectors that the counted curves and the prior work give."""
-    runs: dict[int, list[tuple[int, int, int, int]]] = {composite_id: [] for composite_id in ids}
-    # In this order, as everywhere: the last bits of a sum depend on it.
-    for account in sorted(counted.keys() | stored.keys()):
-        curves = counted.get(account, 0) + stored.get(account, (0, 0))[1]
-        if curves > 0:
-            runs[account.composite_id].append((account.b1, account.b2, account.parametrization, curves))
-    return {composite_id: effort.effort_of(own) for composite_id, own in runs.items()}
-
-
-def _counted_sums(connection: Connection, ids: list[int]) -> dict[Account, int]:
-    """Return the curves of the attempts that count, by account."""
-    key = (EcmAttempt.composite_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
+    key = (EcmAttempt.value_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
     columns: tuple[Any, ...] = (*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
     counted = connection.execute(
         select(*columns)
-        .where(EcmAttempt.composite_id.in_(ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
+        .where(EcmAttempt.value_id.in_(value_ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
         .group_by(*key)
     )
-    return {_account(row): int(row.curves) for row in counted}
+    lacking = {_account(row): int(row.curves) for row in counted}
+    for row in connection.execute(select(ValueEffort).where(ValueEffort.value_id.in_(value_ids))):
+        account = _account(row)
+        lacking[account] = lacking.get(account, 0) - row.curves
+    return {account: curves for account, curves in lacking.items() if curves}
 
 
-def _stored_sums(connection: Connection, ids: list[int]) -> dict[Account, tuple[int, int]]:
-    """Return the stored (curves, prior curves), by account."""
-    rows = connection.execute(select(CompositeEffort).where(CompositeEffort.composite_id.in_(ids)))
-    return {_account(row): (row.curves, row.prior_curves) for row in rows}
-
-
-def _all_sums(connection: Connection, ids: Iterable[int]) -> dict[int, list[tuple[int, int, int, int]]]:
-    """Return (B1, B2, parametrization, curves) of each composite with curves, its prior work included."""
-    rows = connection.execute(
-        select(CompositeEffort)
-        .where(CompositeEffort.composite_id.in_(list(ids)))
-        .order_by(CompositeEffort.composite_id, CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+def targets_with_wrong_sums(connection: Connection, target_ids: list[int]) -> set[int]:
+    """Return the ids of those of these targets that have a source whose sums differ from its attempts."""
+    of_targets = select(TargetSource.value_id).where(TargetSource.target_id.in_(target_ids)).distinct()
+    lacking = _lacking_curves(connection, list(connection.execute(of_targets).scalars()))
+    wrong = {account.value_id for account in lacking}
+    chosen = select(TargetSource.target_id).where(
+        TargetSource.target_id.in_(target_ids), TargetSource.value_id.in_(wrong)
     )
-    sums: dict[int, list[tuple[int, int, int, int]]] = {}
+    return set(connection.execute(chosen).scalars()) if wrong else set()
+
+
+COMPARED_COLUMNS = (
+    Target.id,
+    Target.effort,
+    Target.current_t_level,
+    Target.attempt_count,
+    Target.pm1_b1,
+    Target.pp1_b1,
+)
+
+
+def recalculate(
+    connection: Connection, target_ids: Iterable[int], known_vectors: Mapping[int, np.ndarray] | None = None
+) -> list[Difference]:
+    """Compute the effort of locked targets from their attempts and prior work, and correct what differs.
+
+    `known_vectors` has the correct vectors of targets that have not changed since these were computed.
+    """
+    ids = sorted(target_ids)
+    if not ids:
+        return []
+    wrong_sums = targets_with_wrong_sums(connection, ids)
+    of_targets = select(TargetSource.value_id).where(TargetSource.target_id.in_(ids)).distinct()
+    correct_sums(connection, connection.execute(of_targets).scalars().all())
+    # Wrong sums may be those of other targets as well.
+    shared = targets.of_values(connection, connection.execute(of_targets).scalars().all()) if wrong_sums else ids
+    return store_differing(connection, compute(connection, {*ids, *shared}, known_vectors), wrong_sums)
+
+
+def store_differing(
+    connection: Connection, computed: Mapping[int, TargetEffort], wrong_sums: Collection[int] = ()
+) -> list[Difference]:
+    """Store the computed effort of locked targets where it differs from their rows; returns what differed."""
+    rows = connection.execute(select(*COMPARED_COLUMNS).where(Target.id.in_(list(computed))).order_by(Target.id)).all()
+    named = _named_composites(connection, list(computed))
+    wrongly_repeated = targets.wrongly_repeated(connection, computed)
+    changed, differences = {}, []
     for row in rows:
-        if row.curves + row.prior_curves > 0:
-            run = (row.b1, row.b2, row.parametrization, row.curves + row.prior_curves)
-            sums.setdefault(row.composite_id, []).append(run)
-    return sums
+        new = computed[row.id]
+        wrong = [name for name in ("sums" if row.id in wrong_sums else "", new.difference_from(row)) if name]
+        if not wrong and row.id in wrongly_repeated:
+            wrong = ["t-level"]
+        if wrong:
+            changed[row.id] = new
+            differences.append(
+                Difference(named.get(row.id, 0), " and ".join(wrong), row.current_t_level, new.current_t_level)
+            )
+    store(connection, changed)
+    return differences
 
 
-def _store_vector(connection: Connection, composite_id: int, vector: np.ndarray) -> float:
-    t_level = effort.t_level(vector)
-    connection.execute(
-        update(Composite).where(Composite.id == composite_id).values(effort=vector, current_t_level=t_level)
-    )
-    return t_level
+def _named_composites(connection: Connection, target_ids: list[int]) -> dict[int, int]:
+    """Return the oldest composite of each of these targets."""
+    oldest = select(Composite.target_id, func.min(Composite.id).label("id")).where(Composite.target_id.in_(target_ids))
+    return {row.target_id: row.id for row in connection.execute(oldest.group_by(Composite.target_id))}
 
 
-def _account(attempt: AnyRow) -> Account:
+def _account(row: AnyRow) -> Account:
     # ECM attempts have all three values; they are null for other methods.
-    return Account(attempt.composite_id, attempt.b1 or 0, attempt.b2 or 0, attempt.parametrization or 0)
+    return Account(row.value_id, row.b1 or 0, row.b2 or 0, row.parametrization or 0)

@@ -4,30 +4,25 @@ A value is looked up by its SHA-256 in `composite_aliases`. An alias has the kin
 decimal) or the kind `cofactor` (a cofactor at some time). Two composites may share a cofactor, but never a number.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
 from gmpy2 import mpz
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, bindparam, func, or_, select, union
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
 
 from coordinator import effort
-from coordinator.composites import eligibility
+from coordinator.composites import target_changes, targets
+from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import digit_count
 from coordinator.numbers.expressions import decimal, evaluate_number
-from models.tables import Composite, CompositeAlias, Project, ProjectComposite
+from models.tables import Composite, CompositeAlias, Factor, Project, ProjectComposite
 from models.types import AnyRow
 
 NUMBER, COFACTOR = "number", "cofactor"
 # Clients use few spellings of a number, but there are infinitely many, and each takes a row.
 MAX_SPELLINGS = 20
-
-
-def sha256(text: str) -> bytes:
-    """Return the SHA-256 of a value's text, which is the key of the value."""
-    return hashlib.sha256(text.encode()).digest()
 
 
 class RegisteredComposite(NamedTuple):
@@ -73,16 +68,10 @@ def learn_spelling(connection: Connection, composite_id: int, written: str) -> N
 
 
 def register(
-    connection: Connection,
-    written: str,
-    value: mpz,
-    *,
-    is_prime: bool | None,
-    parent_id: int | None = None,
-    vector: np.ndarray | None = None,
+    connection: Connection, written: str, value: mpz, *, is_prime: bool | None, parent_id: int | None = None
 ) -> int:
     """Register `value` like `register_new`, and return its id, also if another transaction has just registered it."""
-    new_id = register_new(connection, written, value, is_prime=is_prime, parent_id=parent_id, vector=vector)
+    new_id = register_new(connection, written, value, is_prime=is_prime, parent_id=parent_id)
     if new_id is not None:
         return new_id
     # Another unit of work has registered it and has committed by now.
@@ -97,21 +86,15 @@ def register_new(
     *,
     is_prime: bool | None,
     parent_id: int | None = None,
-    vector: np.ndarray | None = None,
-    p1_reached: tuple[int, int] = (0, 0),
+    split_from: Iterable[int] = (),
 ) -> int | None:
     """Register `value` with the spelling `written`. Returns the new id, or None if the number is registered already.
 
-    `is_prime` None: not known; `p1_reached`: the largest B1 of P-1 and of P+1 so far. The number is its own cofactor
-    until factors of it are recorded.
+    `is_prime` None: not known. The number is its own cofactor until factors of it are recorded. `split_from` are the
+    ids of the targets that it was split from.
     """
     text = decimal(value)
     digits = digit_count(value)
-    effort_so_far = effort.no_effort() if vector is None else vector
-    pm1_b1, pp1_b1 = p1_reached
-    inputs = eligibility.EligibilityInputs(
-        effort_so_far, digits, is_prime, is_prime is True, effort.target_t_level(digits), pm1_b1=pm1_b1, pp1_b1=pp1_b1
-    )
     new_id = connection.execute(
         insert(Composite)
         .values(
@@ -122,18 +105,15 @@ def register_new(
             is_prime=is_prime,
             is_fully_factored=is_prime is True,
             parent_id=parent_id,
-            target_t_level=inputs.target_t_level,
-            current_t_level=effort.t_level(effort_so_far),
-            effort=effort_so_far,
-            pm1_b1=pm1_b1,
-            pp1_b1=pp1_b1,
-            **eligibility.compute_eligibility(inputs, []),
+            target_t_level=effort.target_t_level(digits),
         )
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
         .returning(Composite.id)
     ).scalar_one_or_none()
     if new_id is not None:
         add_aliases(connection, new_id, {sha256(written), sha256(text)}, NUMBER)
+        if not is_prime:
+            target_changes.point(connection, new_id, value, is_prime, split_from=split_from)
     return new_id
 
 
@@ -147,12 +127,10 @@ def add_aliases(connection: Connection, composite_id: int, hashes: Iterable[byte
 LOCKED_COLUMNS = (
     Composite.id,
     Composite.parent_id,
+    Composite.target_id,
+    Composite.value_sha256,
     Composite.is_prime,
     Composite.is_fully_factored,
-    Composite.effort,
-    Composite.current_t_level,
-    Composite.target_t_level,
-    Composite.attempt_count,
 )
 
 
@@ -162,11 +140,61 @@ def lock_family(connection: Connection, root_id: int) -> list[AnyRow]:
     `FOR NO KEY UPDATE` does not block inserts that refer to a composite. The root has a statement of its own: one
     statement for all would not see a child that was committed while it waited for the root.
     """
+    return _lock_families(connection, [root_id])
+
+
+def _lock_families(connection: Connection, root_ids: list[int]) -> list[AnyRow]:
     members: list[AnyRow] = []
-    for chosen in (Composite.id == root_id, Composite.parent_id == root_id):
+    for chosen in (Composite.id.in_(root_ids), Composite.parent_id.in_(root_ids)):
         lock = select(*LOCKED_COLUMNS).where(chosen).order_by(Composite.id).with_for_update(key_share=True)
         members += connection.execute(lock).all()
     return members
+
+
+def lock_group(connection: Connection, root_id: int) -> list[AnyRow]:
+    """Lock a family and at most MAX_SHARING_FAMILIES that share work with it, then all their targets.
+
+    Two families share work if they have a target in common, or if one has a composite that works on a factor of the
+    other. Returns the LOCKED_COLUMNS of all members, the family of `root_id` first; [] if the root is gone.
+    """
+    wanted = {root_id, *_sharing_roots(connection, root_id)}
+    locked = _lock_families(connection, sorted(wanted))
+    # A family that began to share meanwhile is locked out of order. That is rare, and a deadlock ends in a retry.
+    late = set(_sharing_roots(connection, root_id)) - wanted
+    if late:
+        locked += _lock_families(connection, sorted(late))
+    if not any(row.id == root_id for row in locked):
+        return []
+    targets.lock(connection, {row.target_id for row in locked if row.target_id is not None})
+    return sorted(locked, key=lambda row: ((row.parent_id or row.id) != root_id, row.parent_id is not None, row.id))
+
+
+# A factor is used on so many further families in one unit of work; jobs use it on the others.
+MAX_SHARING_FAMILIES = 20
+_family = union(
+    select(Composite.id, Composite.target_id).where(Composite.id == bindparam("root")),
+    select(Composite.id, Composite.target_id).where(Composite.parent_id == bindparam("root")),
+).cte("family")
+_other = aliased(Composite)
+_SHARING_IDS = union(
+    select(_other.id).join(_family, _family.c.target_id == _other.target_id),
+    select(Factor.composite_id).join(_family, _family.c.id == Factor.child_composite_id),
+    select(Factor.child_composite_id)
+    .join(_family, _family.c.id == Factor.composite_id)
+    .where(Factor.child_composite_id.is_not(None)),
+).subquery("sharing")
+_SHARING_ROOTS = (
+    select(func.coalesce(_other.parent_id, _other.id).label("root_id"))
+    .join(_SHARING_IDS, _SHARING_IDS.c.id == _other.id)
+    .where(func.coalesce(_other.parent_id, _other.id) != bindparam("root"))
+    .distinct()
+    .order_by("root_id")
+    .limit(MAX_SHARING_FAMILIES)
+)
+
+
+def _sharing_roots(connection: Connection, root_id: int) -> list[int]:
+    return list(connection.execute(_SHARING_ROOTS, {"root": root_id}).scalars())
 
 
 def family_ids(connection: Connection, root_id: int) -> list[int]:

@@ -29,7 +29,9 @@ WITH attempts AS (
     FROM ecm_attempts WHERE created_at > :since AND created_at <= :until AND voided_at IS NULL GROUP BY 1, 2
 ), found AS (
     SELECT date_trunc('hour', created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS hour, client_id,
-        0::bigint AS results, 0::bigint AS curves, 0::double precision AS seconds, count(*) AS factors,
+        0::bigint AS results, 0::bigint AS curves, 0::double precision AS seconds,
+        -- A factor that was found on a part is in the tree of the whole number, too.
+        count(DISTINCT (factor_sha256, coalesce(attempt_id, -id))) AS factors,
         min(created_at) AS first, max(created_at) AS last
     FROM factors
     WHERE created_at > :since AND created_at <= :until AND client_id IS NOT NULL AND origin = 'submitted' GROUP BY 1, 2

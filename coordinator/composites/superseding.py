@@ -1,9 +1,9 @@
-"""The two stages of the same curves: open residues of a composite, and attempts that supersede others.
+"""The two stages of the same curves: open residues of a target, and attempts that supersede others.
 
 The n curves of a residue are an attempt with stage 1 only. A later attempt that does stage 2 of k of them counts k full
 curves, and k of the n stage-1 curves count no longer: k is the `superseding_curves` of the later attempt and the
 `superseded_curves` of the earlier one, which gets its curves back when the later one is voided or deleted. Callers have
-locked the composite.
+locked the composites and their targets.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.orm import aliased
 
 from coordinator.base import jobs
-from models.tables import Composite, EcmAttempt, Residue
+from coordinator.composites import targets
+from models.tables import Composite, EcmAttempt, Residue, Target
 from models.types import AnyRow
 
 OPEN_STATUSES = ("available", "claimed")
@@ -30,18 +31,21 @@ def close_residues(
         .values(status=status, message=reason, closed_at=func.now(), claim_expires_at=None)
         .returning(Residue.id, Residue.composite_id)
     ).all()
-    recount_open_residues(connection, sorted({row.composite_id for row in closed}))
+    recount_open_residues(connection, targets.ids_of(connection, {row.composite_id for row in closed}))
     return [job for row in closed for job in jobs.request(connection, jobs.DROP_RESIDUE, row.id)]
 
 
-def recount_open_residues(connection: Connection, composite_ids: Sequence[int]) -> None:
-    """Store the number of open residues of composites; the caller then calls lease_lifecycle.refresh_eligibility."""
-    if composite_ids:
-        open_residues = select(func.count()).where(
-            Residue.composite_id == Composite.id, Residue.status.in_(OPEN_STATUSES)
+def recount_open_residues(connection: Connection, target_ids: Sequence[int]) -> None:
+    """Store the number of open residues of targets; the caller then calls lease_lifecycle.refresh_eligibility."""
+    if target_ids:
+        open_residues = (
+            select(func.count())
+            .select_from(Residue)
+            .join(Composite, Composite.id == Residue.composite_id)
+            .where(Composite.target_id == Target.id, Residue.status.in_(OPEN_STATUSES))
         )
-        count = open_residues.correlate(Composite).scalar_subquery()
-        connection.execute(update(Composite).where(Composite.id.in_(list(composite_ids))).values(open_residues=count))
+        count = open_residues.correlate(Target).scalar_subquery()
+        connection.execute(update(Target).where(Target.id.in_(list(target_ids))).values(open_residues=count))
 
 
 def count_stage2_curves(connection: Connection, residue_id: int) -> int:
@@ -52,11 +56,24 @@ def count_stage2_curves(connection: Connection, residue_id: int) -> int:
     return int(connection.execute(stage2_curves).scalar_one())
 
 
+def stage1_values(connection: Connection, attempt_ids: Sequence[int]) -> list[int]:
+    """Return the values of the stage-1 attempts that these attempts superseded."""
+    stage2, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)
+    values = (
+        select(stage1.value_id)
+        .join(Residue, Residue.stage1_attempt_id == stage1.id)
+        .join(stage2, stage2.residue_id == Residue.id)
+        .where(stage2.id.in_(list(attempt_ids)))
+        .distinct()
+    )
+    return list(connection.execute(values).scalars())
+
+
 def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> list[AnyRow]:
     """Undo what these attempts superseded, before they are voided or deleted, and close the residues of their stage 1.
 
-    Returns rows (id, composite_id, b1, b2, parametrization, voided_at, curves) of the stage-1 attempts, except voided
-    ones and `attempt_ids`. The caller adds these curves to the sums of their composites.
+    Returns rows (id, value_id, b1, b2, parametrization, voided_at, curves) of the stage-1 attempts, except voided ones
+    and `attempt_ids`. The caller adds these curves to the sums of their values.
     """
     ids = list(attempt_ids)
     stage2, stage1 = aliased(EcmAttempt), aliased(EcmAttempt)
@@ -73,7 +90,7 @@ def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> li
         .values(superseded_curves=stage1.superseded_curves - restored.c.curves)
         .returning(
             stage1.id,
-            stage1.composite_id,
+            stage1.value_id,
             stage1.b1,
             stage1.b2,
             stage1.parametrization,

@@ -19,10 +19,11 @@ from coordinator.base.jobs import JobRef
 from coordinator.base.unit_of_work import is_poison, public_message, unit_of_work
 from coordinator.composites import families, group_orders, registry
 from coordinator.composites.families import Change, Divisor
+from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import factorize, is_probable_prime
 from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_expiry, residue_storage
-from models.tables import Composite, Factor, Job
+from models.tables import Composite, Factor, Job, Target
 
 log = structlog.get_logger("analysis")
 
@@ -86,12 +87,16 @@ def _test_cofactor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRe
                 Composite.id == job.target_id
             )
         ).one_or_none()
-    cofactor = mpz(found.current_composite) if found is not None and found.is_prime is None else None
-    is_prime = cofactor is not None and is_probable_prime(cofactor)
+        untested = found.current_composite if found is not None and found.is_prime is None else None
+        # Each number with this cofactor has a job of its own, and the test of a large one takes minutes.
+        is_prime = None if untested is None else _known_primality(connection, untested)
+    cofactor = None if untested is None else mpz(untested)
+    if cofactor is not None and is_prime is None:
+        is_prime = is_probable_prime(cofactor)
     with unit_of_work(engine, "test_cofactor", job=job.id, composite=job.target_id) as connection:
         change = Change()
-        if found is not None and cofactor is not None:
-            members = _lock_family(connection, found.parent_id or job.target_id, max_digits)
+        if found is not None and cofactor is not None and is_prime is not None:
+            members = _lock_group(connection, found.parent_id or job.target_id, max_digits)
             member = next(member for member in members if member.id == job.target_id)
             # A factor may have been divided out meanwhile; then another request for the smaller cofactor waits.
             if member.tree.cofactor == cofactor and member.tree.cofactor_is_prime is None:
@@ -100,13 +105,21 @@ def _test_cofactor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRe
     return change.to_publish
 
 
+def _known_primality(connection: Connection, value: str) -> bool | None:
+    """Return whether a value in decimal is prime, if its target or a factor with this value says so by now."""
+    tested = select(Target.is_prime).where(Target.value_sha256 == sha256(value), Target.is_prime.is_not(None))
+    factor = select(Factor.is_prime).where(Factor.factor_sha256 == sha256(value), Factor.is_prime.is_not(None))
+    known: bool | None = connection.execute(tested.union_all(factor).limit(1)).scalar_one_or_none()
+    return known
+
+
 def _test_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef]:
     factor = _read_factor(engine, job)
     is_prime = factor is not None and is_probable_prime(mpz(factor.factor))
     with unit_of_work(engine, "test_factor", job=job.id, factor=job.target_id) as connection:
         change = Change()
         if factor is not None:
-            members = _lock_family(connection, factor.root_id, max_digits)
+            members = _lock_group(connection, factor.root_id, max_digits)
             change = families.record_factor_primality(connection, members, job.target_id, is_prime)
         jobs.finish(connection, job.id, job.request_count)
     return change.to_publish
@@ -119,7 +132,7 @@ def _split_factor(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRef
     with unit_of_work(engine, "split_factor", job=job.id, factor=job.target_id) as connection:
         change = Change()
         if factor is not None:
-            members = _lock_family(connection, factor.root_id, max_digits)
+            members = _lock_group(connection, factor.root_id, max_digits)
             found_by = Divisor(mpz(factor.factor), attempt_id=factor.attempt_id, client_id=factor.client_id)
             change = families.use_divisors(connection, members, [replace(found_by, value=prime) for prime in primes])
         jobs.finish(connection, job.id, job.request_count)
@@ -134,10 +147,12 @@ def _share_factors(engine: Engine, job: Row[Any], max_digits: int) -> list[JobRe
         others = registry.roots_of(connection, families.sharing_composites(connection, own_ids))
         own_values = families.leaf_values(connection, job.target_id)
         other_values = [value for other in others for value in families.leaf_values(connection, other)]
-    # One family at a time: no unit of work holds the locks of two.
+    # One group at a time, so that no unit of work holds the locks of very many families.
     for root_id, values in [(other, own_values) for other in others] + [(job.target_id, other_values)]:
         with unit_of_work(engine, "share_factors", job=job.id, composite=root_id) as connection:
-            members = _lock_family(connection, root_id, max_digits)
+            members = _lock_group(connection, root_id, max_digits)
+            if not members:  # deleted meanwhile
+                continue
             divisors = [Divisor(value, origin=SUBMITTED) for value in values]
             to_publish += families.use_divisors(connection, members, divisors).to_publish
     with unit_of_work(engine, "finish_job", job=job.id) as connection:
@@ -176,8 +191,8 @@ def _read_factor(engine: Engine, job: Row[Any]) -> Row[Any] | None:
         return connection.execute(statement).one_or_none()
 
 
-def _lock_family(connection: Connection, root_id: int, max_digits: int) -> list[families.FamilyMember]:
-    locked = registry.lock_family(connection, root_id)
+def _lock_group(connection: Connection, root_id: int, max_digits: int) -> list[families.FamilyMember]:
+    locked = registry.lock_group(connection, root_id)
     return families.load_family(connection, [row.id for row in locked], max_digits)
 
 

@@ -1,6 +1,6 @@
-"""Finding a composite for a claim and locking it, while other claims do the same.
+"""Finding a target for a claim and locking it, while other claims do the same.
 
-A claim has a composite to itself when it holds the composite's advisory lock; results do not take that lock. The row
+A claim has a target to itself when it holds the target's advisory lock; results do not take that lock. The row
 lock comes after it. Every wait for a lock ends after LOCK_TIMEOUT_MS, except the wait in `lock_client`.
 """
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Executable, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from coordinator.base.advisory_locks import CLIENT_LOCK, COMPOSITE_LOCK
+from coordinator.base.advisory_locks import CLIENT_LOCK, TARGET_LOCK
 from coordinator.base.unit_of_work import savepoint
 from coordinator.composites.eligibility import ECM
 from coordinator.leases import candidates
 from coordinator.leases.work_request import WorkRequest
 
 LOCK_TIMEOUT_MS = 250
-# How many composites a claim passes over because something longer than a result's unit of work has locked them.
+# How many targets a claim passes over because something longer than a result's unit of work has locked them.
 MAX_PASSED = 10
 LOCK_NOT_AVAILABLE = "55P03"
 
@@ -57,7 +57,7 @@ def build_filters(connection: Connection, request: WorkRequest) -> ClaimFilters:
     """Return the filters of a request, without its eligibility column."""
     values = {name: value for name in FILTER_FIELDS if (value := getattr(request, name)) is not None}
     if request.project is not None:
-        # By the project's id: the query planner knows how many composites each id has.
+        # By the project's id: the query planner knows how many numbers each id has.
         project_id = connection.execute(candidates.PROJECT_ID, {"project": request.project}).scalar_one_or_none()
         values["project_id"] = NO_PROJECT if project_id is None else project_id
     alone = ("alone",) if request.method == ECM and not request.shared else ()
@@ -65,7 +65,7 @@ def build_filters(connection: Connection, request: WorkRequest) -> ClaimFilters:
 
 
 def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> list[int]:
-    """Return the ids of the first composites that match the request, also if other claims hold them."""
+    """Return the ids of the first targets that match the request, also if other claims hold them."""
     order = _order(request)
     for eligible in request.eligibility_columns:
         found = connection.execute(candidates.select_candidates(eligible, order, filters.names), filters.values)
@@ -75,26 +75,26 @@ def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFi
 
 
 def lock_first(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows | None:
-    """Lock the first matching composite that no other claim holds; None if other claims hold all of them.
+    """Lock the first matching target that no other claim holds; None if other claims hold all of them.
 
     Returns its row, or no row if it no longer matches. The claim waits for a result that is being applied to the first
     one, which takes milliseconds. If something longer has locked it, the claim tries the next MAX_PASSED ones without
     waiting; when those are locked too, it waits for the first one once more.
     """
     first: int | None = None
-    for passed, composite_id in enumerate(_free_candidates(connection, request, filters)):
-        locked = lock_composite(connection, composite_id, filters, wait=first is None)
+    for passed, target_id in enumerate(_free_candidates(connection, request, filters)):
+        locked = lock_target(connection, target_id, filters, wait=first is None)
         if locked is not None:
             return locked
         if first is None:
-            first = composite_id
+            first = target_id
         if passed == MAX_PASSED:
             break
-    return None if first is None else lock_composite(connection, first, filters, wait=True)
+    return None if first is None else lock_target(connection, first, filters, wait=True)
 
 
 def lock_contended(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows | None:
-    """Wait for one of the matching composites that other claims hold, and lock it; None if that takes too long.
+    """Wait for one of the matching targets that other claims hold, and lock it; None if that takes too long.
 
     Chooses one at random, because other claims wait at the same time. Returns its row, or no row if it no longer
     matches.
@@ -102,30 +102,28 @@ def lock_contended(connection: Connection, request: WorkRequest, filters: ClaimF
     ids = candidate_ids(connection, request, filters)
     if not ids:
         return None
-    composite_id = random.choice(ids)
-    if not wait_for_claims(connection, composite_id):
+    target_id = random.choice(ids)
+    if not wait_for_claims(connection, target_id):
         return None
-    return lock_composite(connection, composite_id, filters, wait=True)
+    return lock_target(connection, target_id, filters, wait=True)
 
 
-def wait_for_claims(connection: Connection, composite_id: int) -> bool:
-    """Take the advisory lock of a composite; returns False if other claims hold it for LOCK_TIMEOUT_MS."""
-    keys = {"lock": COMPOSITE_LOCK, "id": composite_id}
-    return _execute_with_lock_timeout(connection, _LOCK_COMPOSITE, keys) is not None
+def wait_for_claims(connection: Connection, target_id: int) -> bool:
+    """Take the advisory lock of a target; returns False if other claims hold it for LOCK_TIMEOUT_MS."""
+    keys = {"lock": TARGET_LOCK, "id": target_id}
+    return _execute_with_lock_timeout(connection, _LOCK_TARGET, keys) is not None
 
 
-_LOCK_COMPOSITE = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
+_LOCK_TARGET = text("SELECT pg_advisory_xact_lock(:lock, hashint8(:id))")
 
 
-def lock_composite(
-    connection: Connection, composite_id: int, filters: ClaimFilters, *, wait: bool
-) -> LockedRows | None:
-    """Lock a composite's row; None if another transaction has locked it.
+def lock_target(connection: Connection, target_id: int, filters: ClaimFilters, *, wait: bool) -> LockedRows | None:
+    """Lock a target's row; None if another transaction has locked it.
 
-    Returns the row, or no row if the composite no longer passes the filters. With wait=False, None means locked or no
+    Returns the row, or no row if the target no longer passes the filters. With wait=False, None means locked or no
     longer matching.
     """
-    values = {**filters.values, "id": composite_id}
+    values = {**filters.values, "id": target_id}
     at_once = connection.execute(candidates.select_locked(filters.names, wait=False), values).all()
     if at_once or not wait:
         return list(at_once) or None
@@ -137,7 +135,7 @@ def _order(request: WorkRequest) -> str:
 
 
 def _free_candidates(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> Iterator[int]:
-    """Yield the ids of matching composites that no other claim holds, in order; takes the advisory lock of each."""
+    """Yield the ids of matching targets that no other claim holds, in order; takes the advisory lock of each."""
     order = _order(request)
     for eligible in request.eligibility_columns:
         statement = candidates.select_first_free(eligible, order, filters.names)

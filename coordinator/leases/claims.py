@@ -1,15 +1,16 @@
-"""Claims: which composite a client gets, and how much work on it.
+"""Claims: which target a client gets, and how much work on it.
 
 A claim is one unit of work:
 
  1. claims of the same client wait for one another, so that none gets more than MAX_WORK_PER_CLIENT leases;
- 2. an index of eligible composites gives the first ones in the order that the client asks for;
+ 2. an index of eligible targets gives the first ones in the order that the client asks for;
  3. the claim takes the advisory lock of the first one that no other claim holds, then locks its row and checks it
-    again; it waits, rather than skips, while a result is being applied to that composite: that takes milliseconds;
- 4. it plans the lease, inserts it, and stores what the composite is eligible for from now on.
+    again; it waits, rather than skips, while a result is being applied to that target: that takes milliseconds;
+ 4. it plans the lease, inserts it under the name of one of the unfinished numbers that have this target, and stores
+    what the target is eligible for from now on.
 
-When other claims hold all of those composites, the claim waits for any one of them and then searches again. No wait
-takes longer than LOCK_TIMEOUT_MS. The answer is "no work" only when no composite matches.
+When other claims hold all of those targets, the claim waits for any one of them and then searches again. No wait
+takes longer than LOCK_TIMEOUT_MS. The answer is "no work" only when no target matches.
 """
 
 from time import monotonic
@@ -19,28 +20,28 @@ from sqlalchemy import Connection, Engine
 
 from config.settings import Settings
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import registry
+from coordinator.composites import registry, targets
 from coordinator.leases import candidate_locks, new_leases, no_work
 from coordinator.leases.candidate_locks import ClaimFilters, LockedRows
 from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 
-# Seconds that a claim goes on while other claims hold every matching composite.
+# Seconds that a claim goes on while other claims hold every matching target.
 CLAIM_TIMEOUT = 5.0
 
 
 class ContendedError(Exception):
-    """Other claims held every matching composite for CLAIM_TIMEOUT seconds; the client should ask again at once."""
+    """Other claims held every matching target for CLAIM_TIMEOUT seconds; the client should ask again at once."""
 
 
 class _ClaimAttempt(NamedTuple):
-    """What one attempt gave: an answer, or None (try again); `contended` if other claims held every composite."""
+    """What one attempt gave: an answer, or None (try again); `contended` if other claims held every target."""
 
     answer: Claim | NoWork | None = None
     contended: bool = False
 
 
 def claim(engine: Engine, request: WorkRequest, settings: Settings) -> Claim | NoWork:
-    """Lease the first composite that matches, in the order of the request.
+    """Lease the first target that matches, in the order of the request.
 
     Raises ContendedError, and ExpressionError if the request names something that is not a number.
     """
@@ -81,18 +82,23 @@ def _claim_named(
     found = registry.find(connection, written, settings.max_digits)
     if found is None:
         return _ClaimAttempt(no_work.unknown_number(written))
-    if not candidate_locks.wait_for_claims(connection, found.id):
+    target_ids = targets.ids_of(connection, [found.id])
+    if not target_ids:
+        return _ClaimAttempt(no_work.named_number_unavailable(connection, found.id, request))
+    if not candidate_locks.wait_for_claims(connection, target_ids[0]):
         return _ClaimAttempt()
-    locked = candidate_locks.lock_composite(connection, found.id, filters, wait=True)
-    if locked is None:
+    locked = candidate_locks.lock_target(connection, target_ids[0], filters, wait=True)
+    if locked is None or targets.ids_of(connection, [found.id]) != target_ids:
         return _ClaimAttempt()
-    made = _lease_locked(connection, locked, request, settings)
+    made = _lease_locked(connection, locked, request, settings, found.id)
     return _ClaimAttempt(made or no_work.named_number_unavailable(connection, found.id, request))
 
 
-def _lease_locked(connection: Connection, locked: LockedRows, request: WorkRequest, settings: Settings) -> Claim | None:
-    """Lease the composite that this claim has locked; None if it no longer matches."""
+def _lease_locked(
+    connection: Connection, locked: LockedRows, request: WorkRequest, settings: Settings, named_id: int | None = None
+) -> Claim | None:
+    """Lease the target that this claim has locked, under the name of `named_id`; None if it no longer matches."""
     if not locked:
         return None
     (row,) = locked
-    return new_leases.make_lease(connection, row, request, settings)
+    return new_leases.make_lease(connection, row, request, settings, named_id)

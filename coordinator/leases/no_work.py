@@ -11,7 +11,7 @@ from coordinator.composites.eligibility import ECM
 from coordinator.composites.holds import PARKED
 from coordinator.leases.work_request import NoWork, WorkRequest
 from coordinator.numbers.expressions import shorten
-from models.tables import Composite, WorkAssignment
+from models.tables import Composite, Target, WorkAssignment
 
 # Seconds until the client asks again. While leases are open, any of them may end and free work at any time.
 ASK_AGAIN_SOONEST, ASK_AGAIN_WHILE_LEASED, ASK_AGAIN_LATEST = 30, 120, 600
@@ -30,13 +30,20 @@ def unknown_number(written: str) -> NoWork:
 
 def named_number_unavailable(connection: Connection, composite_id: int, request: WorkRequest) -> NoWork:
     """Return the answer for a named number that this client cannot lease, with the plainest reason."""
-    row = connection.execute(select(Composite).where(Composite.id == composite_id)).one()
+    own = (
+        Composite.is_fully_factored,
+        Composite.is_prime.label("cofactor_is_prime"),
+        (Composite.current_composite == "1").label("has_no_cofactor"),
+        *Target.__table__.columns,
+    )
+    of_target = select(*own).outerjoin(Target, Target.id == Composite.target_id)
+    row = connection.execute(of_target.where(Composite.id == composite_id)).one()
     reason = next(_reasons(connection, row, request))
     return NoWork(f"{shorten(request.composite or '')} {reason}.", ASK_AGAIN_LATEST)
 
 
 def nothing_matches(connection: Connection) -> NoWork:
-    """Return the answer when no composite matches.
+    """Return the answer when no target matches.
 
     The client should ask again when the next lease expires, but within ASK_AGAIN_WHILE_LEASED: leases also end early.
     """
@@ -49,12 +56,12 @@ def nothing_matches(connection: Connection) -> NoWork:
 
 
 def _reasons(connection: Connection, row: Row[Any], request: WorkRequest) -> Iterator[str]:
-    """Yield why a composite has no work for this client, each as the end of a sentence, the plainest first."""
-    if row.is_fully_factored:
+    """Yield why a number has no work for this client, each as the end of a sentence, the plainest first."""
+    if row.is_fully_factored or row.id is None:
         yield "is fully factored"
-    if row.is_prime is None:
+    if row.cofactor_is_prime is None:
         yield "waits for a primality test"
-    if not eligibility.needs_curves(row):
+    if row.has_no_cofactor or row.cofactor_is_prime or not eligibility.needs_curves(row):
         yield "has no composite cofactor left that needs curves"
     if row.hold is not None:
         hold = "set aside" if row.hold == PARKED else row.hold

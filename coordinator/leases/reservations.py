@@ -11,9 +11,9 @@ from coordinator.base import audit
 from coordinator.base.audit import OPERATOR, Actor
 from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, holds, identification, lease_lifecycle
+from coordinator.composites import eligibility, holds, identification, lease_lifecycle, targets
 from coordinator.numbers.expressions import shorten
-from models.tables import Composite, WorkAssignment
+from models.tables import Composite, Target, WorkAssignment
 from models.types import AnyRow
 
 _LEVELS = (Composite.current_t_level, Composite.target_t_level)
@@ -39,6 +39,7 @@ def reserve(
         composite_id = identification.identify(connection, identifier, max_digits)
         named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
         lease_lifecycle.lock_composites(connection, [composite_id])
+        target_ids = targets.lock_of(connection, [composite_id])
         state = select(Composite.is_fully_factored, Composite.current_composite).where(Composite.id == composite_id)
         row = connection.execute(state).one_or_none()
         if row is None:
@@ -46,11 +47,11 @@ def reserve(
         if row.is_fully_factored:
             detail = f"{named} is fully factored: there is nothing left to do on it"
             raise ConflictError("fully_factored", detail)
-        if row.current_composite == "1":
+        if row.current_composite == "1" or not target_ids:
             detail = f"{named} has no cofactor left; reserve one of its composite factors instead"
             raise ConflictError("fully_factored", detail)
-        leases = lease_lifecycle.open_leases(connection, [composite_id]).get(composite_id, [])
-        for lease in leases:
+        (target_id,) = target_ids
+        for lease in lease_lifecycle.open_leases(connection, [target_id]).get(target_id, []):
             if lease.method in eligibility.RESERVATION_METHODS:
                 until = lease.expires_at.isoformat(timespec="minutes")
                 detail = f"{named} is reserved by {lease.client_id} for {lease.method} until {until}"
@@ -60,6 +61,7 @@ def reserve(
             insert(WorkAssignment).values(
                 id=work_id,
                 composite_id=composite_id,
+                target_id=target_id,
                 client_id=client_id,
                 method=method,
                 status="claimed",
@@ -69,12 +71,13 @@ def reserve(
                 details=details,
             )
         )
-        lease_lifecycle.refresh_eligibility(connection, [composite_id])
+        lease_lifecycle.refresh_eligibility(connection, [target_id])
         after = {"client_id": client_id, "method": method, "hours": hours, "work_id": str(work_id)}
         audit.record(connection, actor, "reserve", f"composite {composite_id}", after=after)
         return connection.execute(
-            select(WorkAssignment, Composite.current_composite, Composite.open_leases)
+            select(WorkAssignment, Composite.current_composite, Target.open_leases)
             .join(Composite, Composite.id == WorkAssignment.composite_id)
+            .join(Target, Target.id == Composite.target_id)
             .where(WorkAssignment.id == work_id)
         ).one()
 
@@ -136,20 +139,24 @@ def resume(engine: Engine, composite_id: int, actor: Actor = OPERATOR) -> AnyRow
 def _set_hold(engine: Engine, composite_id: int, reason: str | None, actor: Actor) -> AnyRow:
     with unit_of_work(engine, "resume" if reason is None else "pause", composite=composite_id) as connection:
         lease_lifecycle.lock_composites(connection, [composite_id])
-        hold = select(Composite.hold, Composite.hold_reason).where(Composite.id == composite_id)
-        before = connection.execute(hold).one_or_none()
+        target_ids = targets.lock_of(connection, [composite_id])
+        columns = (Target.hold, Target.hold_reason, Target.open_leases, Target.ecm_eligible)
+        state = select(Composite.id, *columns).outerjoin(Target, Target.id == Composite.target_id)
+        before = connection.execute(state.where(Composite.id == composite_id)).one_or_none()
         if before is None:
             raise composite_not_found(composite_id)
-        if reason is None:
-            holds.clear_hold(connection, composite_id)
-        else:
-            holds.set_hold(connection, composite_id, holds.PAUSED, reason)
-        lease_lifecycle.refresh_eligibility(connection, [composite_id])
-        columns = (Composite.id, Composite.hold, Composite.hold_reason, Composite.open_leases, Composite.ecm_eligible)
-        row = connection.execute(select(*columns).where(Composite.id == composite_id)).one()
-        after = {"hold": row.hold, "hold_reason": row.hold_reason}
+        if not target_ids:
+            raise ConflictError("fully_factored", f"Composite {composite_id} is fully factored: it gets no work anyway")
+        for target_id in target_ids:
+            if reason is None:
+                holds.clear_hold(connection, target_id)
+            else:
+                holds.set_hold(connection, target_id, holds.PAUSED, reason)
+        lease_lifecycle.refresh_eligibility(connection, target_ids)
+        row = connection.execute(state.where(Composite.id == composite_id)).one()
         action = "resume" if reason is None else "pause"
-        audit.record(connection, actor, action, f"composite {composite_id}", before=before._asdict(), after=after)
+        was, now = ({"hold": at.hold, "hold_reason": at.hold_reason} for at in (before, row))
+        audit.record(connection, actor, action, f"composite {composite_id}", before=was, after=now)
         return row
 
 
@@ -178,7 +185,8 @@ def list_open_leases(
 def held_composites(engine: Engine, limit: int = 1000) -> list[AnyRow]:
     """Return numbers that are paused or set aside, with the reason; the latest hold comes first."""
     columns = (Composite.id, Composite.number, Composite.digit_length)
-    hold = (Composite.hold, Composite.hold_reason, Composite.held_at)
-    statement = select(*columns, *hold).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+    hold = (Target.hold, Target.hold_reason, Target.held_at)
+    statement = select(*columns, *hold).join(Target, Target.id == Composite.target_id).where(Target.hold.is_not(None))
+    statement = statement.order_by(Target.held_at.desc(), Composite.id)
     with engine.connect() as connection:
         return list(connection.execute(statement.limit(limit)))

@@ -13,11 +13,11 @@ from coordinator.effort.planning import Plan
 
 @dataclass(frozen=True)
 class WorkRequest:
-    """What a client asks for; a field that is None restricts nothing. `composite` names one number.
+    """What a client asks for; a field that is None restricts nothing. `composite` names a number, to lease its target.
 
     `method` is ecm, pm1, pp1 or p1 (both). `days` is how long the lease lasts. With `shared` the client gets a number
-    of curves and others may work on the same composite; without it the client gets the composite to itself.
-    The other fields restrict the choice, and also apply to a named number.
+    of curves and others may work on the same target; without it the client gets the target to itself.
+    The other fields restrict the choice of the target, also when the request names a number.
     """
 
     client_id: str
@@ -38,14 +38,14 @@ class WorkRequest:
 
     @property
     def eligibility_columns(self) -> tuple[str, ...]:
-        """Return the columns of `composites` that mark a number eligible for this work, in the order of trial."""
+        """Return the columns of `targets` that mark one eligible for this work, in the order of trial."""
         methods = (PM1, PP1) if self.method == BOTH_P1 else (self.method,)
         return tuple(f"{method}_eligible" for method in methods)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A new lease: what the client runs, and on which composite.
+    """A new lease: what the client runs, and the composite that names the target (candidates.NAMED_COLUMNS).
 
     `plan` has the curves of a shared lease, and the first curves of a lease without a number of curves. `minutes` is
     how long the plan should take this client. `pm1_b1` and `pp1_b1` are the bounds of the methods that are leased.
@@ -65,7 +65,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class NoWork:
-    """No composite matches the request now. The client should ask again after `retry_after` seconds."""
+    """No target matches the request now. The client should ask again after `retry_after` seconds."""
 
     message: str
     retry_after: int

@@ -9,11 +9,11 @@ from gmpy2 import mpz
 
 from coordinator import effort
 from coordinator.composites import eligibility
-from coordinator.composites.registry import sha256
+from coordinator.composites.values import sha256
 from coordinator.loading.row_parsing import ParsedRow
-from coordinator.numbers.arithmetic import digit_count
+from coordinator.numbers.arithmetic import SPLIT_AT_ONCE_DIGITS, digit_count
 from coordinator.numbers.expressions import decimal
-from coordinator.numbers.factor_tree import KNOWN, SPLIT, FactorNode, Tree
+from coordinator.numbers.factor_tree import FactorNode, Tree
 
 NUMBER_COLUMNS = (
     "line",
@@ -22,6 +22,7 @@ NUMBER_COLUMNS = (
     "value_sha256",
     "cofactor",
     "cofactor_sha256",
+    "undivided_sha256",
     "plain",
     "digit_length",
     "is_prime",
@@ -46,12 +47,16 @@ NODE_COLUMNS = (
     "multiplicity",
     "is_prime",
     "origin",
+    "is_divisor",
 )
 RUN_COLUMNS = ("line", "b1", "b2", "parametrization", "curves")
 
 
-def number_row(row: ParsedRow, tree: Tree, plain: bool) -> tuple[Any, ...]:
-    """A row of `incoming`, by NUMBER_COLUMNS. `plain`: `tree` is the final factorization, and no part needs work."""
+def number_row(row: ParsedRow, tree: Tree, plain: bool, undivided: mpz | None = None) -> tuple[Any, ...]:
+    """A row of `incoming`, by NUMBER_COLUMNS. `plain`: `tree` is the final factorization, and no part needs work.
+
+    `undivided` is what the trial division left of a number before the factors of the list were divided out.
+    """
     text = decimal(row.value)
     value_sha256 = sha256(text)
     divided = tree.cofactor != row.value
@@ -70,6 +75,7 @@ def number_row(row: ParsedRow, tree: Tree, plain: bool) -> tuple[Any, ...]:
         value_sha256,
         cofactor if cofactor != row.written else None,
         sha256(cofactor) if divided and tree.cofactor > 1 else None,
+        sha256(decimal(undivided)) if undivided is not None and _may_need_work(undivided) else None,
         plain,
         digits,
         is_prime,
@@ -84,6 +90,11 @@ def number_row(row: ParsedRow, tree: Tree, plain: bool) -> tuple[Any, ...]:
         derived.vector,
         *derived.columns,
     )
+
+
+def _may_need_work(value: mpz) -> bool:
+    """Whether a number can have this as its unfinished part: smaller values are split as soon as they are known."""
+    return digit_count(value) > SPLIT_AT_ONCE_DIGITS
 
 
 class _DerivedColumns(NamedTuple):
@@ -121,19 +132,19 @@ def tree_rows(line: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
         yield _node_row(line, place, None if parent is None else places[id(parent)], node)
 
 
-def divisor_rows(line: int, small: list[mpz], divisors: list[mpz]) -> Iterator[tuple[Any, ...]]:
+def divisor_rows(line: int, divisors: list[mpz], origin: str) -> Iterator[tuple[Any, ...]]:
     """Rows of the divisors that coordinator/loading/upsert.py uses on a number whose parts need work of their own."""
-    nodes = [FactorNode(value, origin=SPLIT) for value in small] + [
-        FactorNode(value, origin=KNOWN) for value in divisors
-    ]
-    for place, node in enumerate(nodes):
-        yield _node_row(line, place, None, node)
+    for place, value in enumerate(divisors):
+        yield _node_row(line, place, None, FactorNode(value, origin=origin), is_divisor=True)
 
 
-def _node_row(line: int, place: int, parent_place: int | None, node: FactorNode) -> tuple[Any, ...]:
+def _node_row(
+    line: int, place: int, parent_place: int | None, node: FactorNode, *, is_divisor: bool = False
+) -> tuple[Any, ...]:
     text = decimal(node.value)
     digits = digit_count(node.value)
-    return line, place, parent_place, text, sha256(text), digits, node.multiplicity, node.is_prime, node.origin
+    row = line, place, parent_place, text, sha256(text), digits, node.multiplicity, node.is_prime, node.origin
+    return *row, is_divisor
 
 
 def copy_text(rows: Iterable[Sequence[Any]]) -> str:

@@ -17,18 +17,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
+import structlog
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import OperationalError
 
 from coordinator.base import audit, jobs
 from coordinator.base.advisory_locks import LOAD_LOCK
 from coordinator.base.audit import Actor
-from coordinator.base.unit_of_work import unit_of_work
+from coordinator.base.unit_of_work import savepoint, unit_of_work
 from coordinator.loading import upsert
 from coordinator.loading.list_formats import InputRow, ListError
 from coordinator.loading.staging import Staging
 from coordinator.loading.validation import InvalidLine, ValidatedBatch, validate_batch
+from coordinator.numbers.expressions import shorten
 
 BATCH = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -38,17 +41,37 @@ BATCHES_IN_FLIGHT = 3  # per process
 MAX_REPORTED_ERRORS = 100
 MAX_PUBLISHED = 1000  # housekeeping publishes the other jobs
 
+# A load is stored again after a deadlock, at most so often in all.
+MAX_ATTEMPTS = 5
+DEADLOCK = "40P01"
+
 CHECKED, STORED = "checked", "stored"
 ReportProgress = Callable[[str, int], None]
+# The number of new composites, the number of updated ones, and the jobs to publish.
+Stored = tuple[int, int, list[jobs.JobRef]]
+
+log = structlog.get_logger("loading")
 
 
 class LoadInProgressError(Exception):
     """Another load is storing its numbers; the message is a sentence for people."""
 
 
+class SharedNumber(NamedTuple):
+    """A new number whose unfinished part another number has as well: its line, its spelling, and what it shares."""
+
+    line: int
+    number: str
+    message: str
+
+
 @dataclass
 class LoadSummary:
-    """What a load did, or would do; `errors` has the first MAX_REPORTED_ERRORS invalid lines."""
+    """What a load did, or would do.
+
+    `errors` has the first MAX_REPORTED_ERRORS invalid lines. `shared` counts the new numbers whose unfinished part
+    another number has as well; `sharing` has the first MAX_REPORTED_ERRORS of them.
+    """
 
     total: int = 0
     new: int = 0
@@ -56,6 +79,8 @@ class LoadSummary:
     updated: int = 0
     invalid: int = 0
     errors: list[InvalidLine] = field(default_factory=list)
+    shared: int = 0
+    sharing: list[SharedNumber] = field(default_factory=list)
     is_stored: bool = False
     to_publish: list[jobs.JobRef] = field(default_factory=list)
 
@@ -68,6 +93,8 @@ class LoadSummary:
             "updated_composites": self.updated,
             "invalid_numbers": self.invalid,
             "errors": [error._asdict() for error in self.errors],
+            "shared_composites": self.shared,
+            "shared": [number._asdict() for number in self.sharing],
         }
 
     def summary(self) -> str:
@@ -75,6 +102,8 @@ class LoadSummary:
         counts = (
             f"{self.new:,} new, {self.existing:,} known ({self.updated:,} of them changed), {self.invalid:,} invalid"
         )
+        if self.shared:
+            counts += f"; {self.shared:,} of the new ones share their unfinished part with another number"
         ending = "" if self.is_stored else "; nothing was stored"
         return f"{self.total:,} {'number' if self.total == 1 else 'numbers'}: {counts}{ending}"
 
@@ -113,7 +142,7 @@ def load_numbers(
 
     `project` and `priority` apply to numbers for which the list gives none; `known_priority` does the same for numbers
     that are registered already. `processes` processes validate long lists (0: this process does). `progress` is called
-    with CHECKED or STORED and the number of numbers by which that count grew.
+    with CHECKED or STORED and the number of numbers by which that count grew (negative if a deadlock undid them).
 
     Raises InvalidNumbersError, ListError (which is also what an empty list raises), LoadInProgressError.
     """
@@ -131,15 +160,21 @@ def load_numbers(
             if report.invalid and not skip_bad:
                 raise InvalidNumbersError(report)
             _lock_loading(connection)
-            report.new, to_publish = staging.store(priority, lambda count: progress(STORED, count))
-            report.updated, more = upsert.update_known_numbers(
-                connection, priority=known_priority, project=project, max_digits=max_digits
-            )
+
+            def store(advance: Callable[[int], None]) -> Stored:
+                new, to_publish = staging.store(priority, advance)
+                updated, more = upsert.update_known_numbers(
+                    connection, priority=known_priority, project=project, max_digits=max_digits
+                )
+                return new, updated, to_publish + more
+
+            report.new, report.updated, to_publish = _repeat_after_deadlocks(connection, store, progress)
             report.existing = report.total - report.invalid - report.new
-            report.to_publish = (to_publish + more)[:MAX_PUBLISHED]
+            report.to_publish = to_publish[:MAX_PUBLISHED]
+            _find_shared(connection, report)
             if dry_run:
                 raise _DryRunError
-            counts = {name: value for name, value in report.answer().items() if name != "errors"}
+            counts = {name: value for name, value in report.answer().items() if name not in ("errors", "shared")}
             after = {**counts, "project": project, "priority": priority}
             audit.record(connection, actor, "load", f"list {source}", after=after)
     except _DryRunError:
@@ -149,10 +184,50 @@ def load_numbers(
     return report
 
 
+def _repeat_after_deadlocks(
+    connection: Connection, store: Callable[[Callable[[int], None]], Stored], progress: ReportProgress
+) -> Stored:
+    """Call `store` and return what it returns; a deadlock undoes what it has stored, and it is called again.
+
+    A result that registers a number of the list at the same time inserts the same rows in another order.
+    """
+    attempts = 0
+    while True:
+        attempts += 1
+        stored: list[int] = []
+
+        def advance(lines: int, stored: list[int] = stored) -> None:
+            stored.append(lines)
+            progress(STORED, lines)
+
+        try:
+            with savepoint(connection):
+                return store(advance)
+        except OperationalError as error:
+            if getattr(error.orig, "pgcode", None) != DEADLOCK or attempts == MAX_ATTEMPTS:
+                raise
+            log.info("A deadlock undid a load; its numbers are stored again", attempts=attempts)
+            progress(STORED, -sum(stored))
+
+
 def _count(report: LoadSummary, batch: ValidatedBatch) -> None:
     report.total += batch.count
     report.invalid += len(batch.bad)
     report.errors += batch.bad[: MAX_REPORTED_ERRORS - len(report.errors)]
+
+
+def _find_shared(connection: Connection, report: LoadSummary) -> None:
+    """Put the new numbers into the report that have their unfinished part in common with an older number."""
+    report.shared, rows = upsert.find_shared(connection, MAX_REPORTED_ERRORS)
+    for row in rows:
+        other = shorten(row.other)
+        if row.is_value:
+            message = f"known as the cofactor of {other}, shared"
+        elif row.other_is_value:
+            message = f"its cofactor is the number {other}, shared"
+        else:
+            message = f"has the same cofactor as {other}, shared"
+        report.sharing.append(SharedNumber(row.line, shorten(row.number), message))
 
 
 def _lock_loading(connection: Connection) -> None:

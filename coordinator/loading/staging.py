@@ -3,13 +3,13 @@
 `Staging.copy` fills the temporary tables; it locks nothing and changes no real table. `Staging.store` then repeats
 these steps until no line is left:
 
- 1. match each line with the composite that has, or once had, its value;
- 2. of the lines without a match, insert the first one with each value as a new composite, with its aliases, factors and
-    prior work, unless its value is the cofactor of another such line.
+ 1. match each line with the composite that has its value as its number;
+ 2. of the lines without a match, insert the first one with each value as a new composite, with its target, aliases,
+    factors and prior work.
 
-The steps are repeated because a value may occur twice in the list, may be the cofactor of another number in it, or may
-have been registered by somebody else in between. coordinator/loading/upsert.py updates the composites that existed
-before.
+A number that is the cofactor of another one is a composite of its own; both have one target. The steps are repeated
+because a value may occur twice in the list, or may have been registered by somebody else in between.
+coordinator/loading/upsert.py updates the composites that existed before, and the targets that several composites have.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,11 +20,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects import postgresql
 
 from coordinator.base import jobs
+from coordinator.composites import targets
 from coordinator.composites.eligibility import Eligibility
 from coordinator.composites.registry import COFACTOR, NUMBER
 from coordinator.loading.copy_rows import NODE_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS
 from coordinator.loading.validation import ValidatedBatch
-from models.tables import Composite
+from models.tables import Target
 
 # Rows that one statement inserts. It takes some seconds, far less than a request's statement timeout.
 CHUNK = 50_000
@@ -32,60 +33,89 @@ CHUNK = 50_000
 _ELIGIBILITY = ", ".join(Eligibility._fields)
 _DIALECT = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
 _ELIGIBILITY_TYPES = ", ".join(
-    f"{name} {Composite.__table__.columns[name].type.compile(_DIALECT)}" for name in Eligibility._fields
+    f"{name} {Target.__table__.columns[name].type.compile(_DIALECT)}" for name in Eligibility._fields
 )
 
 # Rows take their ids from the real tables' sequences on arrival, so ids follow the order of the list.
-# `plain`: the trial division and the given factors leave only primes, and nothing needs work of its own.
+# `plain`: the trial division and the given factors leave only primes, and nothing needs work of its own. All other
+# numbers are inserted as the trial division leaves them; upsert.py then uses their `is_divisor` nodes. A plain number
+# with given factors has had the value that the trial division left (`undivided_sha256`), too, as if the list had given
+# the factors later: so it exchanges factors with the numbers that work on this value.
 _TABLES = f"""
 CREATE TEMP TABLE incoming (
     line bigint, id bigint DEFAULT nextval('composites_id_seq'), written text, written_sha256 bytea, value_sha256 bytea,
-    cofactor text, cofactor_sha256 bytea, plain boolean, digit_length integer, is_prime boolean, finished boolean,
+    cofactor text, cofactor_sha256 bytea, undivided_sha256 bytea, plain boolean, digit_length integer,
+    is_prime boolean, finished boolean,
     priority integer, has_snfs_form boolean, snfs_difficulty integer, explicit_target double precision,
     target double precision, project text, t_level double precision, effort bytea,
+    unfinished_sha256 bytea GENERATED ALWAYS AS
+        (CASE WHEN NOT finished THEN coalesce(cofactor_sha256, value_sha256) END) STORED,
     {_ELIGIBILITY_TYPES}
 ) ON COMMIT DROP;
 CREATE TEMP TABLE incoming_nodes (
     id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, parent_place integer, factor text,
-    factor_sha256 bytea, digits integer, multiplicity integer, is_prime boolean, origin text
+    factor_sha256 bytea, digits integer, multiplicity integer, is_prime boolean, origin text, is_divisor boolean
 ) ON COMMIT DROP;
 CREATE TEMP TABLE incoming_runs (
     line bigint, b1 bigint, b2 numeric(22), parametrization smallint, curves bigint
 ) ON COMMIT DROP;
 CREATE TEMP TABLE line_matches (line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean) ON COMMIT DROP;
 CREATE TEMP TABLE new_lines (line bigint PRIMARY KEY, id bigint) ON COMMIT DROP;
-CREATE TEMP TABLE changed_composites (composite_id bigint PRIMARY KEY) ON COMMIT DROP
+CREATE TEMP TABLE changed_composites (composite_id bigint PRIMARY KEY) ON COMMIT DROP;
+CREATE TEMP TABLE new_targets (target_id bigint PRIMARY KEY, line bigint, has_prior_work boolean) ON COMMIT DROP
 """
-# In the order of registry.find: the exact number, then a current cofactor, then the oldest composite.
-_MATCH = f"""
+_MATCH = """
 INSERT INTO line_matches
-SELECT DISTINCT ON (i.line) i.line, c.id, false
-FROM incoming i JOIN composite_aliases a ON a.value_sha256 = i.value_sha256 JOIN composites c ON c.id = a.composite_id
+SELECT i.line, c.id, false FROM incoming i JOIN composites c USING (value_sha256)
 WHERE NOT EXISTS (SELECT FROM line_matches m WHERE m.line = i.line)
-ORDER BY i.line, a.kind = '{NUMBER}' DESC,
-         a.kind <> '{NUMBER}' AND sha256(convert_to(c.current_composite, 'UTF8')) = i.value_sha256 DESC, c.id
 """
 _CHOOSE = """
 INSERT INTO new_lines
 SELECT DISTINCT ON (i.value_sha256) i.line, i.id FROM incoming i
 WHERE NOT EXISTS (SELECT FROM line_matches m WHERE m.line = i.line)
-  AND NOT EXISTS (
-    SELECT FROM incoming larger
-    WHERE larger.cofactor_sha256 = i.value_sha256 AND NOT EXISTS (SELECT FROM line_matches m WHERE m.line = larger.line)
-  )
 ORDER BY i.value_sha256, i.line
 """
-_COMPOSITES = f"""
-INSERT INTO composites (
-    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority, has_snfs_form,
-    snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level, effort,
-    {_ELIGIBILITY}
+# In hash order, so that two loads cannot deadlock. The first line of each value determines a new target; upsert.py adds
+# what the others give.
+_TARGETS = f"""
+WITH first_lines AS MATERIALIZED (
+    SELECT DISTINCT ON (unfinished_sha256) line, unfinished_sha256, digit_length, is_prime,
+           coalesce(priority, :priority, 0) AS listed_priority, target, t_level, coalesce(effort, '') AS vector,
+           {_ELIGIBILITY}
+    FROM new_lines JOIN incoming USING (line)
+    WHERE line BETWEEN :first AND :last AND unfinished_sha256 IS NOT NULL ORDER BY unfinished_sha256, line
+), added AS (
+    INSERT INTO targets (
+        value_sha256, digit_length, is_prime, priority, target_t_level, current_t_level, effort, {_ELIGIBILITY}
+    )
+    SELECT unfinished_sha256, digit_length, is_prime, listed_priority, target, t_level, vector, {_ELIGIBILITY}
+    FROM first_lines
+    ON CONFLICT (value_sha256) DO NOTHING
+    RETURNING id, value_sha256
 )
-SELECT i.id, written, value_sha256, coalesce(cofactor, written), digit_length, is_prime, finished,
-       coalesce(priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
-       t_level, coalesce(effort, ''),
-       {_ELIGIBILITY}
-FROM new_lines JOIN incoming i USING (line)
+INSERT INTO new_targets
+SELECT added.id, line, false FROM added JOIN first_lines ON unfinished_sha256 = added.value_sha256
+"""
+# The composites of a target keep it from being deleted; until they are inserted, these locks do. Only this transaction
+# knows the new targets.
+_LOCK_TARGETS = """
+SELECT id FROM targets WHERE value_sha256 IN (
+    SELECT unfinished_sha256 FROM new_lines JOIN incoming USING (line) WHERE line BETWEEN :first AND :last)
+  AND id NOT IN (SELECT target_id FROM new_targets WHERE line BETWEEN :first AND :last)
+ORDER BY id FOR KEY SHARE
+"""
+_COUNT_UNFINISHED = """
+SELECT count(DISTINCT unfinished_sha256) FROM new_lines JOIN incoming USING (line) WHERE line BETWEEN :first AND :last
+"""
+_COMPOSITES = """
+INSERT INTO composites (
+    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, target_id, priority,
+    has_snfs_form, snfs_difficulty, target_t_level, explicit_target_t_level, current_t_level
+)
+SELECT i.id, written, i.value_sha256, coalesce(cofactor, written), i.digit_length, i.is_prime, finished, t.id,
+       coalesce(i.priority, :priority, 0), coalesce(has_snfs_form, false), snfs_difficulty, target, explicit_target,
+       i.t_level
+FROM new_lines JOIN incoming i USING (line) LEFT JOIN targets t ON t.value_sha256 = unfinished_sha256
 WHERE line BETWEEN :first AND :last ORDER BY line
 ON CONFLICT (value_sha256) DO NOTHING
 """
@@ -93,12 +123,18 @@ _DELETE_REGISTERED = """
 DELETE FROM new_lines
 WHERE line BETWEEN :first AND :last AND NOT EXISTS (SELECT FROM composites c WHERE c.id = new_lines.id)
 """
+# Their lines did not become composites. Other lines may have these targets: then upsert.py treats them as known ones.
+_DROP_NEW_TARGETS = """
+DELETE FROM new_targets WHERE line BETWEEN :first AND :last AND line NOT IN (SELECT line FROM new_lines)
+RETURNING target_id
+"""
 # In hash order, like every insert into this table, so that two transactions cannot deadlock.
 _ALIASES = f"""
 INSERT INTO composite_aliases (value_sha256, composite_id, kind)
 SELECT value, i.id, kind
 FROM new_lines JOIN incoming i USING (line), LATERAL (VALUES
-    (value_sha256, '{NUMBER}'), (written_sha256, '{NUMBER}'), (cofactor_sha256, '{COFACTOR}')) alias (value, kind)
+    (value_sha256, '{NUMBER}'), (written_sha256, '{NUMBER}'), (cofactor_sha256, '{COFACTOR}'),
+    (nullif(undivided_sha256, value_sha256), '{COFACTOR}')) alias (value, kind)
 WHERE line BETWEEN :first AND :last AND value IS NOT NULL
 ORDER BY value
 ON CONFLICT DO NOTHING
@@ -110,23 +146,36 @@ INSERT INTO factors (
 SELECT node.id, i.id, node.factor, node.factor_sha256, node.digits, node.multiplicity, node.is_prime, parent.id,
        node.origin
 FROM new_lines JOIN incoming i USING (line) JOIN incoming_nodes node USING (line)
-LEFT JOIN incoming_nodes parent ON parent.line = node.line AND parent.place = node.parent_place
-WHERE new_lines.line BETWEEN :first AND :last AND i.plain
+LEFT JOIN incoming_nodes parent
+    ON parent.line = node.line AND parent.place = node.parent_place AND NOT parent.is_divisor
+WHERE new_lines.line BETWEEN :first AND :last AND NOT node.is_divisor
 ORDER BY node.id
 """
-_RUNS = """
-INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)
-SELECT new_lines.id, r.b1, r.b2, r.parametrization, r.curves FROM new_lines JOIN incoming_runs r USING (line)
-WHERE line BETWEEN :first AND :last
+# The prior work of a new target's first line, unless curves were run on its value before, or count for other targets as
+# well; upsert.py stores the prior work of all other lines.
+_PRIOR_WORK = """
+WITH added AS (
+    INSERT INTO worked_values (value_sha256, value)
+    SELECT unfinished_sha256, coalesce(cofactor, written) FROM new_targets n JOIN incoming i USING (line)
+    WHERE line BETWEEN :first AND :last AND EXISTS (SELECT FROM incoming_runs r WHERE r.line = i.line)
+      AND NOT EXISTS (
+        SELECT FROM composite_aliases a JOIN composites other ON other.id = a.composite_id
+        WHERE a.value_sha256 = unfinished_sha256 AND other.target_id IS DISTINCT FROM n.target_id)
+    ORDER BY unfinished_sha256
+    ON CONFLICT DO NOTHING
+    RETURNING id, value_sha256
+), of_line AS (
+    UPDATE new_targets n SET has_prior_work = true
+    FROM added JOIN targets t USING (value_sha256) WHERE t.id = n.target_id
+    RETURNING n.line, n.target_id, added.id AS value_id
+), linked AS (
+    INSERT INTO target_sources (target_id, value_id) SELECT target_id, value_id FROM of_line
+)
+INSERT INTO value_effort (value_id, b1, b2, parametrization, prior_curves)
+SELECT value_id, b1, b2, parametrization, curves FROM of_line JOIN incoming_runs USING (line)
 """
 _UNTESTED = """
 SELECT i.id FROM new_lines JOIN incoming i USING (line) WHERE line BETWEEN :first AND :last AND is_prime IS NULL
-ORDER BY i.id
-"""
-_SHARING = """
-SELECT DISTINCT i.id FROM new_lines JOIN incoming i USING (line)
-JOIN composite_aliases a ON a.value_sha256 IN (i.value_sha256, i.cofactor_sha256) AND a.composite_id <> i.id
-WHERE line BETWEEN :first AND :last AND cofactor_sha256 IS NOT NULL
 ORDER BY i.id
 """
 _MATCH_INSERTED = "INSERT INTO line_matches SELECT line, id, true FROM new_lines"
@@ -160,6 +209,7 @@ class Staging:
         priority get `priority`.
         """
         run = self._connection.execute
+        run(text("CREATE INDEX ON incoming (unfinished_sha256)"))
         for table in ("incoming", "incoming_nodes", "incoming_runs"):
             run(text(f"CREATE INDEX ON {table} (line)"))
             run(text(f"ANALYZE {table}"))
@@ -195,15 +245,20 @@ class Staging:
     def _insert(self, first: int, last: int, priority: int | None) -> list[jobs.JobRef]:
         run, span = self._connection.execute, _span(first, last)
         expected = self._count_new(first, last)
+        unfinished = run(text(_COUNT_UNFINISHED), span).scalar_one()
+        inserted = locked = 0
+        while inserted + locked < unfinished:  # another unit of work may delete a target before it is locked
+            inserted += run(text(_TARGETS), span | {"priority": priority}).rowcount
+            locked = len(run(text(_LOCK_TARGETS), span).all())
         inserted = run(text(_COMPOSITES), span | {"priority": priority}).rowcount
         if inserted < expected:  # another transaction has just registered some of them; the next pass matches them
             run(text(_DELETE_REGISTERED), span)
-        for statement in (_ALIASES, _FACTORS, _RUNS):
+            targets.delete_unused(self._connection, run(text(_DROP_NEW_TARGETS), span).scalars().all())
+        for statement in (_ALIASES, _FACTORS, _PRIOR_WORK):
             run(text(statement), span)
         to_publish = []
-        for statement, kind in ((_UNTESTED, jobs.TEST_COFACTOR), (_SHARING, jobs.SHARE_FACTORS)):
-            for composite_id in run(text(statement), span).scalars().all():
-                to_publish += jobs.request(self._connection, kind, composite_id)
+        for composite_id in run(text(_UNTESTED), span).scalars().all():
+            to_publish += jobs.request(self._connection, jobs.TEST_COFACTOR, composite_id)
         return to_publish
 
 

@@ -61,8 +61,17 @@ def validate_batch(batch: Sequence[InputRow], max_digits: int) -> ValidatedBatch
             validated.bad.append(_invalid_line(one.line, one.written, error))
             continue
         plain = all(leaf.is_prime is True for leaf in tree.leaves())
-        numbers.append(number_row(one, tree if plain else new_tree(one.value), plain))
-        nodes += tree_rows(one.line, tree) if plain else divisor_rows(one.line, small, one.divisors)
+        first_tree = divide_by_primes(one.value, small) if one.divisors or not plain else None
+        if plain:
+            numbers.append(number_row(one, tree, plain, first_tree and first_tree.cofactor))
+            nodes += tree_rows(one.line, tree)
+        elif first_tree is not None:
+            numbers.append(number_row(one, first_tree, plain))
+            nodes += tree_rows(one.line, first_tree)
+            # Without a given factor the number is a multiple of a power of a large composite.
+            powers = [leaf.value for leaf in tree.leaves() if leaf.is_prime is not True]
+            given = (one.divisors, KNOWN) if one.divisors else (powers, SPLIT)
+            nodes += divisor_rows(one.line, *given)
         runs += [(one.line, *run) for run in one.runs]
     validated.bad.sort()
     validated.numbers, validated.nodes, validated.runs = copy_text(numbers), copy_text(nodes), copy_text(runs)
@@ -91,8 +100,8 @@ def _check_claims(row: ParsedRow, tree: Tree) -> None:
 # Factors -------------------------------------------------------------------------------------------------------------
 
 
-def divide_known(number: mpz, small: Iterable[mpz], divisors: Iterable[mpz]) -> Tree:
-    """Return the factorization of a new number by these primes and divisors; small parts are factored completely."""
+def divide_by_primes(number: mpz, small: Iterable[mpz]) -> Tree:
+    """Return the factorization of a new number by the primes that the trial division has found."""
     tree = new_tree(number)
     for prime in small:
         # `refine` would do the same, but it tries every prime on every part, and there can be thousands of primes.
@@ -100,6 +109,12 @@ def divide_known(number: mpz, small: Iterable[mpz], divisors: Iterable[mpz]) -> 
         if rest < tree.cofactor and tree.cofactor != prime:
             tree.cofactor, tree.cofactor_is_prime = rest, None if rest > 1 else False
             tree.children.append(FactorNode(prime, count, True, origin=SPLIT, tested=True))
+    return tree
+
+
+def divide_known(number: mpz, small: Iterable[mpz], divisors: Iterable[mpz]) -> Tree:
+    """Return the factorization of a new number by these primes and divisors; small parts are factored completely."""
+    tree = divide_by_primes(number, small)
     pending = [(divisor, KNOWN) for divisor in divisors]
     while True:
         while pending:

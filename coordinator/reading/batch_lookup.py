@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, Engine, LargeBinary, Row, cast, column, func,
 from sqlalchemy.dialects import postgresql
 
 from coordinator.composites import registry
+from coordinator.composites.values import sha256
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number
 from coordinator.reading import search
 from models.tables import Composite, CompositeAlias, Project, ProjectComposite
@@ -42,12 +43,12 @@ def compute_lookup_keys(numbers: Sequence[str], max_digits: int) -> LookupKeys:
                 problem = TOO_LONG
             else:
                 try:
-                    value = registry.sha256(decimal(evaluate_number(number, max_digits)))
+                    value = sha256(decimal(evaluate_number(number, max_digits)))
                 except ExpressionError as error:
                     problem = error.detail
         evaluated.append(value)
         problems.append(problem)
-    return LookupKeys([registry.sha256(number) for number in numbers], evaluated, problems)
+    return LookupKeys([sha256(number) for number in numbers], evaluated, problems)
 
 
 class LookupResult(NamedTuple):
@@ -67,7 +68,7 @@ def read_batch_status(engine: Engine, numbers: Sequence[str], max_digits: int) -
     lookup = _lookup_table(keys)
     is_current = func.sha256(func.convert_to(Composite.current_composite, "UTF8")) == CompositeAlias.value_sha256
     found = (
-        select(*search.COLUMNS)
+        search.select_shown()
         .join(CompositeAlias, CompositeAlias.composite_id == Composite.id)
         .where(or_(CompositeAlias.value_sha256 == lookup.c.written, CompositeAlias.value_sha256 == lookup.c.evaluated))
         .order_by(
@@ -136,7 +137,7 @@ def top_progress(engine: Engine, filters: ProgressFilters, *, limit: int, max_di
             named = select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256.in_(hashes))
             nearest = nearest.where(Composite.id.in_(named))
         ids = nearest.order_by(Composite.listed_progress.desc(), Composite.id.desc()).limit(limit).subquery()
-        statement = select(*search.COLUMNS).join(ids, ids.c.id == Composite.id)
+        statement = search.select_shown().join(ids, ids.c.id == Composite.id)
         order = (search.progress().desc().nulls_last(), Composite.id.desc())
         rows = list(connection.execute(statement.order_by(*order)))
         if not rows and filters.project is not None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Select, func, select, text
 
 from coordinator.reading import health_queries
 from coordinator.reading.search import expected_rows
-from models.tables import Client, Composite, EcmAttempt, Factor, Project, Submission, WorkAssignment
+from models.tables import Client, Composite, EcmAttempt, Factor, Project, Submission, Target, WorkAssignment
 
 # The database reads a table of this size through in a few hundredths of a second.
 COUNTED_BYTES = 32 * 2**20
@@ -18,21 +18,23 @@ COUNTED_BYTES = 32 * 2**20
 def composites_status(engine: Engine) -> dict[str, Any]:
     """Count the composites of each kind; `estimated` tells whether the counts are the planner's estimates.
 
-    Composites on hold (`paused`, `parked`) are always counted, up to MOST_COUNTED of them.
+    Needs (`wanting_ecm` and so on) are those of targets: a cofactor that several numbers have counts once. Holds
+    (`paused`, `parked`) are counted by number, as operators' lists show them; always, up to MOST_COUNTED of them.
     """
     kinds: dict[str, Any] = {
         "total": select(Composite.id),
         "finished": select(Composite.id).where(Composite.is_fully_factored),
         "primality_unknown": select(Composite.id).where(Composite.is_prime.is_(None)),
-        "wanting_ecm": select(Composite.id).where(Composite.ecm_eligible),
-        "wanting_pm1": select(Composite.id).where(Composite.pm1_eligible),
-        "wanting_pp1": select(Composite.id).where(Composite.pp1_eligible),
+        "wanting_ecm": select(Target.id).where(Target.ecm_eligible),
+        "wanting_pm1": select(Target.id).where(Target.pm1_eligible),
+        "wanting_pp1": select(Target.id).where(Target.pp1_eligible),
         "parts": select(Composite.id).where(Composite.parent_id.is_not(None)),
     }
     with engine.connect() as connection:
-        small = _is_small(connection, "composites")
+        small = all(_is_small(connection, table) for table in ("composites", "targets"))
         counted = {name: _count(connection, statement, exact=small) for name, statement in kinds.items()}
-        latest = select(Composite.hold).where(Composite.hold.is_not(None)).order_by(Composite.held_at.desc())
+        numbers = select(Target.hold).join(Composite, Composite.target_id == Target.id)
+        latest = numbers.where(Target.hold.is_not(None)).order_by(Target.held_at.desc())
         held = latest.limit(health_queries.MOST_COUNTED).subquery()
         by_kind = select(held.c.hold, func.count().label("count")).group_by(held.c.hold)
         holds = {row.hold: row.count for row in connection.execute(by_kind)}

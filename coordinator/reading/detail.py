@@ -6,19 +6,47 @@ answers operators by the names of the columns.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Connection, Engine, Row, select
+import numpy as np
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Row, func, select
 
 from coordinator import effort
 from coordinator.base.errors import composite_not_found
 from coordinator.composites import registry
 from coordinator.effort import chart
-from coordinator.reading import factors
-from models.tables import Composite, CompositeEffort, EcmAttempt, Factor, Project, ProjectComposite, WorkAssignment
+from coordinator.reading import factors, search
+from models.tables import (
+    Composite,
+    EcmAttempt,
+    Factor,
+    Project,
+    ProjectComposite,
+    Target,
+    TargetSource,
+    ValueEffort,
+    WorkAssignment,
+)
 
-# The effort is 91 doubles, which only a number's page and its chart need.
-_ALL_BUT_EFFORT = [column for column in Composite.__table__.columns if column.key != "effort"]
+
+def _or_default(column: Any) -> ColumnElement[Any]:
+    """Return the expression for a column of a target; its default where there is no target."""
+    default = column.server_default
+    if default is None or column.key == "target_set_at":
+        return cast(ColumnElement[Any], column)
+    return func.coalesce(column, default.arg).label(column.key)
+
+
+_OF_COMPOSITE = Composite.__table__.columns
+# A number that was finished when it was registered has no target. The effort is 91 doubles, which only a number's page
+# and its chart need.
+_OF_TARGET = [
+    _or_default(column)
+    for column in Target.__table__.columns
+    if column.key not in _OF_COMPOSITE and column.key not in ("effort", "is_finished")
+]
+# So many other numbers with the same cofactor are named.
+MAX_SHARING = 10
 _TREE_COLUMNS = (
     "id",
     "factor",
@@ -35,12 +63,15 @@ _TREE_COLUMNS = (
 class CompositeParts(NamedTuple):
     """A composite's row with what every answer about it shows.
 
-    `sums` are the rows of its curve sums; those without any curves were superseded or voided.
+    `sums` are the curve sums of its target; those without any curves were superseded or voided. `sharing` are at most
+    MAX_SHARING other composites (id, number) with the same target, of `sharing_count`.
     """
 
     row: Row[Any]
     sums: list[Row[Any]]
     projects: list[str]
+    sharing: list[Row[Any]]
+    sharing_count: int
 
     @property
     def curves(self) -> list[Row[Any]]:
@@ -88,7 +119,7 @@ def read_composite(engine: Engine, composite_id: int) -> dict[str, Any]:
         tree = _tree(connection, composite_id)
     return {
         **_row_fields(parts.row),
-        **_state_and_eligibility(parts.row),
+        **_state_and_eligibility(parts),
         "factors_found": _leaves(tree),
         "factors": [{name: getattr(factor, name) for name in _TREE_COLUMNS} for factor in tree],
         **_work_and_projects(parts),
@@ -103,13 +134,13 @@ def read_columns(engine: Engine, composite_id: int) -> dict[str, Any]:
     with engine.connect() as connection:
         parts = _read_parts(connection, composite_id)
         tree = _tree(connection, composite_id)
-        leases = _open_leases(connection, composite_id)
+        leases = _open_leases(connection, parts.row)
         split_off = select(Composite.id).where(Composite.parent_id == composite_id).order_by(Composite.id)
         children = list(connection.execute(split_off).scalars())
     return {
         **_without(parts.row, "value_sha256"),
         "factors": [_without(factor, "factor_sha256", "composite_id") for factor in tree],
-        "effort": [_without(own, "composite_id") for own in parts.sums],
+        "effort": [_without(own) for own in parts.sums],
         "open_work": [_without(lease, "composite_id") | {"id": str(lease.id)} for lease in leases],
         "projects": parts.projects,
         "parts": children,
@@ -123,12 +154,12 @@ def read_detail(engine: Engine, composite_id: int, *, most: int) -> ShownComposi
         rows = {
             "factors": factors.composite_factors(connection, composite_id, most + 1),
             "curves": parts.curves,
-            "leases": _open_leases(connection, composite_id, most + 1),
-            "attempts": _last_attempts(connection, composite_id, most + 1),
+            "leases": _open_leases(connection, parts.row, most + 1),
+            "attempts": _last_attempts(connection, parts.row, most + 1),
         }
     return ShownComposite(
-        {**_row_fields(parts.row), **_state_and_eligibility(parts.row), **_work_and_projects(parts)},
-        chart=chart.svg(parts.row.effort, "Has a factor been missed?", parts.row.target_t_level),
+        {**_row_fields(parts.row), **_state_and_eligibility(parts), **_work_and_projects(parts)},
+        chart=chart.svg(_vector(parts.row), "Has a factor been missed?", parts.row.target_t_level),
         is_cut=frozenset(name for name, found in rows.items() if len(found) > most),
         **{name: found[:most] for name, found in rows.items()},
     )
@@ -141,7 +172,7 @@ def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
     """
     with engine.connect() as connection:
         parts = _read_parts(connection, composite_id, with_effort=True)
-    chances = zip(effort.DIGITS.tolist(), effort.missed(parts.row.effort).tolist(), strict=True)
+    chances = zip(effort.DIGITS.tolist(), effort.missed(_vector(parts.row)).tolist(), strict=True)
     return {
         "composite_id": composite_id,
         "digit_length": parts.row.digit_length,
@@ -157,14 +188,20 @@ def composite_effort(engine: Engine, composite_id: int) -> dict[str, Any]:
 
 def _read_parts(connection: Connection, composite_id: int, *, with_effort: bool = False) -> CompositeParts:
     """Read the parts of a composite; its row has its effort vector only on request. Raises NotFoundError."""
-    columns = [*_ALL_BUT_EFFORT, Composite.effort] if with_effort else _ALL_BUT_EFFORT
-    row = connection.execute(select(*columns).where(Composite.id == composite_id)).one_or_none()
+    columns = [*_OF_COMPOSITE, *_OF_TARGET, *([Target.effort] if with_effort else [])]
+    both = select(*columns).outerjoin(Target, Target.id == Composite.target_id)
+    row = connection.execute(both.where(Composite.id == composite_id)).one_or_none()
     if row is None:
         raise composite_not_found(composite_id)
-    account = (CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.parametrization)
+    account = (ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
+    counted = (
+        func.sum(column).cast(BigInteger).label(column.key) for column in (ValueEffort.curves, ValueEffort.prior_curves)
+    )
     sums = (
-        select(*account, CompositeEffort.curves, CompositeEffort.prior_curves)
-        .where(CompositeEffort.composite_id == composite_id)
+        select(*account, *counted)
+        .join(TargetSource, TargetSource.value_id == ValueEffort.value_id)
+        .where(TargetSource.target_id == row.target_id)
+        .group_by(*account)
         .order_by(*account)
     )
     names = (
@@ -173,7 +210,28 @@ def _read_parts(connection: Connection, composite_id: int, *, with_effort: bool 
         .where(ProjectComposite.composite_id == composite_id)
         .order_by(Project.name)
     )
-    return CompositeParts(row, list(connection.execute(sums)), projects=list(connection.execute(names).scalars()))
+    sharing, sharing_count = _sharing(connection, row)
+    return CompositeParts(
+        row, list(connection.execute(sums)), list(connection.execute(names).scalars()), sharing, sharing_count
+    )
+
+
+def _sharing(connection: Connection, row: Row[Any]) -> tuple[list[Row[Any]], int]:
+    """Return (at most MAX_SHARING of the other composites with a composite's target, the number of all of them)."""
+    if row.target_id is None:
+        return [], 0
+    shares = (Composite.target_id == row.target_id, Composite.id != row.id)
+    columns: tuple[Any, ...] = (Composite.id, search.shortened(Composite.number).label("number"))
+    others = select(*columns).where(*shares)
+    sharing = list(connection.execute(others.order_by(Composite.id).limit(MAX_SHARING)))
+    if len(sharing) < MAX_SHARING:
+        return sharing, len(sharing)
+    return sharing, connection.execute(select(func.count()).select_from(Composite).where(*shares)).scalar_one()
+
+
+def _vector(row: Row[Any]) -> np.ndarray:
+    vector: np.ndarray = effort.no_effort() if row.effort is None else row.effort
+    return vector
 
 
 def _tree(connection: Connection, composite_id: int) -> list[Row[Any]]:
@@ -182,13 +240,17 @@ def _tree(connection: Connection, composite_id: int) -> list[Row[Any]]:
     return list(connection.execute(own))
 
 
-def _open_leases(connection: Connection, composite_id: int, limit: int | None = None) -> list[Row[Any]]:
-    is_own = (WorkAssignment.composite_id == composite_id, WorkAssignment.closed_at.is_(None))
+def _open_leases(connection: Connection, row: Row[Any], limit: int | None = None) -> list[Row[Any]]:
+    """Return the open leases of a composite's target, under whichever number's name they are."""
+    if row.target_id is None:
+        return []
+    is_own = (WorkAssignment.target_id == row.target_id, WorkAssignment.closed_at.is_(None))
     oldest = select(*WorkAssignment.__table__.columns).where(*is_own).order_by(WorkAssignment.created_at)
     return list(connection.execute(oldest.limit(limit)))
 
 
-def _last_attempts(connection: Connection, composite_id: int, limit: int) -> list[Row[Any]]:
+def _last_attempts(connection: Connection, row: Row[Any], limit: int) -> list[Row[Any]]:
+    """Return the newest attempts that count for a composite's target, and its other own ones."""
     columns = (
         EcmAttempt.id,
         EcmAttempt.created_at,
@@ -203,8 +265,14 @@ def _last_attempts(connection: Connection, composite_id: int, limit: int) -> lis
         EcmAttempt.program,
         EcmAttempt.program_version,
     )
-    newest = select(*columns).where(EcmAttempt.composite_id == composite_id).order_by(EcmAttempt.id.desc())
-    return list(connection.execute(newest.limit(limit)))
+    # One query for each source: the index of a value gives its newest attempts, however many there are.
+    sources = select(TargetSource.value_id).where(TargetSource.target_id == row.target_id)
+    chosen = [EcmAttempt.value_id == value_id for value_id in connection.execute(sources).scalars()]
+    newest: dict[int, Row[Any]] = {}
+    for condition in [*chosen, EcmAttempt.composite_id == row.id]:
+        statement = select(*columns).where(condition).order_by(EcmAttempt.id.desc()).limit(limit)
+        newest |= {attempt.id: attempt for attempt in connection.execute(statement)}
+    return [newest[attempt_id] for attempt_id in sorted(newest, reverse=True)[:limit]]
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -225,7 +293,8 @@ def _row_fields(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _state_and_eligibility(row: Row[Any]) -> dict[str, Any]:
+def _state_and_eligibility(parts: CompositeParts) -> dict[str, Any]:
+    row = parts.row
     eligible = (("ecm", row.ecm_eligible), ("pm1", row.pm1_eligible), ("pp1", row.pp1_eligible))
     return {
         "composite_id": row.id,
@@ -240,6 +309,8 @@ def _state_and_eligibility(row: Row[Any]) -> dict[str, Any]:
         "hold": row.hold,
         "hold_reason": row.hold_reason,
         "parent_id": row.parent_id,
+        "shares_cofactor_with": [{"composite_id": other.id, "composite": other.number} for other in parts.sharing],
+        "sharing_count": parts.sharing_count,
         "created_at": row.created_at,
     }
 

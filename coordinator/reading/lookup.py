@@ -6,11 +6,11 @@ the text search of search.py also finds the beginnings of numbers, and no ids.
 
 from typing import Any
 
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Engine, Row, func, select
 
 from coordinator.composites import identification
 from coordinator.numbers.expressions import ExpressionError
-from models.tables import Composite, Project, ProjectComposite
+from models.tables import Composite, Project, ProjectComposite, Target
 
 # A composite in operators' lists.
 SHORT: tuple[Any, ...] = (
@@ -24,10 +24,11 @@ SHORT: tuple[Any, ...] = (
     Composite.current_t_level,
     Composite.target_t_level,
     Composite.attempt_count,
-    Composite.hold,
+    Target.hold,
     Composite.parent_id,
-    Composite.open_leases,
+    func.coalesce(Target.open_leases, 0).label("open_leases"),
 )
+_SHORT_ROWS = select(*SHORT).outerjoin(Target, Target.id == Composite.target_id)
 
 
 def identify_composite(engine: Engine, identifier: str, max_digits: int) -> int:
@@ -43,7 +44,7 @@ def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int
             ids = identification.matching_ids(connection, identifier, max_digits)[:limit]
         except ExpressionError:
             return []
-        rows = {row.id: row for row in connection.execute(select(*SHORT).where(Composite.id.in_(ids)))}
+        rows = {row.id: row for row in connection.execute(_SHORT_ROWS.where(Composite.id.in_(ids)))}
     return [rows[composite_id] for composite_id in ids if composite_id in rows]
 
 
@@ -51,7 +52,7 @@ def list_by_id(
     engine: Engine, *, project: str | None = None, unfinished: bool = False, after: int = 0, limit: int = 1000
 ) -> list[Row[Any]]:
     """Return SHORT of the composites whose id is above `after`, by id: of one project or all, unfinished or all."""
-    statement = select(*SHORT).where(Composite.id > after).order_by(Composite.id).limit(limit)
+    statement = _SHORT_ROWS.where(Composite.id > after).order_by(Composite.id).limit(limit)
     if unfinished:
         statement = statement.where(Composite.is_fully_factored.is_(False))
     if project is not None:

@@ -38,7 +38,7 @@ from coordinator.base import cursors
 from coordinator.base.errors import NotFoundError
 from coordinator.composites import registry
 from coordinator.numbers.expressions import ExpressionError
-from models.tables import Composite, Project, ProjectComposite
+from models.tables import Composite, Project, ProjectComposite, Target
 
 MAX_SCANNED = 20_000
 MAX_SORTED_MEMBERS = 5_000  # a project with fewer numbers has all of them sorted
@@ -111,10 +111,15 @@ COLUMNS: tuple[Any, ...] = (
     Composite.snfs_difficulty,
     Composite.attempt_count,
     Composite.last_attempt_at,
-    Composite.hold,
+    Target.hold,
     Composite.parent_id,
     Composite.created_at,
 )
+
+
+def select_shown() -> Select[Any]:
+    """Return SELECT of COLUMNS, to which the caller adds conditions; the hold is that of the target."""
+    return select(*COLUMNS).outerjoin(Target, Target.id == Composite.target_id)
 
 
 def list_composites(
@@ -153,7 +158,7 @@ def list_composites(
 
 def _show(connection: Connection, chosen: list[Row[Any]]) -> list[Row[Any]]:
     ids = [row.id for row in chosen]
-    rows = {row.id: row for row in connection.execute(select(*COLUMNS).where(Composite.id.in_(ids)))} if ids else {}
+    rows = {row.id: row for row in connection.execute(select_shown().where(Composite.id.in_(ids)))} if ids else {}
     # A number may have been deleted since it was chosen.
     return [rows[composite_id] for composite_id in ids if composite_id in rows]
 

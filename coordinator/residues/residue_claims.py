@@ -14,16 +14,27 @@ residue, so it locks only the residue.
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, bindparam, exists, func, select, update
+from sqlalchemy.orm import aliased
 
 from coordinator import effort
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, lease_lifecycle, ledger, registry, superseding
+from coordinator.composites import eligibility, lease_lifecycle, ledger, registry, superseding, targets
 from models.limits import DEFAULT_B2
-from models.tables import Composite, EcmAttempt, Factor, Project, ProjectComposite, Residue, Submission, WorkAssignment
+from models.tables import (
+    Composite,
+    EcmAttempt,
+    Factor,
+    Project,
+    ProjectComposite,
+    Residue,
+    Submission,
+    Target,
+    WorkAssignment,
+)
 from models.wire.results import SubmitResult
 
 # Without a factor, a residue is completed by stage 2 of this share of its curves, to a B2 of this many times its B1.
@@ -115,21 +126,28 @@ class ResidueRequest(NamedTuple):
 def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> Row[Any] | None:
     """Claim the oldest residue of the highest priority that passes the filters; None if no residue does.
 
-    Returns the residue's row with its composite's `digit_length`, `current_t_level` and `target_t_level`. Raises
-    ConflictError for a client that holds `max_claims` claims.
+    Filters and order are those of the residue's target, as for leases: its stage 2 serves every number that has the
+    target, and `project` may be that of any of them. Returns the residue's row with the target's `digit_length`,
+    `current_t_level` and `target_t_level`. Raises ConflictError for a client that holds `max_claims` claims.
     """
-    chosen = [Residue.status == "available", Residue.expires_at > func.now(), Composite.hold.is_(None), _not_reserved()]
+    chosen = [Residue.status == "available", Residue.expires_at > func.now(), Target.hold.is_(None), _not_reserved()]
     for bound, least, most in (
-        (Composite.digit_length, request.min_digits, request.max_digits),
-        (Composite.priority, request.min_priority, None),
-        (Composite.target_t_level, request.min_target_tlevel, request.max_target_tlevel),
+        (Target.digit_length, request.min_digits, request.max_digits),
+        (Target.priority, request.min_priority, None),
+        (Target.target_t_level, request.min_target_tlevel, request.max_target_tlevel),
         (Residue.b1, request.min_b1, request.max_b1),
     ):
         chosen += [] if least is None else [bound >= least]
         chosen += [] if most is None else [bound <= most]
     if request.project is not None:
-        members = select(ProjectComposite.composite_id).join(Project, Project.id == ProjectComposite.project_id)
-        chosen.append(Residue.composite_id.in_(members.where(Project.name == request.project)))
+        sharing = aliased(Composite)
+        of_project = (
+            select(sharing.target_id)
+            .join(ProjectComposite, ProjectComposite.composite_id == sharing.id)
+            .join(Project, Project.id == ProjectComposite.project_id)
+            .where(Project.name == request.project)
+        )
+        chosen.append(Target.id.in_(of_project))
     with unit_of_work(engine, "claim_residue", client=request.client_id) as connection:
         held = select(func.count()).where(Residue.status == "claimed", Residue.claimed_by == request.client_id)
         if connection.execute(held).scalar_one() >= max_claims:
@@ -139,8 +157,9 @@ def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> R
         best = connection.execute(
             select(Residue.id)
             .join(Composite, Composite.id == Residue.composite_id)
+            .join(Target, Target.id == Composite.target_id)
             .where(*chosen)
-            .order_by(Composite.priority.desc(), Residue.id)
+            .order_by(Target.priority.desc(), Residue.id)
             .limit(1)
             .with_for_update(of=Residue, skip_locked=True)
         ).scalar_one_or_none()
@@ -152,20 +171,18 @@ def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> R
             .where(Residue.id == best)
             .values(status="claimed", claimed_by=request.client_id, claimed_at=func.now(), claim_expires_at=until)
         )
-        columns: tuple[Any, ...] = (
-            Residue,
-            Composite.digit_length,
-            Composite.current_t_level,
-            Composite.target_t_level,
-        )
+        columns: tuple[Any, ...] = (Residue, Target.digit_length, Target.current_t_level, Target.target_t_level)
         return connection.execute(
-            select(*columns).join(Composite, Composite.id == Residue.composite_id).where(Residue.id == best)
+            select(*columns)
+            .join(Composite, Composite.id == Residue.composite_id)
+            .join(Target, Target.id == Composite.target_id)
+            .where(Residue.id == best)
         ).one()
 
 
 def _not_reserved() -> ColumnElement[bool]:
     reserved = WorkAssignment.closed_at.is_(None) & WorkAssignment.method.in_(eligibility.RESERVATION_METHODS)
-    return ~exists().where(WorkAssignment.composite_id == Residue.composite_id, reserved)
+    return ~exists().where(WorkAssignment.target_id == Composite.target_id, reserved)
 
 
 def claimed_file(engine: Engine, residue_id: int, client_id: str) -> Row[Any]:
@@ -218,14 +235,14 @@ def settle_stage2(
     if residue is None:
         return None, "the residue that it names is unknown; the result counts without it"
     attempt = connection.execute(select(EcmAttempt).where(EcmAttempt.id == attempt_id)).one()
-    mismatch = _mismatch(residue, attempt)
+    mismatch = _mismatch(connection, residue, attempt)
     if mismatch:
         return None, f"residue {residue.id} {mismatch}; the result counts without it"
     return _count_stage2(connection, residue, attempt, found=found), None
 
 
-def _mismatch(residue: Row[Any], attempt: Row[Any]) -> str | None:
-    if residue.composite_id != attempt.composite_id:
+def _mismatch(connection: Connection, residue: Row[Any], attempt: Row[Any]) -> str | None:
+    if not share_target(connection, residue.composite_id, attempt.composite_id):
         return f"is of composite {residue.composite_id}, and attempt {attempt.id} of {attempt.composite_id}"
     if attempt.voided_at is not None:
         return f"had no stage 2 by attempt {attempt.id}: that was taken back"
@@ -238,6 +255,17 @@ def _mismatch(residue: Row[Any], attempt: Row[Any]) -> str | None:
     return None
 
 
+def share_target(connection: Connection, one_id: int, other_id: int) -> bool:
+    """Return whether two composites are one, or point to the same target."""
+    if one_id == other_id:
+        return True
+    found = list(connection.execute(_TARGETS_OF, {"ids": [one_id, other_id]}).scalars())
+    return len(found) == 2 and found[0] is not None and found[0] == found[1]
+
+
+_TARGETS_OF = select(Composite.target_id).where(Composite.id.in_(bindparam("ids", expanding=True)))
+
+
 def _count_stage2(connection: Connection, residue: Row[Any], attempt: Row[Any], *, found: bool) -> ResidueCompletion:
     """Count a stage 2 of a locked residue once: curves that had their stage 2, or too small a B2, add nothing."""
     to_publish: list[jobs.JobRef] = []
@@ -247,7 +275,7 @@ def _count_stage2(connection: Connection, residue: Row[Any], attempt: Row[Any], 
     if residue.status in superseding.OPEN_STATUSES and (found or done >= ENOUGH_CURVES * residue.curve_count):
         to_publish = superseding.close_residues(connection, Residue.id == residue.id, superseding.COMPLETED, None)
         connection.execute(update(Residue).where(Residue.id == residue.id).values(stage2_attempt_id=attempt.id))
-        lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
+        lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, [residue.composite_id]))
     now = residue_row(connection, residue.id)
     level = select(Composite.current_t_level).where(Composite.id == residue.composite_id)
     t_level = connection.execute(level).scalar_one()
@@ -298,7 +326,7 @@ def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_att
             raise missing_attempt_error(connection, client_id, detail, stage2_attempt_id)
         if attempt.client_id != client_id:
             raise InvalidClaimError("not_its_stage2", f"Attempt {attempt.id} is another client's")
-        if mismatch := _mismatch(residue, attempt):
+        if mismatch := _mismatch(connection, residue, attempt):
             raise InvalidClaimError("not_its_stage2", f"Residue {residue_id} {mismatch}")
         if residue.status == "claimed" and residue.claimed_by != client_id and attempt.residue_id is None:
             raise ConflictError("not_claimed", f"Residue {residue_id} is claimed by another client")
@@ -309,10 +337,10 @@ def complete_residue(engine: Engine, residue_id: int, client_id: str, stage2_att
 
 
 def lock_residue(connection: Connection, residue_id: int) -> Row[Any]:
-    """Lock the family of a residue's composite and then the residue; returns its row. Raises NotFoundError."""
+    """Lock the group of a residue's composite and then the residue; returns its row. Raises NotFoundError."""
     composite_id: int = residue_row(connection, residue_id).composite_id
     (root_id,) = registry.roots_of(connection, [composite_id]) or [composite_id]
-    registry.lock_family(connection, root_id)
+    registry.lock_group(connection, root_id)
     return residue_row(connection, residue_id, lock=True)
 
 

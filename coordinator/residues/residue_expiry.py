@@ -5,16 +5,17 @@ from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Engine, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import DomainError
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, lease_lifecycle, superseding
+from coordinator.composites import eligibility, lease_lifecycle, superseding, targets
 from coordinator.residues import residue_claims
 from coordinator.residues.residue_storage import Storage
 from models.limits import DEFAULT_B2
-from models.tables import EcmAttempt, Residue
+from models.tables import Composite, EcmAttempt, Residue
 
 log = structlog.get_logger("residues")
 
@@ -44,7 +45,7 @@ def expire_residues(engine: Engine, now: datetime) -> tuple[int, list[jobs.JobRe
             is_unclaimed = (Residue.id == residue_id) & (Residue.status == "available")
             why = "no client claimed it in time"
             to_publish += superseding.close_residues(connection, is_unclaimed, superseding.EXPIRED, why)
-            lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
+            lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, [residue.composite_id]))
     return len(ids), to_publish
 
 
@@ -52,7 +53,6 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
     """Complete claims whose client has sent the result of stage 2, but neither named the residue nor completed it."""
     is_stage2 = (
         EcmAttempt.client_id == Residue.claimed_by,
-        EcmAttempt.composite_id == Residue.composite_id,
         EcmAttempt.method == eligibility.ECM,
         EcmAttempt.b1 == Residue.b1,
         EcmAttempt.parametrization == Residue.parametrization,
@@ -63,10 +63,13 @@ def complete_unreported(engine: Engine) -> list[jobs.JobRef]:
         EcmAttempt.curves >= residue_claims.ENOUGH_CURVES * Residue.curve_count,
         or_(EcmAttempt.b2 == DEFAULT_B2, EcmAttempt.b2 >= residue_claims.ENOUGH_B2 * EcmAttempt.b1),
     )
+    own, sharing = aliased(Composite), aliased(Composite)
     with engine.connect() as connection:
         pairs = connection.execute(
             select(Residue.id, Residue.claimed_by, func.min(EcmAttempt.id).label("attempt"))
-            .join(EcmAttempt, EcmAttempt.composite_id == Residue.composite_id)
+            .join(own, own.id == Residue.composite_id)
+            .join(sharing, or_(sharing.id == own.id, sharing.target_id == own.target_id))
+            .join(EcmAttempt, EcmAttempt.composite_id == sharing.id)
             .where(Residue.status == "claimed", *is_stage2)
             .group_by(Residue.id, Residue.claimed_by)
             .order_by(Residue.id)
@@ -127,7 +130,7 @@ def close_residue(engine: Engine, residue_id: int, why: str, actor: Actor | None
     with unit_of_work(engine, "close_residue", residue=residue_id) as connection:
         residue = residue_claims.lock_residue(connection, residue_id)
         to_publish = superseding.close_residues(connection, Residue.id == residue_id, superseding.CLOSED, why)
-        lease_lifecycle.refresh_eligibility(connection, [residue.composite_id])
+        lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, [residue.composite_id]))
         if actor is not None and to_publish:
             after = {"status": superseding.CLOSED, "reason": why}
             audit.record(

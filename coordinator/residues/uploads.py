@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from coordinator.base.errors import DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, lease_lifecycle, registry, superseding
+from coordinator.composites import eligibility, lease_lifecycle, registry, superseding, targets
 from coordinator.numbers.expressions import decimal, shorten
 from coordinator.residues import residue_claims
 from coordinator.residues.save_files import SaveFile
@@ -54,14 +54,15 @@ def register_upload(
             raise NotFoundError(
                 "unknown_composite", f"N, {shorten(written)}, is not a number of this server; load it first"
             )
-        registry.lock_family(connection, found.root_id)
-        columns = (Composite.id, Composite.is_fully_factored, Composite.current_t_level)
-        composite = connection.execute(select(*columns).where(Composite.id == found.id)).one_or_none()
+        registry.lock_group(connection, found.root_id)
+        columns: tuple[Any, ...] = (Composite.id, Composite.is_fully_factored, Composite.target_id)
+        chosen = select(*columns).where(Composite.id == found.id)
+        composite: Row[Any] | None = connection.execute(chosen).one_or_none()
         if composite is None:
             raise NotFoundError("unknown_composite", f"N, {shorten(written)}, has just been deleted")
         if composite.is_fully_factored:
             raise DomainError("composite_finished", f"{shorten(written)} is finished; nothing is left for stage 2")
-        attempt = _stage1_attempt(connection, client_id, composite.id, file, stage1_attempt_id)
+        attempt = _stage1_attempt(connection, client_id, composite, file, stage1_attempt_id)
         residue_id = connection.execute(
             insert(Residue)
             .values(
@@ -85,16 +86,23 @@ def register_upload(
             raise residue_claims.RetryLaterError(
                 "duplicate_residue", "The same file is being uploaded by another request; ask again"
             )
-        superseding.recount_open_residues(connection, [composite.id])
-        lease_lifecycle.refresh_eligibility(connection, [composite.id])
+        target_ids = targets.ids_of(connection, [composite.id])
+        superseding.recount_open_residues(connection, target_ids)
+        lease_lifecycle.refresh_eligibility(connection, target_ids)
         residue = residue_claims.residue_row(connection, residue_id)
     return RegisteredUpload(residue, f"Residue {residue_id} of attempt {attempt} waits for its stage 2")
 
 
 def _stage1_attempt(
-    connection: Connection, client_id: str, composite_id: int, file: SaveFile, attempt_id: int | None
+    connection: Connection, client_id: str, composite: Row[Any], file: SaveFile, attempt_id: int | None
 ) -> int:
-    """Return the attempt that is the stage 1 of this file. Raises DomainError."""
+    """Return the attempt that is the stage 1 of this file. Raises DomainError.
+
+    It may be an attempt on another number with the same target: its curves are curves on this one.
+    """
+    sharing = {composite.id}
+    if composite.target_id is not None:
+        sharing.update(targets.composites_of(connection, [composite.target_id]))
     linked = select(func.coalesce(func.sum(Residue.curve_count), 0)).where(
         Residue.stage1_attempt_id == EcmAttempt.id,
         Residue.status.in_((*superseding.OPEN_STATUSES, superseding.COMPLETED)),
@@ -103,7 +111,7 @@ def _stage1_attempt(
     if attempt_id is None:
         fitting = (
             EcmAttempt.client_id == client_id,
-            EcmAttempt.composite_id == composite_id,
+            EcmAttempt.composite_id.in_(sharing),
             EcmAttempt.method == eligibility.ECM,
             EcmAttempt.b1 == file.b1,
             EcmAttempt.b2 == STAGE1_ONLY,
@@ -131,7 +139,7 @@ def _stage1_attempt(
         problem
         for problem, fits in (
             (f"is {attempt.client_id}'s", attempt.client_id == client_id),
-            (f"is of composite {attempt.composite_id}, not {composite_id}", attempt.composite_id == composite_id),
+            (f"is of composite {attempt.composite_id}, not {composite.id}", attempt.composite_id in sharing),
             ("is no stage 1 (ecm with B2 = 0)", is_stage1),
             (f"has B1 = {attempt.b1}, the file {file.b1}", attempt.b1 == file.b1),
             (

@@ -3,11 +3,12 @@
 The steps, in this order:
 
  1. lock the submission; if it is settled, return its state (so a task that is delivered twice does no harm);
- 2. find or register the composite, and lock its family (root first) against changes by others;
+ 2. find or register the composite (the number of a named lease first), and lock its family, the families that share
+    targets with it, and these targets against changes by others;
  3. verify every claimed factor against the registered number, before anything is written;
  4. record the attempt, unless the same curves are recorded already;
- 5. add the curves to the composite's effort, compute its t-level, and settle the residue that the result names;
- 6. use the factors on every unfinished part of the family (a part that becomes a composite inherits these curves);
+ 5. add the curves to the value they were run on and to its targets, and settle the residue that the result names;
+ 6. use the factors on every unfinished part of these families;
  7. count the curves on their lease;
  8. settle the submission with its outcome.
 
@@ -16,7 +17,7 @@ Steps 2 to 7 run inside a savepoint: a result that fails verification leaves onl
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from gmpy2 import mpz
@@ -27,16 +28,17 @@ from config.settings import Settings
 from coordinator import effort
 from coordinator.base import jobs
 from coordinator.base.unit_of_work import savepoint, unit_of_work
-from coordinator.composites import families, lease_lifecycle, ledger, registry
+from coordinator.composites import families, lease_lifecycle, ledger, registry, target_changes, targets, values
 from coordinator.composites.families import Divisor
-from coordinator.composites.registry import RegisteredComposite
+from coordinator.composites.lease_lifecycle import NamedLease
+from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
 from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_claims
 from coordinator.results import delivery_attempts
 from models.limits import STAGE1_ONLY
-from models.tables import Composite, EcmAttempt, Submission
+from models.tables import Composite, CompositeAlias, EcmAttempt, Submission, Target
 from models.wire.results import FoundFactor, SubmitResult, split_sigma
 
 
@@ -137,49 +139,42 @@ def _apply_verified(
     """Run steps 2 to 7; the caller rolls them back if this raises ResultRejectedError."""
     to_publish: list[jobs.JobRef] = []
     notes: list[str] = []
-    found, is_new, family = _lock(connection, result, settings)
-    composite_id = found.id
-    composite = next(row for row in family if row.id == composite_id)
+    found, group = _lock(connection, result, settings, notes)
+    composite = next(row for row in group if row.id == found.id)
     if composite.is_prime and composite.is_fully_factored:
         raise ResultRejectedError(
             "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
         )
-    divisors = _verify_claims(connection, composite_id, result, settings, notes)
+    divisors = _verify_claims(connection, found.id, result, settings, notes)
     if found.is_new_spelling:
-        registry.learn_spelling(connection, composite_id, result.composite)
-
-    lease_id = None
-    if result.work_id:
-        lease_id, note = lease_lifecycle.find_lease(
-            connection, result.work_id, result.client_id, {row.id for row in family}
-        )
-        notes += [note] if note else []
-    attempt_id, repeated = _record_attempt(connection, submission, composite_id, result, lease_id)
-
-    t_level, target = composite.current_t_level, composite.target_t_level
+        registry.learn_spelling(connection, found.id, result.composite)
+    value_id, target_ids = _worked_value(connection, composite, result, settings)
+    lease_id = None if found.lease is None else found.lease.id
+    attempt_id, repeated = _record_attempt(
+        connection, submission, composite, result, group=group, value_id=value_id, lease_id=lease_id
+    )
     if not repeated:
-        t_level = _add_effort(connection, composite, result)
+        _add_effort(connection, target_ids, value_id, result)
     # The residue comes first: using factors may finish the number, and close its residues.
     stage2 = _settle_residue(connection, attempt_id, result, notes, found=bool(divisors))
-    t_level = stage2.t_level if stage2 else t_level
     to_publish += stage2.to_publish if stage2 else []
 
     new_factors = False
-    if divisors or is_new:
-        members = families.load_family(connection, [row.id for row in family], settings.max_digits)
+    if divisors or found.is_new:
+        members = families.load_family(connection, [row.id for row in group], settings.max_digits)
         credited = [divisor.credited(attempt_id, result.client_id, result.method) for divisor in divisors]
-        change = families.use_divisors(connection, members, credited)
+        change = families.use_divisors(connection, members, credited, found_on=composite.id)
         new_factors = bool(change.new)
         to_publish += change.to_publish
-        if is_new:
+        if found.is_new:
             to_publish += families.resolve_new(connection, members).to_publish
-        target = connection.execute(select(Composite.target_t_level).where(Composite.id == composite_id)).scalar_one()
 
     if lease_id and not repeated:
         lease_lifecycle.count_curves(connection, lease_id, result)
-    lease_lifecycle.refresh_eligibility(connection, [row.id for row in family])
+    of_group = targets.ids_of(connection, [row.id for row in group])
+    lease_lifecycle.refresh_eligibility(connection, sorted({*of_group, *target_ids}))
     if result.project:
-        registry.join_project(connection, composite_id, result.project)
+        registry.join_project(connection, composite.id, result.project)
 
     if new_factors:
         status = "new_factor"
@@ -190,33 +185,71 @@ def _apply_verified(
     state = "duplicate" if repeated else "applied"
     message = "; ".join([summary(status, result, divisors), *notes])
     is_completed = stage2 and stage2.is_completed
-    return Outcome(state, attempt_id, composite_id, status, message, t_level, target, is_completed), to_publish
+    levels = select(Composite.current_t_level, Composite.target_t_level).where(Composite.id == composite.id)
+    now = connection.execute(levels).one()
+    return Outcome(
+        state,
+        attempt_id,
+        composite.id,
+        status,
+        message,
+        now.current_t_level,
+        now.target_t_level,
+        is_completed,
+    ), to_publish
+
+
+class _FoundComposite(NamedTuple):
+    """The composite that a result belongs to, and the lease of it that the result names."""
+
+    id: int
+    root_id: int
+    is_new: bool = False
+    is_new_spelling: bool = False
+    lease: NamedLease | None = None
 
 
 def _lock(
-    connection: Connection, result: SubmitResult, settings: Settings
-) -> tuple[RegisteredComposite, bool, list[Row[Any]]]:
-    """Find or register the composite and lock its family; returns (composite, whether it is new, family)."""
-    found, is_new = _find_or_register(connection, result, settings)
-    family = registry.lock_family(connection, found.root_id)
-    if found.id not in {row.id for row in family}:
+    connection: Connection, result: SubmitResult, settings: Settings, notes: list[str]
+) -> tuple[_FoundComposite, list[Row[Any]]]:
+    """Find or register the composite; lock the families that share work with it, and their targets."""
+    found = _find_or_register(connection, result, settings, notes)
+    group = registry.lock_group(connection, found.root_id)
+    if found.id not in {row.id for row in group}:
         # An operator has deleted the composite or its root since it was found, so this time it is registered.
-        found, is_new = _find_or_register(connection, result, settings)
-        family = registry.lock_family(connection, found.root_id)
-    return found, is_new, family
+        notes.clear()
+        found = _find_or_register(connection, result, settings, notes)
+        group = registry.lock_group(connection, found.root_id)
+    return found, group
 
 
 def _find_or_register(
-    connection: Connection, result: SubmitResult, settings: Settings
-) -> tuple[RegisteredComposite, bool]:
-    """Return (composite, whether it is new). Raises ResultRejectedError for a number that cannot be a composite."""
+    connection: Connection, result: SubmitResult, settings: Settings, notes: list[str]
+) -> _FoundComposite:
+    """Return the composite of a result. Raises ResultRejectedError for a number that cannot be a composite.
+
+    A result that names a lease belongs to the leased number if its value is one that this number has had. Otherwise it
+    belongs to the number that its value names, and the lease is used only if that is of the same family.
+    """
+    lease = None
+    if result.work_id:
+        lease, note = lease_lifecycle.find_lease(connection, result.work_id, result.client_id)
+        notes += [note] if note else []
     try:
-        found = registry.find(connection, result.composite, settings.max_digits)
-        if found is not None:
-            return found, False
+        if lease is not None and _has_had(connection, lease.composite_id, result.composite, settings):
+            (root_id,) = registry.roots_of(connection, [lease.composite_id])
+            return _FoundComposite(lease.composite_id, root_id, lease=lease)
+        known = registry.find(connection, result.composite, settings.max_digits)
+        if known is not None:
+            if lease is not None and registry.roots_of(connection, [lease.composite_id]) != [known.root_id]:
+                notes.append(f"work_id {lease.id} leases another number; the result counts without it")
+                lease = None
+            return _FoundComposite(known.id, known.root_id, is_new_spelling=known.is_new_spelling, lease=lease)
         value = evaluate_number(result.composite, settings.max_digits)
     except ExpressionError as error:
         raise ResultRejectedError(error.reason, error.detail) from error
+    if lease is not None:
+        notes.append(f"work_id {lease.id} leases another number; the result counts without it")
     if not settings.accept_unknown_composites:
         raise ResultRejectedError(
             "unknown_composite",
@@ -228,7 +261,53 @@ def _find_or_register(
             "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
         )
     new_id = registry.register(connection, result.composite, value, is_prime=prime)
-    return RegisteredComposite(new_id, registry.roots_of(connection, [new_id])[0]), True
+    return _FoundComposite(new_id, registry.roots_of(connection, [new_id])[0], is_new=True)
+
+
+def _has_had(connection: Connection, composite_id: int, written: str, settings: Settings) -> bool:
+    """Return whether a composite has had the value `written`. Raises ExpressionError."""
+    of_composite = select(CompositeAlias.value_sha256).where(CompositeAlias.composite_id == composite_id)
+
+    def is_alias(text: str) -> bool:
+        return connection.execute(of_composite.where(CompositeAlias.value_sha256 == sha256(text))).first() is not None
+
+    if is_alias(written):
+        return True
+    if written.isascii() and written.isdigit():
+        return False
+    return is_alias(decimal(evaluate_number(written, settings.max_digits)))
+
+
+def _worked_value(
+    connection: Connection, composite: Row[Any], result: SubmitResult, settings: Settings
+) -> tuple[int, list[int]]:
+    """Return (the id of the value that the curves were run on, the targets for which they count).
+
+    A value that no curve was run on before gets its row, and is linked to these targets.
+    """
+    value_sha256 = _value_sha256(connection, composite, result.composite)
+    known = values.find_worked(connection, [value_sha256]) if value_sha256 is not None else {}
+    if value_sha256 is not None and value_sha256 in known:
+        value_id = known[value_sha256]
+        return value_id, [row.id for row in targets.lock_of_values(connection, [value_id])]
+    value = evaluate_number(result.composite, settings.max_digits)
+    text = decimal(value)
+    value_id = values.find_or_add_worked(connection, {sha256(text): text})[sha256(text)]
+    target_changes.link_value(connection, value_id, value, composite.id)
+    return value_id, [row.id for row in targets.lock_of_values(connection, [value_id])]
+
+
+def _value_sha256(connection: Connection, composite: Row[Any], written: str) -> bytes | None:
+    """Return the hash of the value that a spelling of a composite means; None if the spelling is not stored."""
+    alias = (
+        select(CompositeAlias.kind)
+        .where(CompositeAlias.value_sha256 == sha256(written), CompositeAlias.composite_id == composite.id)
+        .limit(1)
+    )
+    kind = connection.execute(alias).scalar_one_or_none()
+    if kind is None:
+        return None
+    return bytes(composite.value_sha256) if kind == registry.NUMBER else sha256(written)
 
 
 def _verify_claims(
@@ -275,27 +354,48 @@ def _divisor(value: mpz, claim: FoundFactor, result: SubmitResult) -> Divisor:
 
 
 def _record_attempt(
-    connection: Connection, submission: Row[Any], composite_id: int, result: SubmitResult, lease_id: UUID | None
+    connection: Connection,
+    submission: Row[Any],
+    composite: Row[Any],
+    result: SubmitResult,
+    *,
+    group: list[Row[Any]],
+    value_id: int,
+    lease_id: UUID | None,
 ) -> tuple[int, bool]:
-    """Insert the attempt; returns (its id, False), or (the id of the attempt that recorded the same curves, True)."""
-    values = attempt_values(submission.id, submission.attempt_id, composite_id, result) | {"work_id": lease_id}
+    """Insert the attempt; returns (its id, False), or (the id of the attempt that recorded the same curves, True).
+
+    Curves that were sent for another number with the same target are the same curves.
+    """
+    values_of_row = attempt_values(submission.id, submission.attempt_id, composite.id, value_id, result)
+    values_of_row |= {"work_id": lease_id}
+    sharing = [row.id for row in group if row.target_id == composite.target_id and row.id != composite.id]
+    if values_of_row["curves_sha256"] is not None and sharing:
+        hashes = [_curves_sha256(composite_id, result) for composite_id in sharing]
+        same = select(EcmAttempt.id).where(EcmAttempt.curves_sha256.in_(hashes)).order_by(EcmAttempt.id).limit(1)
+        first_id = connection.execute(same).scalar_one_or_none()
+        if first_id is not None:
+            return first_id, True
     recorded = connection.execute(
         insert(EcmAttempt)
-        .values(values)
+        .values(values_of_row)
         .on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256])
         .returning(EcmAttempt.id)
     ).scalar_one_or_none()
     if recorded is not None:
         return recorded, False
-    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == values["curves_sha256"])
+    first = select(EcmAttempt.id).where(EcmAttempt.curves_sha256 == values_of_row["curves_sha256"])
     return connection.execute(first).scalar_one(), True
 
 
-def attempt_values(submission_id: int, attempt_id: int, composite_id: int, result: SubmitResult) -> dict[str, Any]:
+def attempt_values(
+    submission_id: int, attempt_id: int, composite_id: int, value_id: int, result: SubmitResult
+) -> dict[str, Any]:
     """Return the `ecm_attempts` row for a result."""
     return {
         "id": attempt_id,
         "composite_id": composite_id,
+        "value_id": value_id,
         "submission_id": submission_id,
         "client_id": result.client_id,
         "method": result.method,
@@ -324,21 +424,22 @@ def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
     return hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
 
 
-def _add_effort(connection: Connection, composite: Row[Any], result: SubmitResult) -> float:
-    """Add the run to the composite's sums and vector, at constant cost, and return the new t-level."""
-    changes: dict[str, Any] = {"attempt_count": Composite.attempt_count + 1, "last_attempt_at": func.now()}
-    t_level: float = composite.current_t_level
-    if result.method == "ecm" and result.curves > 0:
-        run = (result.parameters.b1 or 0, result.b2, result.parametrization)
-        vector = effort.add_curves(composite.effort, result.curves, *run)
-        t_level = effort.t_level(vector)
-        changes |= {"effort": vector, "current_t_level": t_level}
-        ledger.add(connection, {ledger.Account(composite.id, *run): result.curves})
+def _add_effort(connection: Connection, target_ids: list[int], value_id: int, result: SubmitResult) -> None:
+    """Add the run to the sums of its value and to the vectors of its locked targets, at constant cost."""
+    run = (result.parameters.b1 or 0, result.b2, result.parametrization)
+    has_curves = result.method == "ecm" and result.curves > 0
+    if has_curves:
+        ledger.add(connection, {ledger.Account(value_id, *run): result.curves})
+    changes: dict[str, Any] = {"attempt_count": Target.attempt_count + 1, "last_attempt_at": func.clock_timestamp()}
     if reached_b1 := reached_p1_bound(result):
-        column = Composite.pm1_b1 if result.method == "pm1" else Composite.pp1_b1
+        column = Target.pm1_b1 if result.method == "pm1" else Target.pp1_b1
         changes[column.key] = func.greatest(column, reached_b1)
-    connection.execute(update(Composite).where(Composite.id == composite.id).values(changes))
-    return t_level
+    for target in targets.lock(connection, target_ids):
+        if has_curves:
+            vector = effort.add_curves(target.effort, result.curves, *run)
+            changes |= {"effort": vector, "current_t_level": effort.t_level(vector)}
+        connection.execute(update(Target).where(Target.id == target.id).values(changes))
+    targets.copy_to_composites(connection, target_ids)
 
 
 def _settle_residue(

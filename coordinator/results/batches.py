@@ -14,17 +14,18 @@ from typing import Any, cast
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, Table, and_, bindparam, func, literal, not_, select, update
+from sqlalchemy import Connection, Engine, Row, Table, and_, bindparam, case, func, literal, not_, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB, array, insert
 
 from config.settings import Settings
 from coordinator import effort
 from coordinator.base.unit_of_work import is_poison, unit_of_work
-from coordinator.composites import lease_lifecycle, ledger, registry
+from coordinator.composites import lease_lifecycle, ledger, registry, target_changes, targets, values
 from coordinator.composites.ledger import Account
+from coordinator.composites.values import sha256
 from coordinator.results import applying
 from coordinator.results.applying import Applied
-from models.tables import Composite, CompositeAlias, EcmAttempt, Submission
+from models.tables import Composite, CompositeAlias, EcmAttempt, Submission, Target, TargetSource, WorkedValue
 from models.wire.results import SubmitResult
 
 log = structlog.get_logger("batches")
@@ -33,8 +34,11 @@ log = structlog.get_logger("batches")
 MAX_BATCH = 50
 
 # Plain tables: building a statement with the ORM takes longer than running one of these.
-SUBMISSIONS, COMPOSITES, ATTEMPTS = (cast(Table, table.__table__) for table in (Submission, Composite, EcmAttempt))
-submissions, composites, aliases = SUBMISSIONS.c, COMPOSITES.c, CompositeAlias.__table__.c
+SUBMISSIONS, COMPOSITES, ALIASES, TARGETS, ATTEMPTS = (
+    cast(Table, table.__table__) for table in (Submission, Composite, CompositeAlias, Target, EcmAttempt)
+)
+submissions, composites, aliases, target_columns = SUBMISSIONS.c, COMPOSITES.c, ALIASES.c, TARGETS.c
+WORKED_VALUES, SOURCES = (cast(Table, table.__table__) for table in (WorkedValue, TargetSource))
 
 # A plain payload has curves only, on a number known in this spelling. Payloads leave out fields with their defaults.
 _no_claims = and_(
@@ -83,32 +87,49 @@ _LOCK_SUBMISSIONS = (
     .order_by(submissions.id)
     .with_for_update(skip_locked=True)
 )
-_FIND = select(aliases.value_sha256, aliases.composite_id).where(
-    aliases.value_sha256.in_(bindparam("hashes", expanding=True))
+_FOUND_COLUMNS: tuple[Any, ...] = (
+    aliases.value_sha256,
+    aliases.kind,
+    aliases.composite_id,
+    composites.value_sha256.label("number_sha256"),
+    case((~target_columns.is_finished, target_columns.value_sha256)).label("unfinished_sha256"),
+    composites.target_id,
 )
-_COMPOSITE_COLUMNS: tuple[Any, ...] = (
-    composites.id,
-    composites.is_prime,
-    composites.effort,
-    composites.target_t_level,
+_FIND = (
+    select(*_FOUND_COLUMNS)
+    .select_from(ALIASES.join(COMPOSITES, composites.id == aliases.composite_id))
+    .outerjoin(TARGETS, target_columns.id == composites.target_id)
+    .where(aliases.value_sha256.in_(bindparam("hashes", expanding=True)))
 )
+_FIND_SOURCES = (
+    select(WORKED_VALUES.c.value_sha256, WORKED_VALUES.c.id, SOURCES.c.target_id)
+    .select_from(WORKED_VALUES.join(SOURCES, SOURCES.c.value_id == WORKED_VALUES.c.id))
+    .where(WORKED_VALUES.c.value_sha256.in_(bindparam("hashes", expanding=True)))
+)
+_COMPOSITE_COLUMNS: tuple[Any, ...] = (composites.id, composites.target_id, composites.is_prime)
+# The composites of the results, and all others that point to their targets.
 _LOCK_COMPOSITES = (
     select(*_COMPOSITE_COLUMNS)
-    .where(composites.id.in_(bindparam("ids", expanding=True)))
+    .where(
+        or_(
+            composites.id.in_(bindparam("ids", expanding=True)),
+            composites.target_id.in_(bindparam("targets", expanding=True)),
+        )
+    )
     .order_by(composites.parent_id.is_not(None), composites.id)
     .with_for_update(key_share=True)
 )
 _RECORD = insert(ATTEMPTS).on_conflict_do_nothing(index_elements=[EcmAttempt.curves_sha256]).returning(ATTEMPTS.c.id)
 _ADD_EFFORT = (
-    update(COMPOSITES)
-    .where(composites.id == bindparam("composite"))
+    update(TARGETS)
+    .where(target_columns.id == bindparam("target"))
     .values(
         effort=bindparam("vector"),
         current_t_level=bindparam("t_level"),
-        attempt_count=composites.attempt_count + bindparam("attempts"),
-        last_attempt_at=func.now(),
-        pm1_b1=func.greatest(composites.pm1_b1, bindparam("pm1")),
-        pp1_b1=func.greatest(composites.pp1_b1, bindparam("pp1")),
+        attempt_count=target_columns.attempt_count + bindparam("attempts"),
+        last_attempt_at=func.clock_timestamp(),
+        pm1_b1=func.greatest(target_columns.pm1_b1, bindparam("pm1")),
+        pp1_b1=func.greatest(target_columns.pp1_b1, bindparam("pp1")),
     )
 )
 _SETTLE = (
@@ -126,12 +147,16 @@ _SETTLE = (
 
 @dataclass
 class _PlainResult:
-    """A plain result that found its composite."""
+    """A plain result with its composite, the value that its curves were run on, and the targets that they count for."""
 
     submission_id: int
     attempt_id: int
     result: SubmitResult
     composite_id: int
+    target_id: int
+    value_sha256: bytes
+    value_id: int = 0
+    target_ids: tuple[int, ...] = ()
 
 
 def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
@@ -183,20 +208,28 @@ def _uncount(engine: Engine, ids: list[int]) -> None:
 
 def _apply(connection: Connection, taken: list[int]) -> set[int]:
     rows = connection.execute(_LOCK_SUBMISSIONS, {"ids": taken}).all()
-    plain = _find_composites(connection, rows)
+    plain, new_values = _find_values(connection, rows)
     if not plain:
         return set()
+    target_ids = sorted({target for item in plain for target in item.target_ids})
     ids = sorted({item.composite_id for item in plain})
-    locked = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": ids})}
-    # Results for a prime are rejected, and a number may just have been deleted: applying.py does that, one by one.
-    plain = [item for item in plain if item.composite_id in locked and not locked[item.composite_id].is_prime]
+    composites_now = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": ids, "targets": target_ids})}
+    locked = {row.id: row for row in targets.lock(connection, target_ids)}
+    # A part may have been split off before the targets were locked: then the curves count for it, too.
+    sources = _find_sources(connection, plain)
+    plain = [item for item in plain if set(item.target_ids) >= set(sources.get(item.value_sha256, (0, []))[1])]
+    # A number may just have been deleted or divided, and results for a prime are rejected: applying.py does all that.
+    plain = [item for item in plain if _is_unmoved(item, composites_now, locked)]
     if not plain:
         return set()
+    _add_values(connection, [item for item in plain if not item.value_id], new_values)
     recorded = set(
         connection.execute(
             _RECORD,
             [
-                applying.attempt_values(item.submission_id, item.attempt_id, item.composite_id, item.result)
+                applying.attempt_values(
+                    item.submission_id, item.attempt_id, item.composite_id, item.value_id, item.result
+                )
                 for item in plain
             ],
         ).scalars()
@@ -209,65 +242,124 @@ def _apply(connection: Connection, taken: list[int]) -> set[int]:
     return {item.submission_id for item in plain}
 
 
-def _find_composites(connection: Connection, rows: Iterable[Row[Any]]) -> list[_PlainResult]:
-    """Return the results whose number belongs to exactly one composite; applying.py chooses among several."""
+def _is_unmoved(item: _PlainResult, composites_now: dict[int, Row[Any]], locked: dict[int, Row[Any]]) -> bool:
+    """Return whether a result's composite still points to its target, and has that target to itself."""
+    composite = composites_now.get(item.composite_id)
+    if composite is None or composite.is_prime or composite.target_id != item.target_id:
+        return False
+    # Curves that repeat those for another number of the target are recognized by applying.py.
+    sharing = sum(row.target_id == item.target_id for row in composites_now.values())
+    return all(target in locked for target in item.target_ids) and (sharing == 1 or not item.result.sigmas)
+
+
+def _find_values(connection: Connection, rows: Iterable[Row[Any]]) -> tuple[list[_PlainResult], dict[bytes, str]]:
+    """Return (the results whose number belongs to exactly one composite, the decimal texts of values without a row).
+
+    applying.py chooses among several composites, and links a new value to all its targets but in the usual case: the
+    value is the target's own.
+    """
     read = [(row, SubmitResult.model_validate(row.payload)) for row in rows]
-    hashes = {registry.sha256(result.composite) for _, result in read}
-    found: dict[bytes, list[int]] = {}
-    for alias in connection.execute(_FIND, {"hashes": sorted(hashes)}):
-        found.setdefault(bytes(alias.value_sha256), []).append(alias.composite_id)
-    plain = []
+    hashes = {sha256(result.composite) for _, result in read}
+    found: dict[bytes, list[Row[Any]]] = {}
+    aliases_found: Iterable[Row[Any]] = connection.execute(_FIND, {"hashes": sorted(hashes)})
+    for alias in aliases_found:
+        found.setdefault(bytes(alias.value_sha256), []).append(alias)
+    plain, own_values = [], {}
     for row, result in read:
-        match found.get(registry.sha256(result.composite)):
-            case [composite_id]:
-                plain.append(_PlainResult(row.id, row.attempt_id, result, composite_id))
-    return plain
+        written = sha256(result.composite)
+        match found.get(written):
+            case [alias] if alias.target_id is not None:
+                value = bytes(alias.number_sha256) if alias.kind == registry.NUMBER else written
+                item = _PlainResult(row.id, row.attempt_id, result, alias.composite_id, alias.target_id, value)
+                plain.append(item)
+                if alias.unfinished_sha256 is not None and value == bytes(alias.unfinished_sha256):
+                    own_values[value] = alias.target_id
+    sources = _find_sources(connection, plain)
+    new_values: dict[bytes, str] = {}
+    for item in plain:
+        if item.value_sha256 in sources:
+            item.value_id, target_ids = sources[item.value_sha256]
+            item.target_ids = tuple(target_ids)
+        elif item.value_sha256 in own_values:
+            item.target_ids = (own_values[item.value_sha256],)
+            new_values[item.value_sha256] = item.result.composite
+    # A spelling that is not decimal is evaluated by applying.py, once: then the value has a row.
+    plain = [item for item in plain if item.value_id or _is_decimal(new_values.get(item.value_sha256, ""))]
+    return plain, new_values
+
+
+def _find_sources(connection: Connection, plain: Iterable[_PlainResult]) -> dict[bytes, tuple[int, list[int]]]:
+    """Return (id, the targets for which its curves count) of each value of these results that has a row."""
+    sources: dict[bytes, tuple[int, list[int]]] = {}
+    for source in connection.execute(_FIND_SOURCES, {"hashes": sorted({item.value_sha256 for item in plain})}):
+        sources.setdefault(bytes(source.value_sha256), (source.id, []))[1].append(source.target_id)
+    return sources
+
+
+def _is_decimal(text: str) -> bool:
+    return text.isascii() and text.isdigit() and not text.startswith("0")
+
+
+def _add_values(connection: Connection, plain: list[_PlainResult], texts: dict[bytes, str]) -> None:
+    """Insert the rows of values that no curve was run on before, each linked to the target whose value it is."""
+    if not plain:
+        return
+    ids = values.find_or_add_worked(connection, {item.value_sha256: texts[item.value_sha256] for item in plain})
+    for item in plain:
+        item.value_id = ids[item.value_sha256]
+    links = sorted({(target, item.value_id) for item in plain for target in item.target_ids})
+    target_changes.link(connection, [{"target_id": target, "value_id": value} for target, value in links])
 
 
 def _add_effort(connection: Connection, plain: list[_PlainResult], locked: dict[int, Row[Any]]) -> None:
-    """Add the runs to the sums and vectors of their composites, in the order of their arrival, and settle them."""
+    """Add the runs to the sums of their values and the vectors of their targets, in order, and settle the results."""
     vectors: dict[int, np.ndarray] = {}
     reached_b1: dict[tuple[int, str], int] = {}
     attempts: dict[int, int] = {}
     sums: dict[Account, int] = {}
     settled = []
     for item in plain:
-        composite, result = locked[item.composite_id], item.result
-        vector = vectors.get(composite.id, composite.effort)
-        if result.method == "ecm" and result.curves > 0:
-            run = (result.parameters.b1 or 0, result.b2, result.parametrization)
-            vector = effort.add_curves(vector, result.curves, *run)
-            account = Account(composite.id, *run)
+        result = item.result
+        run = (result.parameters.b1 or 0, result.b2, result.parametrization)
+        has_curves = result.method == "ecm" and result.curves > 0
+        if has_curves:
+            account = Account(item.value_id, *run)
             sums[account] = sums.get(account, 0) + result.curves
-        vectors[composite.id] = vector
-        key = (composite.id, result.method)
-        reached_b1[key] = max(reached_b1.get(key, 0), applying.reached_p1_bound(result))
-        attempts[composite.id] = attempts.get(composite.id, 0) + 1
+        for target in item.target_ids:
+            vector = vectors.get(target, locked[target].effort)
+            vectors[target] = effort.add_curves(vector, result.curves, *run) if has_curves else vector
+            key = (target, result.method)
+            reached_b1[key] = max(reached_b1.get(key, 0), applying.reached_p1_bound(result))
+            attempts[target] = attempts.get(target, 0) + 1
+        shown = locked[item.target_id]
         outcome = applying.Outcome(
             "applied",
             item.attempt_id,
-            composite.id,
+            item.composite_id,
             "no_factor",
             applying.summary("no_factor", result, []),
-            effort.t_level(vector),
-            composite.target_t_level,
+            effort.t_level(vectors.get(item.target_id, shown.effort)),
+            shown.target_t_level,
         )
-        settled.append({"submission_id": item.submission_id, "composite": composite.id, "answer": outcome.answer()})
+        settled.append(
+            {"submission_id": item.submission_id, "composite": item.composite_id, "answer": outcome.answer()}
+        )
     if sums:
         ledger.add(connection, sums)
     connection.execute(
         _ADD_EFFORT,
         [
             {
-                "composite": composite_id,
+                "target": target,
                 "vector": vector,
                 "t_level": effort.t_level(vector),
-                "attempts": attempts[composite_id],
-                "pm1": reached_b1.get((composite_id, "pm1"), 0),
-                "pp1": reached_b1.get((composite_id, "pp1"), 0),
+                "attempts": attempts[target],
+                "pm1": reached_b1.get((target, "pm1"), 0),
+                "pp1": reached_b1.get((target, "pp1"), 0),
             }
-            for composite_id, vector in vectors.items()
+            for target, vector in sorted(vectors.items())
         ],
     )
+    targets.copy_to_composites(connection, vectors)
     lease_lifecycle.refresh_eligibility(connection, vectors)
     connection.execute(_SETTLE, settled)

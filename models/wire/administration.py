@@ -91,16 +91,19 @@ class CompositesFound(WireModel):
 
 
 class CompositesStatus(WireModel):
-    """How many numbers there are of each kind."""
+    """How many numbers there are of each kind.
+
+    Needs are counted by cofactor: a cofactor that several numbers have counts once. All others are counts of numbers.
+    """
 
     total: int
     finished: int
     primality_unknown: int
-    wanting_ecm: int = Field(description="Numbers that need ECM.")
-    wanting_pm1: int = Field(description="Numbers that need P-1.")
-    wanting_pp1: int = Field(description="Numbers that need P+1.")
+    wanting_ecm: int = Field(description="Cofactors that need ECM.")
+    wanting_pm1: int = Field(description="Cofactors that need P-1.")
+    wanting_pp1: int = Field(description="Cofactors that need P+1.")
     parts: int = Field(description="Numbers that were split from another number.")
-    paused: int
+    paused: int = Field(description="Numbers that an operator paused, also by another number with the same cofactor.")
     parked: int = Field(description="Numbers that the server set aside because several clients gave them up.")
     estimated: bool = Field(description="Large tables are estimated instead of counted.")
 

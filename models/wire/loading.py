@@ -106,6 +106,17 @@ class BadEntry(WireModel):
     message: str
 
 
+class SharedEntry(WireModel):
+    """A new number whose unfinished part another number has, too.
+
+    Work on this part is done once and counts for both numbers.
+    """
+
+    line: int = Field(description="The line, or the position in an array from 1.")
+    number: str = Field(description="The number as it was sent, shortened.")
+    message: str = Field(description="Which number has this part, too.")
+
+
 class LoadReport(WireModel):
     """What a load did."""
 
@@ -115,5 +126,7 @@ class LoadReport(WireModel):
     updated_composites: int
     invalid_numbers: int
     errors: list[BadEntry] = Field(description="The first 100 of the invalid numbers.")
+    shared_composites: int = Field(description="New numbers whose unfinished part another number has, too.")
+    shared: list[SharedEntry] = Field(description="The first 100 of these.")
     ignored_columns: list[str]
     message: str

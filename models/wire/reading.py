@@ -78,6 +78,13 @@ class TreeFactor(WireModel):
     child_composite_id: int | None = Field(description="The number that has the work on this factor.")
 
 
+class SharingNumber(WireModel):
+    """A number with the same cofactor as another."""
+
+    composite_id: int
+    composite: str = Field(description="The number as it was written; a very long one is shortened.")
+
+
 class CompositeWhole(CompositeStats):
     """One number with its tree of factors, and the work that it has and needs."""
 
@@ -94,6 +101,10 @@ class CompositeWhole(CompositeStats):
     hold: Hold | None
     hold_reason: str | None
     parent_id: int | None = Field(description="The number that this one was split from.")
+    shares_cofactor_with: list[SharingNumber] = Field(
+        description="Other numbers with the same cofactor, at most 10: work on it counts for all of them."
+    )
+    sharing_count: int = Field(description="The number of other numbers with the same cofactor.")
     created_at: datetime
 
 
@@ -111,9 +122,7 @@ class CurvesDone(WireModel):
     b2: int = Field(description="-1: GMP-ECM's default for this B1; 0: stage 1 only.")
     parametrization: int
     curves: int
-    prior_curves: int = Field(
-        description="Curves from before this server, and curves on the number that this one was split from."
-    )
+    prior_curves: int = Field(description="Curves from before this server.")
 
 
 class CompositeEffortAnswer(WireModel):

@@ -1,0 +1,177 @@
+"""The rows of targets: locks, the composites that point to them, and what these composites repeat.
+
+A target is an unfinished value. Several composites may have it as their cofactor: they point to one target, which is
+leased once, and whose effort all of them show. Every unit of work locks composites first, then targets by id, then
+leases; whoever changes the `target_id` of a composite holds the locks of both targets.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from coordinator import effort
+from models.tables import Composite, Target, TargetSource, WorkedValue
+from models.types import AnyRow
+
+LOCKED_COLUMNS = (
+    Target.id,
+    Target.value_sha256,
+    Target.is_prime,
+    Target.is_finished,
+    Target.effort,
+    Target.current_t_level,
+    Target.target_t_level,
+    Target.attempt_count,
+)
+_LOCK = (
+    select(*LOCKED_COLUMNS)
+    .where(Target.id.in_(bindparam("ids", expanding=True)))
+    .order_by(Target.id)
+    .with_for_update(key_share=True)
+)
+_OF_COMPOSITES = (
+    select(Composite.target_id)
+    .where(Composite.id.in_(bindparam("ids", expanding=True)), Composite.target_id.is_not(None))
+    .distinct()
+)
+_REPEATED = (Composite.target_t_level, Composite.current_t_level, Composite.attempt_count, Composite.last_attempt_at)
+_differs = or_(*(column.is_distinct_from(getattr(Target, column.key)) for column in _REPEATED))
+_COPY = (
+    update(Composite)
+    .where(Composite.target_id == Target.id, Target.id.in_(bindparam("ids", expanding=True)), _differs)
+    .values({column.key: getattr(Target, column.key) for column in _REPEATED})
+    .execution_options(synchronize_session=False)
+)
+
+
+def lock(connection: Connection, target_ids: Iterable[int]) -> list[AnyRow]:
+    """Lock targets by id and return their LOCKED_COLUMNS; targets that are gone are left out."""
+    return list(connection.execute(_LOCK, {"ids": sorted(target_ids)}))
+
+
+def ids_of(connection: Connection, composite_ids: Iterable[int]) -> list[int]:
+    """Return the ids of the targets that these composites point to, in order."""
+    found = connection.execute(_OF_COMPOSITES, {"ids": list(composite_ids)}).scalars()
+    return sorted(target_id for target_id in found if target_id is not None)
+
+
+def lock_of(connection: Connection, composite_ids: Iterable[int]) -> list[int]:
+    """Lock the targets of locked composites, and return their ids."""
+    return [row.id for row in lock(connection, ids_of(connection, composite_ids))]
+
+
+def composites_of(connection: Connection, target_ids: Iterable[int]) -> list[int]:
+    """Return the ids of all composites that point to these targets, in order."""
+    chosen = select(Composite.id).where(Composite.target_id.in_(list(target_ids))).order_by(Composite.id)
+    return list(connection.execute(chosen).scalars())
+
+
+def find_or_add(connection: Connection, value_sha256: bytes, digits: int, is_prime: bool | None) -> tuple[int, bool]:
+    """Lock the target of a value, which is inserted if there is none; returns (its id, whether it is new)."""
+    add = (
+        insert(Target)
+        .values(
+            value_sha256=value_sha256,
+            digit_length=digits,
+            is_prime=is_prime,
+            target_t_level=effort.target_t_level(digits),
+            effort=effort.no_effort(),
+        )
+        .on_conflict_do_nothing(index_elements=[Target.value_sha256])
+        .returning(Target.id)
+    )
+    known = select(Target.id).where(Target.value_sha256 == value_sha256).with_for_update(key_share=True)
+    while True:  # the target that another unit of work has inserted may be deleted before this one locks it
+        found = connection.execute(known).scalar_one_or_none()
+        if found is not None:
+            return found, False
+        added = connection.execute(add).scalar_one_or_none()
+        if added is not None:
+            return added, True
+
+
+def copy_to_composites(connection: Connection, target_ids: Iterable[int]) -> None:
+    """Store t-levels and counts of locked targets in the rows of their composites, where they differ."""
+    connection.execute(_COPY, {"ids": list(target_ids)})
+
+
+def wrongly_repeated(connection: Connection, target_ids: Iterable[int]) -> set[int]:
+    """Return the ids of those of these targets whose composites do not repeat what the target has."""
+    both = select(Composite.target_id).join(Target, Target.id == Composite.target_id)
+    found = connection.execute(both.where(Target.id.in_(list(target_ids)), _differs)).scalars()
+    return {target_id for target_id in found if target_id is not None}
+
+
+def restate(connection: Connection, target_ids: Iterable[int]) -> None:
+    """Set the priority and the target t-level of locked targets to the largest of their composites.
+
+    The caller then recomputes the eligibility of the targets.
+    """
+    ids = list(target_ids)
+    own = (Composite.priority, Composite.explicit_target_t_level, Composite.snfs_difficulty)
+    stored = (Target.priority.label("stored_priority"), Target.target_t_level, Target.digit_length)
+    rows = connection.execute(
+        select(Target.id, *stored, *own).join(Composite, Composite.target_id == Target.id).where(Target.id.in_(ids))
+    ).all()
+    largest: dict[int, tuple[int, float]] = {}
+    for row in rows:
+        level = row.explicit_target_t_level
+        if level is None:
+            level = effort.target_t_level(row.digit_length, row.snfs_difficulty)
+        before = largest.get(row.id, (row.priority, level))
+        largest[row.id] = (max(row.priority, before[0]), max(level, before[1]))
+    for row in {row.id: row for row in rows}.values():
+        priority, level = largest[row.id]
+        changes: dict[str, Any] = {}
+        if priority != row.stored_priority:
+            changes["priority"] = priority
+        if level != row.target_t_level:
+            # Leases from before this time were sized for the old target.
+            changes |= {"target_t_level": level, "target_set_at": func.clock_timestamp()}
+        if changes:
+            connection.execute(update(Target).where(Target.id == row.id).values(changes))
+    copy_to_composites(connection, ids)
+
+
+def delete_unused(connection: Connection, target_ids: Sequence[int]) -> set[int]:
+    """Delete those of these targets to which no composite points any more; returns their ids."""
+    ids = sorted(target_ids)
+    # Composites refer to a target under a key share lock: after this lock no new one can.
+    connection.execute(select(Target.id).where(Target.id.in_(ids)).order_by(Target.id).with_for_update()).all()
+    is_used = select(Composite.id).where(Composite.target_id == Target.id).exists()
+    gone = delete(Target).where(Target.id.in_(ids), ~is_used).returning(Target.id)
+    return set(connection.execute(gone).scalars())
+
+
+def sources(connection: Connection, target_ids: Iterable[int]) -> dict[int, str]:
+    """Return the values whose curves count for these targets, as decimal texts by the ids of their rows."""
+    chosen = (
+        select(WorkedValue.id, WorkedValue.value)
+        .join(TargetSource, TargetSource.value_id == WorkedValue.id)
+        .where(TargetSource.target_id.in_(list(target_ids)))
+    )
+    return {row.id: row.value for row in connection.execute(chosen)}
+
+
+def lock_of_values(connection: Connection, value_ids: Iterable[int]) -> list[AnyRow]:
+    """Lock the targets for which curves on these values count, and return their LOCKED_COLUMNS.
+
+    Whoever adds curves to a value, or makes it the source of another target, holds these locks. So a target that
+    becomes one of them meanwhile is found when the locks are held.
+    """
+    ids = list(value_ids)
+    wanted = of_values(connection, ids)
+    while True:
+        locked = lock(connection, wanted)
+        now = of_values(connection, ids)
+        if now == wanted:
+            return locked
+        wanted = now
+
+
+def of_values(connection: Connection, value_ids: Iterable[int]) -> list[int]:
+    """Return the ids of the targets for which curves on these values count, in order."""
+    chosen = select(TargetSource.target_id).where(TargetSource.value_id.in_(list(value_ids))).distinct()
+    return sorted(connection.execute(chosen).scalars())
