@@ -161,8 +161,8 @@ def _tiles() -> list[tuple[str, str, str | None]]:
     return [
         ("total", "numbers", url_for("pages.numbers")),
         ("finished", "fully factored", url_for("pages.numbers", state="fully_factored")),
-        ("wanting_ecm", "need ECM", below_target),
-        ("wanting_pm1", "need P-1", None),  # no list has this filter
+        ("wanting_ecm", "cofactors that need ECM", below_target),
+        ("wanting_pm1", "cofactors that need P-1", None),  # no list has this filter
         ("primality_unknown", "primality unknown", url_for("pages.numbers", state="unknown")),
         ("paused", "paused", held),
         ("parked", f"set aside ({counted(settings().hold_after, 'client')} gave up)", held),

@@ -156,10 +156,8 @@ DELETED_NOUNS = {
     "ecm_residues": ("residue", "residues"),
     "ecm_attempts": ("attempt", "attempts"),
     "work_assignments": ("lease", "leases"),
-    "composite_effort": ("effort sum", "effort sums"),
     "composite_aliases": ("alias", "aliases"),
     "project_composites": ("project membership", "project memberships"),
-    "recalculated_efforts": ("recalculated effort", "recalculated efforts"),
     "composites": ("composite", "composites"),
 }
 

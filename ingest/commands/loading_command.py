@@ -109,6 +109,10 @@ def _print_report(report: Any, ignored_columns: list[str], as_json: bool) -> Non
         click.echo(f"line {error.line}: {error.message}", err=True)
     if report.invalid > len(report.errors):
         click.echo(f"... and {counted(report.invalid - len(report.errors), 'more invalid line')}", err=True)
+    for number in report.sharing:
+        click.echo(f"line {number.line}: {number.number}: {number.message}", err=True)
+    if report.shared > len(report.sharing):
+        click.echo(f"... and {counted(report.shared - len(report.sharing), 'more shared number')}", err=True)
     if ignored_columns:
         click.echo(f"Ignored columns: {', '.join(map(_printable, ignored_columns))}", err=True)
     click.echo(answer.message)

@@ -22,8 +22,10 @@ from config.local.procfile import child_environment, find_procfile, read_procfil
 from config.local.sockets import remove_outside_sockets
 from config.local.strays import stop_strays
 from config.local.supervisord import Supervisor
-from config.settings import default_home
+from config.logging import configure_logging
+from config.settings import default_home, settings
 from ingest.commands.home import HOME_OPTION
+from ingest.commands.migrate_command import print_progress
 from ingest.plurals import counted
 
 # Seconds. Workers and beat send heartbeats every few seconds. A program without one for this long, while the broker
@@ -156,20 +158,20 @@ def _prepare_servers(home: Path, environment: dict[str, str]) -> tuple[str, ...]
 
 
 def _bring_up(supervisor: Supervisor) -> None:
-    """Start the servers, apply the migrations, and start the programs."""
+    """Start the servers, bring the database up to date, and start the programs."""
     from alembic.util import CommandError
     from sqlalchemy.exc import ArgumentError, OperationalError
 
-    from models import migrate
+    from coordinator.housekeeping.schema_upgrade import bring_up_to_date
 
+    # Log lines of transactions must not mix with what `up` itself prints.
+    configure_logging(settings().log_format, "WARNING")
     supervisor.start()
     began = reported = time.monotonic()
     while True:
         try:
-            if migrate.upgrade(supervisor.environment["DATABASE_URL"]):
-                from coordinator.housekeeping import eligibility_refresh  # a second of imports, for upgrades only
-
-                eligibility_refresh.refresh_database(supervisor.environment["DATABASE_URL"])
+            # Nothing starts before all that a migration owes is done, also one that was killed before.
+            bring_up_to_date(supervisor.environment["DATABASE_URL"], print_progress())
             break
         except ArgumentError as error:
             raise HomeError("DATABASE_URL should be like postgresql://user:password@host/database") from error
