@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select, text, update
 
 from config.settings import Settings
-from coordinator.composites import lease_lifecycle
+from coordinator.composites import lease_lifecycle, targets
 from coordinator.housekeeping import job_runner
 from coordinator.reading import invariants
 from coordinator.results import applying, inbox
 from coordinator.results.applying import Applied
 from coordinator.results.inbox import Receipt
-from models.tables import Base, Job
+from models.tables import Base, Composite, Job, Target
 from models.wire.results import SubmitResult
 
 SETTINGS = Settings(max_digits=20_000)
@@ -121,10 +121,23 @@ def leaves(engine: Engine, number: str) -> list[tuple[str, bool | None]]:
     return sorted(found_leaves, key=lambda leaf: (len(leaf[0]), leaf[0]))
 
 
-def composite(engine: Engine, number: str) -> Any:
-    """Return the row of the composite that was registered with this text."""
-    (row,) = rows(engine, "SELECT * FROM composites WHERE number = :number", number=number)
+# The columns that only targets have, beside those of their composites.
+_OF_TARGETS = [column for column in Target.__table__.columns if column.key not in Composite.__table__.columns]
+
+
+def composite(engine: Engine, number: str | int) -> Any:
+    """Return the composite that was registered with this text, or has this id, with the columns of its target."""
+    chosen = Composite.number == number if isinstance(number, str) else Composite.id == number
+    both = select(*Composite.__table__.columns, *_OF_TARGETS).outerjoin(Target, Target.id == Composite.target_id)
+    (row,) = rows(engine, both.where(chosen))
     return row
+
+
+def set_targets(engine: Engine, composite_ids: Iterable[int], **columns: Any) -> None:
+    """Set columns of the targets of composites directly, without the application."""
+    of_composites = select(Composite.target_id).where(Composite.id.in_(list(composite_ids)))
+    with engine.begin() as connection:
+        connection.execute(update(Target).where(Target.id.in_(of_composites)).values(columns))
 
 
 def lease(
@@ -137,13 +150,14 @@ def lease(
     """Insert an open lease as a claim does; returns its id."""
     insert = (
         "INSERT INTO work_assignments"
-        " (id, composite_id, client_id, method, b1, b2, parametrization, curves, expires_at)"
-        f" VALUES (gen_random_uuid(), :composite, :client, 'ecm', 50000, -1, 1, :curves, {expires}) RETURNING id"
+        " (id, composite_id, target_id, client_id, method, b1, b2, parametrization, curves, expires_at)"
+        " SELECT gen_random_uuid(), id, target_id, :client, 'ecm', 50000, -1, 1, CAST(:curves AS bigint),"
+        f" {expires} FROM composites WHERE id = :composite RETURNING id"
     )
     with engine.begin() as connection:
         values = {"composite": composite_id, "client": client, "curves": curves}
         lease_id = connection.execute(text(insert), values).scalar_one()
-        lease_lifecycle.refresh_eligibility(connection, [composite_id])
+        lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, [composite_id]))
         return lease_id
 
 

@@ -16,12 +16,12 @@ from models.engine import make_engine
 
 NUMBERS = 20_000
 WORK_TYPES = {
-    "composites_standard": {"order": "standard"},
-    "composites_progressive": {"order": "progressive"},
-    "composites_priority": {"order": "priority"},
-    "composites_best": {"order": "best"},
-    "composites_pm1": {"method": "pm1"},
-    "composites_pp1": {"method": "pp1"},
+    "targets_standard": {"order": "standard"},
+    "targets_progressive": {"order": "progressive"},
+    "targets_priority": {"order": "priority"},
+    "targets_best": {"order": "best"},
+    "targets_pm1": {"method": "pm1"},
+    "targets_pp1": {"method": "pp1"},
 }
 FILTERS = [
     {"min_digits": 200},
@@ -40,7 +40,7 @@ FILTERS = [
 def many(make_database):
     """A registry of 20,000 numbers in all states."""
     engine = make_engine(make_database(), pool_size=3)
-    bench.load(engine, 1, NUMBERS)
+    bench.load(engine, NUMBERS)
     yield engine
     engine.dispose()
 
@@ -62,7 +62,7 @@ def test_each_work_type_takes_the_first_number_of_its_own_index(many, index, sha
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-@pytest.mark.parametrize("index", ["composites_standard", "composites_best", "composites_pm1"])
+@pytest.mark.parametrize("index", ["targets_standard", "targets_best", "targets_pm1"])
 def test_no_statement_of_a_claim_reads_all_of_a_table(many, index, filters):
     sent = statements_of_a_claim(many, **WORK_TYPES[index], **filters)
     plans = [plan(many, one) for one in sent if one.startswith(("SELECT", "UPDATE", "INSERT"))]
@@ -90,15 +90,14 @@ def test_a_claim_locks_only_one_number(many):
 
 def test_the_indexes_contain_exactly_the_numbers_that_can_be_leased(many):
     with many.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE composites"))
+        connection.execute(text("VACUUM ANALYZE targets"))
     entries = {
         row.name: int(row.entries)
         for row in rows(many, "SELECT relname AS name, reltuples AS entries FROM pg_class WHERE relkind = 'i'")
     }
-    leased = "SELECT FROM work_assignments w WHERE w.composite_id = c.id AND closed_at IS NULL"
+    leased = "SELECT FROM work_assignments w WHERE w.target_id = t.id AND closed_at IS NULL"
     closed = (
-        "is_fully_factored OR is_prime IS DISTINCT FROM false OR hold IS NOT NULL"
-        f" OR EXISTS ({leased} AND method = 'nfs')"
+        f"is_finished OR is_prime IS DISTINCT FROM false OR hold IS NOT NULL OR EXISTS ({leased} AND method = 'nfs')"
     )
     saturated = f"current_t_level >= target_t_level OR EXISTS ({leased} AND method = 'ecm' AND curves IS NULL)"
     for column, indexes, never in (
@@ -106,10 +105,10 @@ def test_the_indexes_contain_exactly_the_numbers_that_can_be_leased(many):
         ("pm1_eligible", ("pm1",), closed),
         ("pp1_eligible", ("pp1",), closed),
     ):
-        eligible = scalar(many, f"SELECT count(*) FROM composites WHERE {column}")
+        eligible = scalar(many, f"SELECT count(*) FROM targets WHERE {column}")
         assert 0 < eligible < 0.7 * NUMBERS
-        assert {entries[f"composites_{index}"] for index in indexes} == {eligible}
-        assert scalar(many, f"SELECT count(*) FROM composites c WHERE {column} AND ({never})") == 0
+        assert {entries[f"targets_{index}"] for index in indexes} == {eligible}
+        assert scalar(many, f"SELECT count(*) FROM targets t WHERE {column} AND ({never})") == 0
 
 
 def test_a_number_that_can_no_longer_be_leased_leaves_every_index(engine):

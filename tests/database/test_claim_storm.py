@@ -125,7 +125,10 @@ def test_a_claim_passes_over_numbers_that_a_long_transaction_locks(engine, datab
     held, free = standard[:5], standard[5]
     timed_out = []
     with engine.begin() as connection:
-        connection.execute(text("SELECT FROM composites WHERE id = ANY(:ids) FOR NO KEY UPDATE"), {"ids": held})
+        lock = (
+            "SELECT FROM targets WHERE id IN (SELECT target_id FROM composites WHERE id = ANY(:ids)) FOR NO KEY UPDATE"
+        )
+        connection.execute(text(lock), {"ids": held})
         crowd = make_engine(database_url, pool_size=1)
         event.listen(crowd, "handle_error", lambda context: timed_out.append(context.original_exception.pgcode))
         made = claims.claim(crowd, WorkRequest("alice", shared=True), SETTINGS)

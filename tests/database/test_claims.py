@@ -4,12 +4,12 @@ import uuid
 from datetime import UTC, datetime
 
 import pytest
-from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, submit
+from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, set_targets, submit
 from primes import prime, product
 
 from coordinator import effort
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import lease_lifecycle, registry
+from coordinator.composites import lease_lifecycle, registry, targets
 from coordinator.composites.eligibility import Eligibility
 from coordinator.effort import planning
 from coordinator.housekeeping import lease_expiry
@@ -26,8 +26,8 @@ def load(engine, *digits, **columns):
         number = product(prime(size // 2, which), prime(size - size // 2 + 1, which + 50))  # just above 10**(size - 1)
         with unit_of_work(engine, "load") as connection:
             ids.append(registry.register_new(connection, str(number), number, is_prime=False))
-    for name, value in columns.items():
-        run_sql(engine, f"UPDATE composites SET {name} = :value WHERE id = ANY(:ids)", value=value, ids=ids)
+    if columns:
+        set_targets(engine, ids, **columns)
     return ids
 
 
@@ -46,8 +46,7 @@ def lease(engine, made):
 
 
 def state(engine, composite_id):
-    (row,) = rows(engine, "SELECT * FROM composites WHERE id = :id", id=composite_id)
-    return row
+    return composite(engine, composite_id)
 
 
 # Orders and filters --------------------------------------------------------------------------------------------------
@@ -55,9 +54,9 @@ def state(engine, composite_id):
 
 def test_each_order_has_its_own_first_number(engine):
     small, done, dear, large = load(engine, 90, 100, 110, 150)
-    run_sql(engine, "UPDATE composites SET planned_t_level = 9, current_t_level = 9 WHERE id <> :id", id=done)
-    run_sql(engine, "UPDATE composites SET priority = 5 WHERE id = :id", id=dear)
-    run_sql(engine, "UPDATE composites SET work_value = 3 WHERE id = :id", id=large)
+    set_targets(engine, [small, dear, large], planned_t_level=9, current_t_level=9)
+    set_targets(engine, [dear], priority=5)
+    set_targets(engine, [large], work_value=3)
     first = {
         order: claim(engine, order=order).composite.id for order in ("priority", "best", "progressive", "standard")
     }
@@ -80,8 +79,8 @@ def test_each_order_has_its_own_first_number(engine):
 )
 def test_filters_leave_only_matching_numbers(engine, filters, expected):
     small, _, dear, large = load(engine, 90, 100, 110, 150)
-    run_sql(engine, "UPDATE composites SET priority = 3 WHERE id = :id", id=dear)
-    run_sql(engine, "UPDATE composites SET current_t_level = 1, planned_t_level = 1 WHERE id = :id", id=small)
+    set_targets(engine, [dear], priority=3)
+    set_targets(engine, [small], current_t_level=1, planned_t_level=1)
     with unit_of_work(engine, "project") as connection:
         registry.join_project(connection, large, "aliquot")
     made = claim(engine, **filters)
@@ -99,13 +98,14 @@ def test_numbers_that_need_no_work_are_never_leased(engine):
         submit(engine, result(state(engine, ids[0]).number, client=client, b1=3_000_000, curves=10_000))
     submit(engine, result(state(engine, ids[1]).number, str(prime(45, 1)), curves=1))
     run_sql(engine, "UPDATE composites SET is_prime = NULL WHERE id = :id", id=ids[2])
-    run_sql(engine, "UPDATE composites SET hold = 'paused' WHERE id = :id", id=ids[3])
+    set_targets(engine, ids[2:3], is_prime=None)
+    set_targets(engine, ids[3:], hold="paused")
     for method in ("ecm", "pm1"):
         made = claim(engine, method=method)
         # At its target a number needs no more curves, but it still needs P-1.
         assert isinstance(made, NoWork) or (method, made.composite.id) == ("pm1", ids[0])
     with unit_of_work(engine, "refresh") as connection:
-        lease_lifecycle.refresh_eligibility(connection, ids)
+        lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, ids))
     assert [state(engine, one).ecm_eligible for one in ids] == [False] * 4
     assert_sound(engine)
 
@@ -179,7 +179,7 @@ def test_a_named_number_is_leased_or_its_reason_is_given(engine):
     text = state(engine, named).number
     assert claim(engine, composite=text).composite.id == named
     assert "open lease" in claim(engine, "bob", composite=text).message
-    run_sql(engine, "UPDATE composites SET hold = 'parked', hold_reason = 'x crashed' WHERE id = :id", id=held)
+    set_targets(engine, [held], hold="parked", hold_reason="x crashed")
     assert "is set aside: x crashed" in claim(engine, composite=state(engine, held).number).message
     submit(engine, result(state(engine, gone).number, str(prime(51, 3)), curves=1))
     assert "fully factored" in claim(engine, composite=state(engine, gone).number).message
@@ -192,8 +192,12 @@ def test_prior_work_has_a_t_level_of_its_own(engine):
     (only,) = load(engine, 120)
     run_sql(
         engine,
-        "INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)"
-        " VALUES (:id, 50000, -1, 1, 261)",
+        "WITH value AS (INSERT INTO worked_values (value_sha256, value) SELECT value_sha256, current_composite"
+        "  FROM composites WHERE id = :id RETURNING id),"
+        " source AS (INSERT INTO target_sources (target_id, value_id)"
+        "  SELECT c.target_id, v.id FROM composites c, value v WHERE c.id = :id)"
+        " INSERT INTO value_effort (value_id, b1, b2, parametrization, prior_curves)"
+        " SELECT id, 50000, -1, 1, 261 FROM value",
         id=only,
     )
     assert claim(engine).prior_t_level == pytest.approx(25, abs=0.1)
@@ -432,13 +436,13 @@ def test_the_eligibility_columns_equal_recalculated_ones(engine):
     claim(engine, min_digits=150)
     submit(engine, result(state(engine, ids[1]).number, curves=50))
     names = ", ".join(Eligibility._fields)
-    before = rows(engine, f"SELECT {names} FROM composites ORDER BY id")
-    run_sql(engine, "UPDATE composites SET ecm_eligible = NOT ecm_eligible, planned_t_level = 99, open_leases = 7")
+    before = rows(engine, f"SELECT {names} FROM targets ORDER BY id")
+    run_sql(engine, "UPDATE targets SET ecm_eligible = NOT ecm_eligible, planned_t_level = 99, open_leases = 7")
     with unit_of_work(engine, "refresh") as connection:
-        lease_lifecycle.refresh_eligibility(connection, ids)
-    assert rows(engine, f"SELECT {names} FROM composites ORDER BY id") == before
-    assert scalar(engine, "SELECT count(*) FROM composites WHERE ecm_eligible") == 2
-    assert composite(engine, state(engine, ids[2]).number).open_leases == 1
+        lease_lifecycle.refresh_eligibility(connection, targets.ids_of(connection, ids))
+    assert rows(engine, f"SELECT {names} FROM targets ORDER BY id") == before
+    assert scalar(engine, "SELECT count(*) FROM targets WHERE ecm_eligible") == 2
+    assert state(engine, ids[2]).open_leases == 1
 
 
 def test_p1_and_pm1_are_not_leased_twice(engine):

@@ -21,6 +21,13 @@ INSERT INTO ecm_residues (id, composite_id, client_id, stage1_attempt_id, number
 SELECT 1, composite_id, client_id, id, '15', b1, parametrization, 100, '', 'x', 1, now() FROM ecm_attempts
 """
 
+LEASE = """
+INSERT INTO work_assignments (
+    id, composite_id, target_id, client_id, method, b1, b2, parametrization, curves, expires_at
+)
+SELECT gen_random_uuid(), id, target_id, 'x', 'ecm', 50000, -1, 1, 1000000000, now() FROM composites
+"""
+
 
 @pytest.fixture
 def call(database_url, monkeypatch):
@@ -48,29 +55,62 @@ def test_doctor_finds_nothing_in_a_sound_database(call, engine):
     ("invariant", "table", "damage"),
     [
         ("product", "composites", "UPDATE factors SET multiplicity = 2"),
-        ("effort", "composite_effort", "UPDATE composite_effort SET curves = curves + 1"),
+        ("effort", "value_effort", "UPDATE value_effort SET curves = curves + 1"),
         ("effort", "composites", "UPDATE composites SET attempt_count = 7"),
-        ("effort", "composites", "UPDATE ecm_attempts SET voided_at = now()"),
+        ("effort", "targets", "UPDATE ecm_attempts SET voided_at = now()"),
+        ("effort", "composites", "UPDATE composites SET current_t_level = 7"),
+        ("effort", "composites", "UPDATE composites SET target_t_level = 7"),
+        ("effort", "targets", "UPDATE targets SET effort = ''"),
+        ("effort", "targets", "UPDATE targets SET current_t_level = 7"),
+        ("effort", "targets", "UPDATE targets SET pm1_b1 = 7"),
+        ("effort", "targets", "UPDATE targets SET pp1_b1 = 7"),
+        ("effort", "targets", "UPDATE targets SET attempt_count = 7"),
+        ("effort", "targets", "UPDATE value_effort SET prior_curves = 1"),
+        ("effort", "target_sources", "DELETE FROM target_sources"),
+        ("effort", "target_sources", "UPDATE worked_values SET value = '77'"),
+        ("effort", "worked_values", "UPDATE worked_values SET value = '77'"),
+        ("effort", "worked_values", "INSERT INTO worked_values (value_sha256, value) VALUES (sha256('77'), '77')"),
+        ("effort", "composites", "UPDATE composites SET last_attempt_at = now()"),
+        ("effort", "targets", "UPDATE targets SET last_attempt_at = NULL"),
+        ("effort", "targets", "UPDATE targets SET last_attempt_at = last_attempt_at - interval '1 hour'"),
+        ("one target", "targets", "UPDATE composites SET target_id = NULL"),
+        ("one target", "composites", "UPDATE composites SET target_id = NULL"),
+        ("one target", "composites", "UPDATE targets SET value_sha256 = sha256('x')"),
+        ("one target", "composites", "UPDATE targets SET is_finished = true"),
+        ("one target", "composites", "UPDATE targets SET is_prime = NULL"),
+        ("one target", "targets", "UPDATE composites SET is_prime = true"),
+        (
+            "one target",
+            "targets",
+            "ALTER TABLE targets DROP CONSTRAINT targets_value_sha256_key;"
+            " INSERT INTO targets (value_sha256, digit_length, target_t_level, effort)"
+            " SELECT value_sha256, digit_length, target_t_level, effort FROM targets",
+        ),
+        ("one target", "targets", "UPDATE targets SET priority = 7"),
+        ("one target", "targets", "UPDATE targets SET target_t_level = 7"),
+        ("one target", "targets", "UPDATE targets SET digit_length = 7"),
+        ("one target", "work_assignments", "LEASE; LEASE; UPDATE work_assignments SET curves = NULL"),
+        ("one target", "work_assignments", "LEASE; LEASE; UPDATE work_assignments SET method = 'snfs', curves = NULL"),
+        ("work", "work_assignments", "LEASE; UPDATE work_assignments SET target_id = 77"),
+        ("work", "targets", "LEASE"),
+        ("finished", "work_assignments", "LEASE; UPDATE targets SET is_finished = true"),
         ("settled once", "submissions", "UPDATE submissions SET settled_at = NULL"),
         ("one attempt", "submissions", "UPDATE submissions SET attempt_id = 77"),
         ("no trace", "ecm_attempts", "UPDATE submissions SET state = 'rejected', reason = 'x', detail = 'x'"),
         ("finished", "composites", "UPDATE composites SET is_fully_factored = true"),
-        ("work", "composites", "UPDATE composites SET ecm_eligible = NOT ecm_eligible"),
-        ("work", "composites", "UPDATE composites SET open_residues = 1"),
+        ("work", "targets", "UPDATE targets SET ecm_eligible = NOT ecm_eligible"),
+        ("work", "targets", "UPDATE targets SET open_residues = 1"),
         ("finished", "ecm_residues", "RESIDUE; UPDATE composites SET is_fully_factored = true"),
         ("effort", "ecm_attempts", "RESIDUE; UPDATE ecm_attempts SET superseded_curves = 1"),
+        ("effort", "ecm_attempts", "UPDATE ecm_attempts SET superseded_curves = 1"),
+        ("effort", "ecm_attempts", "UPDATE ecm_attempts SET superseding_curves = 1"),
         ("effort", "ecm_residues", "RESIDUE; UPDATE ecm_attempts SET residue_id = 1, superseding_curves = 101"),
-        (
-            "bounded leases",
-            "composites",
-            "INSERT INTO work_assignments (id, composite_id, client_id, method, b1, b2, parametrization, curves,"
-            " expires_at) SELECT gen_random_uuid(), id, 'x', 'ecm', 50000, -1, 1, 1000000000, now() FROM composites",
-        ),
+        ("bounded leases", "targets", "LEASE"),
     ],
 )
 def test_doctor_lists_what_is_broken(call, engine, invariant, table, damage):
     submit(engine, result(NUMBER, str(P9)))
-    run_sql(engine, damage.replace("RESIDUE", RESIDUE))
+    run_sql(engine, damage.replace("RESIDUE", RESIDUE).replace("LEASE", LEASE))
     code, output, _ = call(doctor, "--json")
     assert code == 1
     found = json.loads(output)
@@ -129,11 +169,11 @@ def test_numbers_are_completed_and_deleted(call, engine):
 def test_effort_is_recalculated_on_the_command_line(call, engine):
     number = submit(engine, result(NUMBER, curves=50)).composite_id
     assert call(composites_commands.recalculate, "--all")[:2] == (0, "0 numbers differed.\n")
-    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    run_sql(engine, "UPDATE value_effort SET curves = curves + 1")
     code, output, _ = call(composites_commands.recalculate, "--all", "--json")
     found = [(difference["composite_id"], difference["what"]) for difference in json.loads(output)]
     assert (code, found) == (1, [(number, "sums")])
-    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    run_sql(engine, "UPDATE value_effort SET curves = curves + 1")
     code, output, _ = call(composites_commands.recalculate, number)
     assert (code, output.startswith(f"composite {number}: sums corrected; t-level ")) == (1, True)
     assert (

@@ -179,13 +179,13 @@ def test_the_end_of_raw_output_is_kept(engine):
 )
 def test_the_same_curves_in_another_spelling_add_only_their_factors(engine, first, second, duplicate):
     submit(engine, result(NUMBER, **first))
-    before = scalar(engine, "SELECT effort FROM composites")
+    before = rows(engine, "SELECT b1, b2, parametrization, curves FROM value_effort")
     row = submit(engine, result(NUMBER, str(prime(20)), client="bob", **second))
     assert row.state == ("duplicate" if duplicate else "applied")
     assert row.outcome["factor_status"] == "new_factor"
     assert counts(engine, ("ecm_attempts",)) == {"ecm_attempts": 1 if duplicate else 2}
     if duplicate:
-        assert bytes(scalar(engine, "SELECT effort FROM composites")) == bytes(before)
+        assert rows(engine, "SELECT b1, b2, parametrization, curves FROM value_effort") == before
         again = submit(engine, result(NUMBER, client="carol", **second))
         assert again.outcome["factor_status"] == "duplicate"
         assert again.outcome["attempt_id"] == row.outcome["attempt_id"] == 1

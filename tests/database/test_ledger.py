@@ -11,9 +11,10 @@ from coordinator.administration import recalculation
 from coordinator.base.audit import Actor
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import ledger
+from coordinator.reading import invariants
 from coordinator.results.batches import apply_result
 from models.engine import make_engine
-from models.tables import Composite, CompositeEffort, EcmAttempt
+from models.tables import EcmAttempt, Target, ValueEffort
 
 ACTOR = Actor("alice")
 NUMBER = "2^1277-1"
@@ -28,22 +29,25 @@ def runs(engine, *settings):
 
 
 def standing(engine):
-    """Return (vector, t-level, sums) of the first composite."""
-    composite = rows(engine, select(Composite.effort, Composite.current_t_level).order_by(Composite.id))[0]
-    sums = rows(engine, select(CompositeEffort.b1, CompositeEffort.b2, CompositeEffort.curves))
-    return composite.effort, composite.current_t_level, {(row.b1, row.b2): row.curves for row in sums if row.curves}
+    """Return (vector, t-level, sums) of the first target."""
+    target = rows(engine, select(Target.effort, Target.current_t_level).order_by(Target.id))[0]
+    sums = rows(engine, select(ValueEffort.b1, ValueEffort.b2, ValueEffort.curves))
+    return target.effort, target.current_t_level, {(row.b1, row.b2): row.curves for row in sums if row.curves}
 
 
 def test_superseding_leaves_exactly_what_a_rebuild_gives(engine):
     stage1, _ = runs(engine, (1000, 250_000, 0), (600, 250_000, None))
     with unit_of_work(engine, "test") as connection:
-        t_level = ledger.supersede(connection, stage1, 600)
+        ledger.supersede(connection, stage1, 600)
     vector, stored, sums = standing(engine)
     assert sums == {(250_000, 0): 400, (250_000, -1): 600}
     expected = effort.effort_of([(250_000, -1, 1, 600), (250_000, 0, 1, 400)])
     assert np.array_equal(vector, expected)
-    assert stored == t_level == effort.t_level(expected)
-    assert_sound(engine)
+    assert stored == effort.t_level(expected)
+    # Without the residue that curves are superseded by in practice, the doctor reports that, and nothing else.
+    (violation,) = invariants.violations(engine, max_digits=SETTINGS.max_digits)
+    assert (violation.table, violation.id) == ("ecm_attempts", stage1)
+    assert "has no residue" in violation.detail
 
 
 def test_more_curves_than_an_attempt_has_cannot_be_superseded(engine):
@@ -66,9 +70,11 @@ def test_deleting_an_attempt_takes_its_effort_and_keeps_its_factors(engine):
     other = submit(engine, result(number, curves=10, sigma="1:10"))
     with unit_of_work(engine, "test") as connection:
         ledger.delete_attempt(connection, gone.attempt_id, "a broken client")
-    composite = rows(engine, select(Composite).where(Composite.id == gone.composite_id))[0]
-    assert np.array_equal(composite.effort, effort.effort_of([(50_000, -1, 1, 10)]))
-    assert composite.attempt_count == 1
+    of_composite = "SELECT target_id FROM composites WHERE id = :id"
+    target_id = scalar(engine, of_composite, id=gone.composite_id)
+    target = rows(engine, select(Target).where(Target.id == target_id))[0]
+    assert np.array_equal(target.effort, effort.effort_of([(50_000, -1, 1, 10)]))
+    assert target.attempt_count == 1
     assert scalar(engine, "SELECT attempt_id FROM factors WHERE factor = '1000003'") is None
     assert scalar(engine, "SELECT state || ' ' || reason FROM submissions WHERE id = :id", id=gone.id) == (
         "rejected attempt_deleted"
@@ -109,12 +115,15 @@ def test_a_recalculation_corrects_wrong_effort_and_nothing_else(engine):
     correct = standing(engine)
     assert recalculation.recalculate_all(engine, ACTOR) == []
     with unit_of_work(engine, "test") as connection:
-        connection.execute(text("UPDATE composite_effort SET curves = curves + 5 WHERE b1 = 250000"))
+        connection.execute(text("UPDATE value_effort SET curves = curves + 5 WHERE b1 = 250000"))
     wrong = recalculation.recalculate_all(engine, ACTOR)
     assert [difference.what for difference in wrong] == ["sums"]
     with unit_of_work(engine, "test") as connection:
         connection.execute(
-            text("UPDATE composites SET effort = :none WHERE number = :number"),
+            text(
+                "UPDATE targets SET effort = :none FROM composites c"
+                " WHERE c.target_id = targets.id AND c.number = :number"
+            ),
             {"none": bytes(91 * 8), "number": NUMBER},
         )
     assert [difference.what for difference in recalculation.recalculate_all(engine, ACTOR)] == ["vector"]
@@ -132,9 +141,9 @@ def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
                 "WITH s AS (INSERT INTO submissions (client_id, idempotency_key, key_is_implicit, payload_sha256,"
                 " payload, state, settled_at) SELECT 'x', n::text, false, '', '{}', 'rejected', now()"
                 " FROM generate_series(1, 100000) n RETURNING id)"
-                " INSERT INTO ecm_attempts (composite_id, submission_id, client_id, method, b1, b2, parametrization,"
-                " curves) SELECT a.composite_id, s.id, 'x', 'ecm', 50000, -1, 1, 10 FROM s, ecm_attempts a"
-                " WHERE a.id = :attempt"
+                " INSERT INTO ecm_attempts (composite_id, value_id, submission_id, client_id, method, b1, b2,"
+                " parametrization, curves) SELECT a.composite_id, a.value_id, s.id, 'x', 'ecm', 50000, -1, 1, 10"
+                " FROM s, ecm_attempts a WHERE a.id = :attempt"
             ),
             {"attempt": attempt},
         )

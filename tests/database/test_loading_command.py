@@ -45,6 +45,21 @@ def test_bad_lines_are_named_and_nothing_or_the_rest_is_loaded(engine, run):
     assert rows(engine, "SELECT number FROM composites") == [("15",)]
 
 
+def test_numbers_that_share_a_cofactor_are_named(engine, run):
+    answer = run("-", input="5*2^1061-5\n2^1061-1\n")
+    assert answer.exit_code == 0
+    assert "line 2: 2^1061-1: known as the cofactor of 5*2^1061-5, shared\n" in answer.output
+    answer = run("-", "--json", input="3*2^1061-3\n7*2^1061-7\n")
+    report = json.loads(answer.stdout)
+    assert report["shared_composites"] == 2
+    assert report["shared"] == [
+        {"line": 1, "number": "3*2^1061-3", "message": "has the same cofactor as 5*2^1061-5, shared"},
+        {"line": 2, "number": "7*2^1061-7", "message": "has the same cofactor as 5*2^1061-5, shared"},
+    ]
+    answer = run("-", input="".join(f"2^{power}*(2^1061-1)\n" for power in range(1, 103)))
+    assert "... and 2 more shared numbers\n" in answer.output
+
+
 def test_what_is_no_list_is_refused_in_a_sentence(engine, run):
     answer = run("-", input=b"PK\x03\x04rest")
     assert (answer.exit_code, answer.output) == (

@@ -4,15 +4,16 @@ import threading
 
 import numpy as np
 import pytest
-from pipeline import SETTINGS, assert_sound, result, rows, run_jobs, run_sql, scalar, submit
+from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, set_targets, submit
 from sqlalchemy import select
 
+from coordinator import effort
 from coordinator.administration import recalculation
 from coordinator.base import jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, NotFoundError
 from coordinator.housekeeping import job_runner
-from models.tables import Composite
+from models.tables import Composite, Target
 
 ACTOR = Actor("alice")
 NUMBERS = ["2^1061-1", "2^1277-1", "2^1297-1", "2^1301-1", "2^1303-1"]
@@ -30,18 +31,20 @@ def numbers(engine):
 
 
 def vectors(engine):
-    return {row.id: row.effort for row in rows(engine, select(Composite.id, Composite.effort))}
+    both = select(Composite.id, Target.effort).join(Target, Target.id == Composite.target_id)
+    return {row.id: row.effort for row in rows(engine, both)}
 
 
 def damage(engine, *ids):
     """Leave only the attempts, as in a database that was migrated from elsewhere."""
+    set_targets(engine, ids, effort=effort.no_effort(), current_t_level=0, attempt_count=0, pm1_b1=0)
+    run_sql(engine, "UPDATE composites SET current_t_level = 0, attempt_count = 0 WHERE id = ANY(:ids)", ids=list(ids))
     run_sql(
         engine,
-        "UPDATE composites SET effort = :none, current_t_level = 0, attempt_count = 0, pm1_b1 = 0 WHERE id = ANY(:ids)",
-        none=bytes(91 * 8),
+        "DELETE FROM value_effort USING target_sources s JOIN composites c USING (target_id)"
+        " WHERE s.value_id = value_effort.value_id AND c.id = ANY(:ids)",
         ids=list(ids),
     )
-    run_sql(engine, "DELETE FROM composite_effort WHERE composite_id = ANY(:ids)", ids=list(ids))
 
 
 def begin(engine, *, only_missing=False):
@@ -83,21 +86,22 @@ def test_a_recalculation_continues_where_it_was_stopped(engine, numbers, monkeyp
     recalculation_id = begin(engine)
     step = recalculation.continue_recalculation(engine, recalculation_id, seconds=-1)
     assert (step.is_finished, step.label) == (False, "recalculate: 0 of 5")
-    computed = []
+    begun = []
 
-    def died(connection, ids, compute=recalculation.ledger.compute_from_attempts):
-        computed.append(ids)
-        if len(computed) == 2:
+    def died(engine, recalculation, compute=recalculation._compute_chunk):
+        begun.append(recalculation.cursor)
+        if len(begun) == 2:
             raise SystemExit
-        return compute(connection, ids)
+        compute(engine, recalculation)
 
-    monkeypatch.setattr(recalculation.ledger, "compute_from_attempts", died)
+    monkeypatch.setattr(recalculation, "_compute_chunk", died)
     with pytest.raises(SystemExit):
         recalculation.continue_recalculation(engine, recalculation_id)
     assert recalculation.recalculation_status(engine).done == 2
     run_jobs(engine)
     # The interrupted chunk is computed again, the chunk before it is not.
-    assert computed == [numbers[:2], numbers[2:4], numbers[2:4], numbers[4:]]
+    ids = [composite(engine, number).target_id for number in numbers]
+    assert begun == [0, ids[1], ids[1], ids[3]]
     assert all(np.array_equal(correct[number], vector) for number, vector in vectors(engine).items())
     assert_sound(engine)
 
@@ -162,7 +166,10 @@ def test_results_sent_meanwhile_are_neither_lost_nor_counted_twice(engine, numbe
     monkeypatch.setattr(recalculation, "_write", meanwhile)
     recalculation.continue_recalculation(engine, recalculation_id)
     assert recalculation.recalculation_status(engine).changed == 2
-    sums = "SELECT sum(curves) FROM composite_effort WHERE composite_id = :id"
+    sums = (
+        "SELECT sum(curves) FROM value_effort JOIN target_sources USING (value_id) JOIN composites c USING (target_id)"
+        " WHERE c.id = :id"
+    )
     assert scalar(engine, sums, id=numbers[0]) == 1050
     assert_sound(engine)
 
@@ -208,18 +215,20 @@ def test_one_recalculation_runs_at_a_time_and_a_failed_one_is_finished_by_the_ne
 
 def test_a_stopped_recalculation_wrote_nothing_and_is_finished_by_the_next(engine, numbers, monkeypatch):
     monkeypatch.setattr(recalculation, "CHUNK", 2)
-    run_sql(engine, "UPDATE composite_effort SET curves = curves + 1")
+    run_sql(engine, "UPDATE value_effort SET curves = curves + 1")
 
-    def died(connection, ids, compute=recalculation.ledger.compute_from_attempts):
-        if numbers[2] in ids:
+    third = composite(engine, numbers[2]).target_id
+
+    def died(connection, ids, compute=recalculation.ledger.compute):
+        if third in ids:
             raise SystemExit
         return compute(connection, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recalculation.ledger, "compute_from_attempts", died)
+        patch.setattr(recalculation.ledger, "compute", died)
         with pytest.raises(SystemExit):
             recalculation.recalculate_all(engine, ACTOR)
-    sums = "SELECT curves FROM composite_effort ORDER BY composite_id"
+    sums = "SELECT curves FROM value_effort ORDER BY value_id"
     assert rows(engine, sums) == [(51 + place,) for place in range(5)]
     differences = recalculation.recalculate_all(engine, ACTOR)
     assert [(difference.composite_id, difference.what) for difference in differences] == [

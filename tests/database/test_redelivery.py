@@ -72,7 +72,7 @@ def test_a_submission_that_does_not_exist(engine):
 def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(engine, monkeypatch, apply):
     receipt = receive(engine, result(NUMBER, str(prime(20))))
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("a bug in arithmetic")
 
     monkeypatch.setattr(applying, "_record_attempt", broken)
@@ -99,7 +99,7 @@ def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(eng
 def test_a_transient_fault_does_not_count(engine, monkeypatch):
     receipt = receive(engine, result(NUMBER))
 
-    def away(*_):
+    def away(*_, **__):
         raise OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
     monkeypatch.setattr(applying, "_record_attempt", away)
@@ -120,15 +120,15 @@ def test_a_transient_fault_does_not_count(engine, monkeypatch):
 def test_the_public_message_of_a_fault_has_neither_sql_nor_parameters(engine, monkeypatch):
     receipt = receive(engine, result(NUMBER, client="a-secret-name"))
 
-    def unfit(connection, *_):
+    def unfit(connection, *_, **__):
         values = {"name": "a-secret-name"}
-        connection.execute(text("INSERT INTO composite_effort (b1, b2) VALUES (1, length(:name))"), values)
+        connection.execute(text("INSERT INTO value_effort (b1, b2) VALUES (1, length(:name))"), values)
 
     monkeypatch.setattr(applying, "_record_attempt", unfit)
     with pytest.raises(IntegrityError) as raised:
         applying.apply_result(engine, receipt.submission_id, THREE)
     detail = inbox.submission_row(engine, receipt.submission_id).detail
-    unfit_value = 'null value in column "composite_id" of relation "composite_effort" violates not-null constraint'
+    unfit_value = 'null value in column "value_id" of relation "value_effort" violates not-null constraint'
     assert detail == f"IntegrityError: {unfit_value}"
     # Nor do the parameters reach the log.
     assert "a-secret-name" not in str(raised.value)
@@ -138,7 +138,7 @@ def test_a_unique_value_that_is_taken_every_time_is_no_race(engine, monkeypatch)
     """A lost race is tried again, but a race that is lost at every attempt has to end too."""
     receipt = receive(engine, result(NUMBER))
 
-    def taken(connection, *_):
+    def taken(connection, *_, **__):
         connection.exec_driver_sql("INSERT INTO projects (name) VALUES ('x'), ('x')")
 
     monkeypatch.setattr(applying, "_record_attempt", taken)
@@ -154,7 +154,7 @@ import os, sys
 from coordinator.results import applying
 from config.settings import Settings
 from models.engine import make_engine
-applying._record_attempt = lambda *_: os._exit(7)
+applying._record_attempt = lambda *_, **__: os._exit(7)
 applying.apply_result(make_engine(os.environ["TEST_URL"]), int(sys.argv[1]), Settings(max_deliveries=2))
 """
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, submit
+from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, scalar, submit
 from primes import prime, product
 
 from coordinator import effort
-from coordinator.administration import deletions
-from coordinator.base.audit import Actor
+from coordinator.administration import deletions, edits
+from coordinator.base.audit import OPERATOR, Actor
 from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import ledger
@@ -100,7 +100,7 @@ def test_an_upload_links_itself_to_the_latest_stage_1_without_a_residue(engine):
     with pytest.raises(DomainError, match="has no stage-1 attempt") as refusal:
         upload(engine)
     assert refusal.value.reason == "unknown_attempt"
-    assert scalar(engine, "SELECT open_residues FROM composites") == 2
+    assert scalar(engine, "SELECT open_residues FROM targets") == 2
     assert_sound(engine)
 
 
@@ -214,7 +214,7 @@ def test_the_highest_priority_first_then_the_oldest_and_filters(engine):
     first = upload(engine, attempt=stage1(engine))
     second = upload(engine, attempt=stage1(engine))
     third = upload(engine, file_of(other), attempt=stage1(engine, other, project="main"))
-    run_sql(engine, "UPDATE composites SET priority = 5 WHERE number = :number", number=other)
+    edits.set_priority(engine, OPERATOR, composite(engine, other).id, 5)
     assert claim(engine, max_digits=105, min_b1=B1).id == first.id
     assert claim(engine, min_b1=B1 + 1) is None
     assert claim(engine, min_target_tlevel=99) is None

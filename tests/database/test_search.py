@@ -22,12 +22,12 @@ MOST = SETTINGS.max_digits
 COUNT = 400
 FILL = """
 INSERT INTO composites (number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority,
-    snfs_difficulty, target_t_level, current_t_level, effort, created_at)
+    snfs_difficulty, target_t_level, current_t_level, created_at)
 SELECT CASE WHEN i % 3 = 0 THEN '2^' || i || '-1' ELSE (10::numeric ^ 30 + i)::text END,
     sha256(i::text::bytea), (10::numeric ^ 30 + i)::text, 80 + i % 7,
     CASE WHEN i % 11 = 0 THEN NULL ELSE i % 13 = 0 END, i % 13 = 0 OR i % 17 = 0 AND i % 11 <> 0, i % 4,
     CASE WHEN i % 5 = 0 THEN 60 + i % 30 END, CASE WHEN i % 19 = 0 THEN 0 ELSE 20 + i % 5 END, (i * 7 % 300) / 10.0,
-    ''::bytea, '2026-01-01T00:00:00Z'::timestamptz + interval '1 hour' * (i % 50)
+    '2026-01-01T00:00:00Z'::timestamptz + interval '1 hour' * (i % 50)
 FROM generate_series(1, :count) AS i
 """
 JOIN = "INSERT INTO project_composites (project_id, composite_id) SELECT :project, id FROM composites WHERE id % 3 = 1"

@@ -8,7 +8,8 @@ from sqlalchemy import Connection
 
 from coordinator.results import applying, batches, inbox
 
-RECORDS = ("composites", "composite_aliases", "composite_effort", "factors", "ecm_attempts", "jobs", "projects")
+RECORDS = ("composites", "composite_aliases", "targets", "worked_values", "target_sources", "value_effort", "factors")
+RECORDS += ("ecm_attempts", "jobs", "projects")
 NOTHING = dict.fromkeys(RECORDS, 0)
 
 

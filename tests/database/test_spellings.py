@@ -4,7 +4,7 @@ import pytest
 from pipeline import SETTINGS, assert_sound, receive, result, rows, submit
 from primes import prime, product
 
-from coordinator.composites import registry
+from coordinator.composites import registry, values
 from coordinator.numbers.expressions import ExpressionError
 from coordinator.reading import detail
 from coordinator.results import applying, batches, inbox
@@ -21,7 +21,7 @@ def spellings(engine):
 
 
 def hashes(*written):
-    return {registry.sha256(text) for text in written}
+    return {values.sha256(text) for text in written}
 
 
 @pytest.mark.parametrize("second", ["2**1277-1", "2^1277 - 1", DECIMAL])
@@ -43,7 +43,7 @@ def test_a_composite_has_so_many_spellings_and_no_more(engine):
     known = spellings(engine)
     assert len(known) == registry.MAX_SPELLINGS
     # Its own decimal value is one of them, whoever writes it.
-    assert registry.sha256(DECIMAL) in known
+    assert values.sha256(DECIMAL) in known
     assert_sound(engine)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from coordinator import effort
 from coordinator.base.unit_of_work import is_transient
 from coordinator.results import applying, batches, inbox
-from models.tables import Composite
+from models.tables import Composite, Target
 
 # Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So the
 # final parts of a number do not depend on the order in which its factors arrive.
@@ -152,7 +152,8 @@ def test_every_invariant_holds_after_every_stream(engine, apply, stream):
 
 def lease_some(engine):
     """Insert a lease of five curves, or of as many as its number still needs; None if no number needs any."""
-    first = select(Composite.id, Composite.effort, Composite.target_t_level).where(Composite.ecm_eligible)
+    first = select(Composite.id, Target.effort, Target.target_t_level).where(Target.ecm_eligible)
+    first = first.join(Target, Target.id == Composite.target_id)
     with engine.connect() as connection:
         row = connection.execute(first.order_by(Composite.id).limit(1)).one_or_none()
     if row is None:
@@ -248,13 +249,19 @@ def end_state(engine):
                 tuple(row[:4]): row.curves
                 for row in rows(
                     engine,
-                    "SELECT c.number, e.b1, e.b2, e.parametrization, e.curves FROM composite_effort e"
-                    " JOIN composites c ON c.id = e.composite_id WHERE c.parent_id IS NULL",
+                    "SELECT v.value, e.b1, e.b2, e.parametrization, e.curves FROM value_effort e"
+                    " JOIN worked_values v ON v.id = e.value_id",
                 )
             }
         ),
         "attempts": sorted(
-            map(tuple, rows(engine, "SELECT number, attempt_count FROM composites WHERE parent_id IS NULL"))
+            map(
+                tuple,
+                rows(
+                    engine,
+                    "SELECT number, count(*) FROM ecm_attempts a JOIN composites c ON c.id = composite_id GROUP BY 1",
+                ),
+            )
         ),
         "states": Counter(state for (state,) in rows(engine, "SELECT state FROM submissions")),
         "finished": sorted(

@@ -1,6 +1,8 @@
 """A unit of work logs its end, its name and its duration in one line, and that line is true."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
@@ -51,3 +53,26 @@ def test_a_rolled_back_unit_of_work_is_logged_with_its_cause(engine, lines, erro
     assert line["cause"] == type(error).__name__
     assert 0 < line["ms"] < 60_000
     assert projects(engine) == 0
+
+
+def test_a_unit_of_work_runs_again_after_a_deadlock(engine):
+    """Two threads lock two rows in opposite orders; the one that PostgreSQL ends starts anew."""
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO projects (name) VALUES ('one'), ('two')"))
+    both_locked = threading.Barrier(2)
+    calls = []
+
+    @unit_of_work.repeats_after_deadlock
+    def rename(engine, first, second):
+        calls.append(first)
+        with unit_of_work.unit_of_work(engine, "rename") as connection:
+            connection.execute(text("UPDATE projects SET name = name WHERE name = :name"), {"name": first})
+            if len(calls) <= 2:
+                both_locked.wait(20)
+            connection.execute(text("UPDATE projects SET name = name WHERE name = :name"), {"name": second})
+        return first
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(rename, engine, *order) for order in (("one", "two"), ("two", "one"))]
+        assert [future.result(60) for future in futures] == ["one", "two"]
+    assert len(calls) == 3

@@ -183,7 +183,7 @@ def test_unknown_numbers_are_refused(call, engine, verb, number, message):
     result = call(verb, "--", number)
     assert result.exit_code == 1, result.output
     assert message in result.stderr
-    assert rows(engine, "SELECT hold FROM composites WHERE hold IS NOT NULL") == []
+    assert rows(engine, "SELECT hold FROM targets WHERE hold IS NOT NULL") == []
 
 
 @pytest.mark.parametrize("reason", ["two\nlines", "a bell \x07", "half a pair \ud800"])

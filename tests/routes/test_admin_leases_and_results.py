@@ -4,8 +4,10 @@ import uuid
 from hashlib import sha256
 
 import pytest
-from pipeline import SETTINGS, assert_sound, lease, result, rows, run_sql, scalar, submit
+from pipeline import SETTINGS, assert_sound, lease, result, rows, scalar, submit
 
+from coordinator.administration import edits
+from coordinator.base.audit import Actor
 from coordinator.residues import uploads
 from coordinator.residues.save_files import SaveFile
 
@@ -113,7 +115,7 @@ def residue(engine, app, client, known):
         engine, "gpu", file, name, stage1_attempt_id=attempt, expiry_days=30, max_digits=SETTINGS.max_digits
     )
     # Claims prefer the highest priority: other tests leave residues behind.
-    run_sql(engine, "UPDATE composites SET priority = :id WHERE id = :id", id=known.id)
+    edits.set_priority(engine, Actor("tester"), known.id, known.id)
     headers = {"X-Client-ID": f"cpu-{known.id}"}
     claim = client.get(f"/api/v1/residues/work?min_digits={len(known.value)}&max_b1=2000", headers=headers)
     assert claim.json["residue_id"] == made.residue.id, claim.text

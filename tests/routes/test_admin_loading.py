@@ -84,6 +84,17 @@ def test_arrays_are_loaded(engine, admin):
     assert dict(map(tuple, found)) == {values[0]: 4, values[1]: 4, values[2]: 9}
 
 
+def test_numbers_that_share_a_cofactor_are_named(admin):
+    value, multiple = number(), random_prime(15)
+    whole = str(int(value) * multiple)
+    items = [{"number": whole, "factors": [str(multiple)]}, {"number": value}]
+    report = loaded(admin("POST", STRUCTURED, {"composites": items}), 2, 2, 0, 0, 0)
+    assert report["shared_composites"] == 1
+    (shared,) = report["shared"]
+    assert (shared["line"], shared["message"].partition(" of ")[0]) == (2, "known as the cofactor")
+    assert loaded(admin("POST", BULK, [value, whole]), 2, 0, 2, 0, 0)["shared"] == []
+
+
 def test_invalid_items_are_named_by_their_place(admin, refused):
     for item in (None, {"number": "15"}, [15], True, "six"):
         body = refused(admin("POST", BULK, {"numbers": [number(), item]}), 422, "invalid_numbers")

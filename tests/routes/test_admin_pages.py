@@ -122,7 +122,14 @@ def test_a_number_is_reserved_and_released(engine, browser, known):
     assert client in browser.open("/admin/work").text
     ended = browser.send("/admin/work", f"/admin/work/{work}/end", reason="finished elsewhere")
     assert client in message(ended, "done")
-    assert scalar(engine, "SELECT open_leases FROM composites WHERE id = :id", id=known.id) == 0
+    assert (
+        scalar(
+            engine,
+            "SELECT open_leases FROM targets t JOIN composites c ON c.target_id = t.id WHERE c.id = :id",
+            id=known.id,
+        )
+        == 0
+    )
     assert "is no work_id" in message(browser.send("/admin/work", "/admin/work/none/end"), "refused")
 
 
@@ -163,6 +170,10 @@ def test_numbers_are_loaded_from_a_list_or_a_file(engine, browser):
     skipped = message(load(file=table, on_error="skip"), "done")
     assert "1 new" in skipped
     assert "Ignored columns: colour" in skipped
+    shared = load(numbers=f"7*{values[0]}")
+    assert "1 of the new ones share" in message(shared, "done")
+    assert f"Line 1: 7*{values[0][:3]}" in shared.text
+    assert "its cofactor is the number" in shared.text
     assert "nothing was stored" in message(load(numbers=values[2], dry_run="true"), "done")
     assert "no number in the list" in message(load(numbers=""), "refused")
     assert "both a file and a list" in message(load(numbers="15", file=table), "refused")

@@ -41,7 +41,7 @@ def test_every_page_has_its_heading_and_no_script_of_a_client(engine, stranger, 
 def test_the_tiles_of_the_overview_lead_to_their_lists(stranger, known):
     text = stranger.open("/").text
     tiles = re.findall(r'<dt>([^<]*)</dt><dd><a href="([^"]*)">', text)
-    assert [label for label, _ in tiles][:3] == ["numbers", "fully factored", "need ECM"]
+    assert [label for label, _ in tiles][:3] == ["numbers", "fully factored", "cofactors that need ECM"]
     assert "set aside (3 clients gave up)" in text
     for label, address in tiles:
         answer = stranger.client.get(address.replace("&amp;", "&"))

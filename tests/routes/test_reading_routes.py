@@ -1,6 +1,7 @@
 """Public routes that read: numbers, factors, projects, clients, and what operators' tools ask."""
 
 import json
+import math
 
 import pytest
 from pipeline import result, submit
@@ -29,6 +30,31 @@ def test_a_number_is_read_by_value_and_id(client, refused, found):
     refused(get(client, "/stats/" + "(" * 1001), 422, "number_too_large")
     for path in ("/composites/4611686018427387904", "/composites/4611686018427387904/effort"):
         refused(get(client, path), 404, "unknown_composite")
+
+
+def test_numbers_with_the_same_cofactor_are_named(client, stranger, engine, known):
+    def share(*factors):
+        value = int(known.value) * math.prod(factors)
+        return submit(engine, result(str(value), *map(str, factors), curves=1)).composite_id
+
+    others = [share(3), share(5)]
+    whole = get(client, f"/composites/{known.id}").json
+    assert [one["composite_id"] for one in whole["shares_cofactor_with"]] == others
+    assert whole["shares_cofactor_with"][0]["composite"] == str(3 * int(known.value))
+    shared = get(client, f"/composites/{others[0]}").json
+    assert [one["composite_id"] for one in shared["shares_cofactor_with"]] == [known.id, others[1]]
+    assert whole["ecm_work"] == shared["ecm_work"]
+    assert whole["ecm_work"]["total_attempts"] == 3
+    text = stranger.open(f"/numbers/{others[1]}").text
+    assert "<dt>Shares its cofactor with</dt>" in text
+    for number in (known.id, others[0]):
+        assert f'<a href="/numbers/{number}">' in text
+    assert "more number" not in text
+    for factor in (7, 11, 13, 17, 19, 23, 29, 31, 37, 41):
+        share(factor)
+    whole = get(client, f"/composites/{known.id}").json
+    assert (len(whole["shares_cofactor_with"]), whole["sharing_count"]) == (10, 12)
+    assert " and 2 more numbers; curves on it" in stranger.open(f"/numbers/{known.id}").text
 
 
 def test_numbers_are_listed(client, refused, found):

@@ -69,5 +69,14 @@ def submit_curves(stack: Stack, client: str, lease: dict[str, Any], curves: int,
     return reply
 
 
+def set_priority(stack: Stack, number: str, priority: int) -> None:
+    """Give a number a priority, as an operator does."""
+    composite_id = stack.scalar("SELECT id FROM composites WHERE number = :number", number=number)
+    url = f"{stack.api}/admin/composites/{composite_id}/priority"
+    headers = {"X-Admin-Key": admin_key(stack)}
+    response = stack.http.put(url, json={"priority": priority}, headers=headers, timeout=60)
+    assert response.status_code == 200, response.text
+
+
 def admin_key(stack: Stack) -> str:
     return (stack.home / "admin.key").read_text().strip()

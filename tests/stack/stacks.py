@@ -29,7 +29,10 @@ RECORDS = (
     "submissions",
     "composites",
     "composite_aliases",
-    "composite_effort",
+    "targets",
+    "worked_values",
+    "target_sources",
+    "value_effort",
     "factors",
     "ecm_attempts",
     "jobs",
@@ -188,4 +191,5 @@ class Stack:
 
     def assert_sound(self) -> None:
         """Check that every invariant of the database holds."""
-        assert invariants.violations(self.database, max_digits=50_000) == []
+        found = invariants.violations(self.database, max_digits=50_000)
+        assert found == [], found

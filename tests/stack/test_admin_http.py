@@ -278,13 +278,18 @@ def test_effort_is_recalculated_for_one_number_and_for_all(stack, admin, known):
     number, value, _ = known
     stack.submit(plain(value, parameters={"b1": 10**6, "curves": 500, "sigma": str(random.randrange(2**32))}))
     right = number_of(stack, number)
-    wrong = "UPDATE composites SET current_t_level = 0 WHERE id = :id"
-    stack.run_sql(wrong, id=number)
+
+    def damage():
+        stack.run_sql("UPDATE composites SET current_t_level = 0 WHERE id = :id", id=number)
+        of_number = "(SELECT target_id FROM composites WHERE id = :id)"
+        stack.run_sql(f"UPDATE targets SET current_t_level = 0 WHERE id = {of_number}", id=number)
+
+    damage()
     reply = admin("POST", f"/composites/{number}/recalculate-t-level").json()
     assert (reply["previous_t_level"], reply["current_t_level"]) == (0, right)
     assert events(stack, f"composite {number}") == ["recalculate"]
     for query in ({}, {"recalculate_all": "true"}):
-        stack.run_sql(wrong, id=number)
+        damage()
         begun = admin("POST", "/composites/calculate-t-levels", **query)
         assert begun.status_code == 202, begun.text
         status = wait_until(

@@ -169,7 +169,9 @@ def test_a_number_is_given_a_priority_paused_resumed_and_recalculated(stack, bro
 
     def state():
         ((priority, hold, reason),) = stack.rows(
-            "SELECT priority, hold, hold_reason FROM composites WHERE number = :value", value=value
+            "SELECT c.priority, hold, hold_reason FROM targets t JOIN composites c ON c.target_id = t.id"
+            " WHERE number = :value",
+            value=value,
         )
         return priority, hold, reason
 
@@ -216,7 +218,13 @@ def test_a_number_is_reserved_and_released(stack, browser):
     assert client in browser.open("/admin/work").text
     work = stack.scalar("SELECT id FROM work_assignments WHERE client_id = :client", client=client)
     assert client in message(browser.send("/admin/work", f"/admin/work/{work}/end", reason="done with"), "done")
-    assert stack.scalar("SELECT open_leases FROM composites WHERE number = :value", value=value) == 0
+    assert (
+        stack.scalar(
+            "SELECT open_leases FROM targets t JOIN composites c ON c.target_id = t.id WHERE number = :value",
+            value=value,
+        )
+        == 0
+    )
     status = "SELECT status FROM work_assignments WHERE client_id = :client"
     assert stack.scalar(status, client=client) == "completed"
     # The same form cancels a lease, which then has failed.

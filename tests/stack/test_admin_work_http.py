@@ -48,7 +48,7 @@ ENDPOINTS = [
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 @pytest.mark.parametrize("wrong", [None, "", "x" * 64, "ключ"])
 def test_without_the_key_every_request_is_refused(stack, method, path, wrong):
-    held = "SELECT id, hold FROM composites WHERE hold IS NOT NULL ORDER BY id"
+    held = "SELECT c.id, hold FROM targets t JOIN composites c ON c.target_id = t.id WHERE hold IS NOT NULL ORDER BY 1"
     before = stack.counts(), stack.rows(held)
     headers = {} if wrong is None else {"X-Admin-Key": wrong.encode()}
     answer = stack.http.request(method, stack.api + path, headers=headers, timeout=10)
@@ -74,7 +74,10 @@ def test_a_number_that_three_clients_give_up_is_set_aside_until_it_is_resumed(st
     for word in ("is set aside", "one: one fell over", "two: two fell over", "three: three fell over"):
         assert word in reply["message"]
     assert request_work(stack, "four", "/p1-work", composite=value)["work_id"] is None
-    (row,) = stack.rows("SELECT id, hold, hold_reason FROM composites WHERE number = :value", value=value)
+    (row,) = stack.rows(
+        "SELECT c.id, hold, hold_reason FROM targets t JOIN composites c ON c.target_id = t.id WHERE number = :value",
+        value=value,
+    )
     assert (row.hold, row.hold_reason) == (
         "parked",
         "three: three fell over; two: two fell over; one: one fell over",

@@ -45,8 +45,8 @@ def run(stack, tmp_path):
 def curves_of(stack, number):
     """Return {(b1, b2, parametrization): counted curves}."""
     rows = stack.rows(
-        "SELECT b1, b2, parametrization, sum(curves) AS n FROM composite_effort e"
-        " JOIN composites c ON c.id = e.composite_id WHERE c.number = :number GROUP BY 1, 2, 3 HAVING sum(curves) > 0",
+        "SELECT b1, b2, parametrization, sum(curves) AS n FROM value_effort JOIN target_sources USING (value_id)"
+        " JOIN composites USING (target_id) WHERE number = :number GROUP BY 1, 2, 3 HAVING sum(curves) > 0",
         number=number,
     )
     return {(row.b1, int(row.b2), row.parametrization): int(row.n) for row in rows}

@@ -84,7 +84,7 @@ def test_a_killed_agent_and_a_restarted_server_lose_no_curve_and_count_none_twic
     sent = stack.rows("SELECT state, count(*) FROM submissions GROUP BY state")
     assert [state for state, _ in sent] == ["applied"], sent
     # No curve is counted twice, and no curve that was sent is lost.
-    counted = stack.scalar("SELECT sum(curves) FROM composite_effort")
+    counted = stack.scalar("SELECT sum(curves) FROM value_effort")
     assert counted == stack.scalar(
         "SELECT sum(coalesce((payload->'results'->>'curves_completed')::int, 0)) FROM submissions"
     )

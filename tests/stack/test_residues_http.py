@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from bodies import plain, problem
-from leasing import admin_key, request_work, unique_name
+from leasing import admin_key, request_work, set_priority, unique_name
 from stacks import wait_until
 from traffic import prime
 
@@ -189,8 +189,7 @@ def test_a_claim_is_given_back_and_an_operator_closes(stack, stored):
     number, attempt, content, gpu = stored
     residue = upload(stack, gpu, content, stage1_attempt_id=attempt).json()["residue_id"]
     key, cpu = admin_key(stack), unique_name("cpu")
-    run = "UPDATE composites SET priority = 99 WHERE number = :number"
-    stack.run_sql(run, number=number)
+    set_priority(stack, number, 99)
 
     def admin(method, path):
         return stack.http.request(method, f"{stack.api}/admin{path}", headers={"X-Admin-Key": key}, timeout=60)

@@ -18,6 +18,8 @@ FIELDS = {
     "updated_composites",
     "invalid_numbers",
     "errors",
+    "shared_composites",
+    "shared",
     "ignored_columns",
     "message",
 }
@@ -83,8 +85,12 @@ def test_a_table_brings_what_is_known_of_its_numbers(stack, key):
     (row,) = stack.rows("SELECT * FROM composites WHERE number = :value", value=whole)
     assert (row.current_composite, row.priority) == (value, 3)
     assert 19.9 < row.current_t_level < 20.1
-    # What is left of it is a number that is known.
-    loaded(bulk(stack, key, {"numbers": [value]}), 1, 0, 1, 0, 0)
+    # Its cofactor is a number of its own, which shares the work on it.
+    report = loaded(bulk(stack, key, {"numbers": [value]}), 1, 1, 0, 0, 0)
+    assert report["shared_composites"] == 1
+    assert report["shared"][0]["message"].startswith("known as the cofactor of ")
+    (row,) = stack.rows("SELECT * FROM composites WHERE number = :value", value=value)
+    assert 19.9 < row.current_t_level < 20.1
 
 
 def test_arrays_are_loaded(stack, key):

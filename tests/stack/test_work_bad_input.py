@@ -12,7 +12,7 @@ from leasing import admin_key, assert_lease, call_api, register_number, request_
 from stacks import wait_until
 from traffic import prime
 
-from coordinator.composites import lease_lifecycle
+from coordinator.composites import lease_lifecycle, targets
 
 pytestmark = pytest.mark.stack
 
@@ -31,7 +31,7 @@ def read_state(stack):
     leases = "SELECT md5(string_agg(w::text, '|' ORDER BY id)) FROM work_assignments w"
     numbers = (
         "SELECT md5(string_agg(concat_ws(' ', id, hold, hold_reason, open_leases, ecm_eligible,"
-        " pm1_eligible, pp1_eligible), '|' ORDER BY id)) FROM composites"
+        " pm1_eligible, pp1_eligible), '|' ORDER BY id)) FROM targets"
     )
     wait_until(lambda: stack.unsettled() == 0)
     return stack.counts(), stack.scalar(leases), stack.scalar(numbers)
@@ -250,7 +250,8 @@ def test_every_state_and_what_can_be_said_in_it(stack, state):
     for what, (method, path) in LEASE_CALLS.items():
         stack.run_sql(put, state=state, closed=state not in OPEN, id=lease["work_id"])
         with stack.database.begin() as connection:  # as whoever closes a lease does
-            lease_lifecycle.refresh_eligibility(connection, [lease["composite_id"]])
+            of_composite = targets.ids_of(connection, [lease["composite_id"]])
+            lease_lifecycle.refresh_eligibility(connection, of_composite)
         expected = (STATES_AFTER[state] | {"abandon": "failed" if state in OPEN else state})[what]
         before = read_state(stack)
         url, reply = f"/work/{lease['work_id']}{path}", {"client_id": client, "curves_completed": 1}

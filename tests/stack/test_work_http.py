@@ -4,7 +4,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bodies import plain, problem
-from leasing import assert_lease, call_api, random_composite, register_number, request_work, submit_curves, unique_name
+from leasing import (
+    assert_lease,
+    call_api,
+    random_composite,
+    register_number,
+    request_work,
+    set_priority,
+    submit_curves,
+    unique_name,
+)
 from stacks import wait_until
 from traffic import prime, random_number
 
@@ -242,7 +251,7 @@ def project(stack):
     for value, curves in ((small, 5000), (middle, 500)):
         body = plain(value, results={"curves_completed": curves})
         assert stack.submit(body).status_code == 200
-    stack.run_sql("UPDATE composites SET priority = 7 WHERE number = :number", number=middle)
+    set_priority(stack, middle, 7)
     return name, {"small": small, "middle": middle, "large": large}
 
 
@@ -279,7 +288,9 @@ def test_filters_and_orders(stack, project, query, expected, shared):
 def test_the_best_work_is_of_most_value(stack, project):
     name, values = project
     (best, *_) = stack.rows(
-        "SELECT number FROM composites WHERE number = ANY(:all) ORDER BY work_value DESC", all=list(values.values())
+        "SELECT number FROM composites JOIN targets t ON t.id = target_id WHERE number = ANY(:all)"
+        " ORDER BY work_value DESC",
+        all=list(values.values()),
     )
     lease = request_work(stack, "one", project=name, work_type="best", shared=1)
     assert_lease(call_api(stack, "DELETE", f"/work/{lease['work_id']}"), "failed")

@@ -112,8 +112,8 @@ class Traffic:
             if state == "applied":
                 curves[body["composite"], body["parameters"]["b1"]] += body["results"]["curves_completed"]
         sums = self.stack.rows(
-            "SELECT number, b1, sum(curves) FROM composite_effort JOIN composites ON composites.id = composite_id"
-            " WHERE number = ANY(:values) GROUP BY number, b1",
+            "SELECT number, b1, sum(curves) FROM value_effort JOIN target_sources USING (value_id)"
+            " JOIN composites USING (target_id) WHERE number = ANY(:values) GROUP BY number, b1",
             values=values,
         )
         assert Counter({(value, b1): int(count) for value, b1, count in sums}) == curves
