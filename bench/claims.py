@@ -1,10 +1,10 @@
-"""How fast claims are, and whether that depends on the number of numbers.
+"""How fast claims are, and whether that depends on the number of targets.
 
-With 1,000, 100,000 and 1,000,000 numbers in all states, for each work type, some with filters: claims per second and
-the p50 and p99 of a claim, for one client and for eight at once, by function call and by HTTP. Rounds of the three
-sizes alternate, so that a change of the machine's speed affects all of them; after each round the leases expire. Then
-10,000 claims of whole numbers in a row: each leaves a dead entry at the head of its index, which might make later ones
-slower.
+With 1,000, 100,000 and 1,000,000 targets in all states, of which 5 % are shared by two numbers, for each work type,
+some with filters: claims per second and the p50 and p99 of a claim, for one client and for eight at once, by function
+call and by HTTP. Rounds of the three sizes alternate, so that a change of the machine's speed affects all of them;
+after each round the leases expire. Then 10,000 claims of whole numbers in a row: each leaves a dead entry at the head
+of its index, which might make later ones slower.
 """
 
 import logging
@@ -24,7 +24,8 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 import structlog
 from rich.table import Table
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Column, Engine, Integer, MetaData, insert, make_url, text
+from sqlalchemy import Table as SqlTable
 
 from bench import load as http
 from config.local.postgres import start_postgres
@@ -40,8 +41,10 @@ from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
 from models.limits import DEFAULT_B2
 from models.migrate import upgrade
+from models.tables import Target, ValueEffort, WorkAssignment
 
 SIZES = (1_000, 100_000, 1_000_000)
+SHARED = 20  # one target in this many is shared by two numbers
 CLIENTS = (1, 8)
 ROUNDS = 5
 CLAIMS_PER_ROUND = {1: 40, 8: 10}  # by number of clients, for each client
@@ -143,15 +146,15 @@ def kinds() -> list[dict[str, Any]]:
                 eligibility.compute_eligibility(kind.inputs, [lease] if lease else [])
                 | {
                     "kind": len(rows),
-                    "digits": digits,
+                    "digit_length": digits,
                     "is_prime": kind.is_prime,
-                    "finished": kind.is_fully_factored,
+                    "is_finished": kind.is_fully_factored,
                     "hold": kind.hold,
-                    "target": target,
-                    "t_level": effort.t_level(vector),
-                    "effort": vector.astype("<f8").tobytes(),
-                    "b1": run[0],
-                    "curves": run[3],
+                    "target_t_level": target,
+                    "current_t_level": effort.t_level(vector),
+                    "effort": vector,
+                    "prior_b1": run[0],
+                    "prior_curves": run[3],
                     "lease_method": lease and lease.method,
                     "lease_b1": lease and lease.b1,
                     "lease_curves": lease and lease.curves,
@@ -160,45 +163,80 @@ def kinds() -> list[dict[str, Any]]:
     return rows
 
 
-_KINDS = """
-CREATE TEMP TABLE kinds (
-    kind integer PRIMARY KEY, digits integer, is_prime boolean, finished boolean, hold text, target double precision,
-    t_level double precision, effort bytea, b1 bigint, curves bigint, lease_method text, lease_b1 bigint,
-    lease_curves bigint, open_leases smallint, ecm_eligible boolean, pm1_eligible boolean, pp1_eligible boolean,
-    p1_target_b1 bigint, planned_t_level double precision, work_value double precision
-) ON COMMIT DROP
-"""
+_TARGET_COLUMNS = (
+    *("digit_length", "is_prime", "is_finished", "hold", "target_t_level", "current_t_level", "effort"),
+    *eligibility.Eligibility._fields,
+)
+# The rows of `kinds`, with the types of the columns into which they are copied.
+_KINDS = SqlTable(
+    "kinds",
+    MetaData(),
+    Column("kind", Integer, primary_key=True),
+    *(Column(name, Target.__table__.c[name].type) for name in _TARGET_COLUMNS),
+    Column("prior_b1", ValueEffort.__table__.c.b1.type),
+    Column("prior_curves", ValueEffort.__table__.c.prior_curves.type),
+    *(Column(f"lease_{name}", WorkAssignment.__table__.c[name].type) for name in ("method", "b1", "curves")),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
 _NUMBERS = """
 CREATE TEMP TABLE loaded ON COMMIT DROP AS
-SELECT n AS id, '1' || lpad(n::text, 12, '0') || repeat('7', k.digits - 13) AS number, k.*
-FROM generate_series(:first, :last) n
+SELECT n AS id, '1' || lpad(n::text, 12, '0') || repeat('7', k.digit_length - 13) AS value, k.*
+FROM generate_series(1, :amount) n
 JOIN kinds k ON k.kind = (hashint8(n)::bigint & 2147483647) % (SELECT count(*) FROM kinds)
 """
+# A target, its value, and the number that is this value have the same id.
 _LOAD = (
-    """
-INSERT INTO composites (
-    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, priority, target_t_level,
-    current_t_level, effort, hold, held_at, open_leases, ecm_eligible, pm1_eligible, pp1_eligible, p1_target_b1,
-    planned_t_level, work_value
-)
-SELECT id, number, sha256(number::bytea), CASE WHEN finished THEN '1' ELSE number END, digits, is_prime, finished,
-       id % 7, target, t_level, effort, hold, CASE WHEN hold IS NOT NULL THEN now() END, open_leases, ecm_eligible,
-       pm1_eligible, pp1_eligible, p1_target_b1, planned_t_level, work_value
+    f"""
+INSERT INTO targets (id, value_sha256, priority, held_at, {", ".join(_TARGET_COLUMNS)})
+SELECT id, sha256(value::bytea), id % 7, CASE WHEN hold IS NOT NULL THEN now() END, {", ".join(_TARGET_COLUMNS)}
 FROM loaded ORDER BY id
 """,
     """
-INSERT INTO composite_effort (composite_id, b1, b2, parametrization, prior_curves)
-SELECT id, b1, -1, 1, curves FROM loaded WHERE curves > 0
+INSERT INTO composites (
+    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, target_id, priority,
+    target_t_level, current_t_level
+)
+SELECT id, value, sha256(value::bytea), CASE WHEN is_finished THEN '1' ELSE value END, digit_length, is_prime,
+       is_finished, id, id % 7, target_t_level, current_t_level
+FROM loaded ORDER BY id
+""",
+    # The other numbers of shared targets: three times the value, with the factor 3.
+    """
+INSERT INTO composites (
+    id, number, value_sha256, current_composite, digit_length, is_prime, is_fully_factored, target_id, target_t_level,
+    current_t_level
+)
+SELECT :amount + id / :shared, number, sha256(number::bytea), CASE WHEN is_finished THEN '1' ELSE value END,
+       digit_length, is_prime, is_finished, id, target_t_level, current_t_level
+FROM loaded, LATERAL (SELECT (3 * value::numeric)::text AS number) tripled WHERE id % :shared = 0 ORDER BY id
 """,
     """
-INSERT INTO work_assignments (id, composite_id, client_id, method, b1, b2, parametrization, curves, expires_at)
-SELECT gen_random_uuid(), id, 'holder-' || id % 1000, lease_method, lease_b1, -1, 1, lease_curves,
+INSERT INTO factors (composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, origin)
+SELECT id, '3', sha256('3'), 1, 1, true, 'split' FROM composites WHERE id > :amount ORDER BY id
+""",
+    """
+INSERT INTO worked_values (id, value_sha256, value)
+SELECT id, sha256(value::bytea), value FROM loaded WHERE prior_curves > 0 ORDER BY id
+""",
+    "INSERT INTO target_sources (target_id, value_id) SELECT id, id FROM worked_values ORDER BY id",
+    """
+INSERT INTO value_effort (value_id, b1, b2, parametrization, prior_curves)
+SELECT id, prior_b1, -1, 1, prior_curves FROM loaded WHERE prior_curves > 0 ORDER BY id
+""",
+    """
+INSERT INTO work_assignments (
+    id, composite_id, target_id, client_id, method, b1, b2, parametrization, curves, expires_at
+)
+SELECT gen_random_uuid(), id, id, 'holder-' || id % 1000, lease_method, lease_b1, -1, 1, lease_curves,
        now() + interval '5 days'
 FROM loaded WHERE lease_method IS NOT NULL
 """,
     """
-INSERT INTO work_assignments (id, composite_id, client_id, method, status, created_at, expires_at, closed_at)
-SELECT gen_random_uuid(), id, 'holder-' || id % 1000, 'ecm', 'completed', now() - interval '9 days',
+INSERT INTO work_assignments (
+    id, composite_id, target_id, client_id, method, status, created_at, expires_at, closed_at
+)
+SELECT gen_random_uuid(), id, id, 'holder-' || id % 1000, 'ecm', 'completed', now() - interval '9 days',
        now() - interval '4 days', now() - interval '5 days'
 FROM loaded WHERE id % 4 = 0
 """,
@@ -206,24 +244,32 @@ FROM loaded WHERE id % 4 = 0
 INSERT INTO project_composites (project_id, composite_id)
 SELECT p.id, loaded.id FROM loaded JOIN projects p ON p.name = :project WHERE loaded.id % 100 = 0
 """,
-    "SELECT setval('composites_id_seq', :last)",
+    """
+SELECT setval('targets_id_seq', :amount), setval('worked_values_id_seq', :amount),
+       setval('composites_id_seq', (SELECT max(id) FROM composites))
+""",
 )
 
 
-def load(engine: Engine, first: int, last: int) -> None:
-    """Insert the numbers `first` to `last` in every state by SQL, and update the planner's statistics."""
-    names = {"first": first, "last": last, "project": PROJECT}
+def load(engine: Engine, amount: int) -> None:
+    """Insert so many targets in every state, and their numbers, into an empty database; update statistics.
+
+    The targets and the numbers that are their values have the ids from 1; the other numbers of shared targets follow.
+    """
+    names = {"amount": amount, "project": PROJECT, "shared": SHARED}
     with engine.begin() as connection:
-        connection.execute(text(_KINDS))
-        rows = kinds()
-        columns = ", ".join(rows[0])
-        values = ", ".join(f":{name}" for name in rows[0])
-        connection.execute(text(f"INSERT INTO kinds ({columns}) VALUES ({values})"), rows)
-        connection.execute(text("INSERT INTO projects (name) VALUES (:project) ON CONFLICT DO NOTHING"), names)
+        _KINDS.create(connection)
+        connection.execute(insert(_KINDS), kinds())
+        connection.execute(text("INSERT INTO projects (name) VALUES (:project)"), names)
         for statement in (_NUMBERS, *_LOAD):
             connection.execute(text(statement), names)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
+
+
+def numbers_in_all(targets: int) -> int:
+    """The number of numbers, and so the largest id of one, that `load` inserts with so many targets."""
+    return targets + targets // SHARED
 
 
 def measure() -> dict[str, Any]:
@@ -262,7 +308,7 @@ def registries() -> Iterator[dict[int, Engine]]:
                 url = make_url(server.url).set(database=f"numbers_{size}").render_as_string(hide_password=False)
                 upgrade(url)
                 engines[size] = make_engine(url, pool_size=max(CLIENTS) + 1, pool_timeout=60)
-                load(engines[size], 1, size)
+                load(engines[size], size)
             administration.dispose()
             yield engines
         finally:

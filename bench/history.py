@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from bench.claims import numbers_in_all
 from coordinator.composites import statistics
 
 YEARS = 5
@@ -25,7 +26,7 @@ class History:
     """The amounts of everything; `busy` and `split` are ids of numbers among `numbers`.
 
     `busy` has `busy_attempts` attempts, with curves at many B1; `split` has a tree of `split_factors` factors. One more
-    number, the last one, has `longest_digits` digits and a cofactor that is nearly as long.
+    number, `longest`, has `longest_digits` digits and a cofactor that is nearly as long.
     """
 
     numbers: int
@@ -35,6 +36,10 @@ class History:
     split: int
     split_factors: int
     longest_digits: int
+
+    @property
+    def longest(self) -> int:
+        return numbers_in_all(self.numbers) + 1
 
 
 _BULK = (
@@ -59,12 +64,20 @@ FROM (
     FROM generate_series(1, :attempts) n
 ) made
 """,
+    # The results are about the numbers that are their targets' values and have the same ids.
+    """
+INSERT INTO worked_values (id, value_sha256, value)
+SELECT id, value_sha256, number FROM composites c
+WHERE EXISTS (SELECT FROM submissions s WHERE s.composite_id = c.id AND s.state = 'applied')
+ON CONFLICT DO NOTHING
+""",
+    "INSERT INTO target_sources (target_id, value_id) SELECT id, id FROM worked_values ON CONFLICT DO NOTHING",
     """
 INSERT INTO ecm_attempts (
-    id, composite_id, submission_id, client_id, method, program, program_version, b1, b2, parametrization, curves,
-    sigma, execution_time, curves_sha256, created_at
+    id, composite_id, value_id, submission_id, client_id, method, program, program_version, b1, b2, parametrization,
+    curves, sigma, execution_time, curves_sha256, created_at
 )
-SELECT attempt_id, composite_id, id, client_id, 'ecm', 'GMP-ECM', '7.0.5',
+SELECT attempt_id, composite_id, composite_id, id, client_id, 'ecm', 'GMP-ECM', '7.0.5',
     (ARRAY[2000, 11000, 50000, 250000, 1000000, 3000000, 11000000])[1 + (id % 7)::int], -1, 1,
     (payload ->> 'curves')::bigint, (1000000000 + id)::text, 60 + id % 600, payload_sha256, created_at
 FROM submissions WHERE state = 'applied' ORDER BY id
@@ -82,29 +95,40 @@ WHERE a.id = 2 + (f.id * 48271) % (:attempts / :rejected) * :rejected
 INSERT INTO clients (name, first_seen, last_seen)
 SELECT client_id, min(created_at), max(created_at) FROM submissions GROUP BY client_id
 """,
+    "UPDATE targets SET attempt_count = :busy_attempts, last_attempt_at = now() WHERE id = :busy",
+    "UPDATE composites SET attempt_count = :busy_attempts, last_attempt_at = now() WHERE target_id = :busy",
     """
-UPDATE composites SET attempt_count = :busy_attempts, last_attempt_at = now() WHERE id = :busy
-""",
-    """
-INSERT INTO composite_effort (composite_id, b1, b2, parametrization, curves)
+INSERT INTO value_effort (value_id, b1, b2, parametrization, curves)
 SELECT :busy, 1000 * b1, b2, 1, 100 * b1 FROM generate_series(11, 40) b1, (VALUES (-1), (0), (1000000000)) b (b2)
 ON CONFLICT DO NOTHING
 """,
     """
-INSERT INTO work_assignments (id, composite_id, client_id, method, b1, b2, parametrization, curves, expires_at)
-SELECT gen_random_uuid(), :busy, 'holder-' || n, 'ecm', 50000, -1, 1, 10, now() + interval '5 days'
+INSERT INTO work_assignments (
+    id, composite_id, target_id, client_id, method, b1, b2, parametrization, curves, expires_at
+)
+SELECT gen_random_uuid(), :busy, :busy, 'holder-' || n, 'ecm', 50000, -1, 1, 10, now() + interval '5 days'
 FROM generate_series(1, 50) n
 """,
     """
-INSERT INTO work_assignments (id, composite_id, client_id, method, expires_at)
-SELECT gen_random_uuid(), n, 'holder-' || n, 'nfs', now() + interval '90 days' FROM generate_series(1, 100) n
+INSERT INTO work_assignments (id, composite_id, target_id, client_id, method, expires_at)
+SELECT gen_random_uuid(), n, n, 'holder-' || n, 'nfs', now() + interval '90 days' FROM generate_series(1, 100) n
 """,
     """
-INSERT INTO composites (id, number, value_sha256, current_composite, digit_length, is_prime, target_t_level, effort)
-SELECT :numbers + 1, '3' || repeat('7', :longest_digits - 1), sha256('longest'), repeat('9', :longest_digits - 7),
-    :longest_digits - 7, false, 100, effort
-FROM composites WHERE id = :busy
+INSERT INTO targets (id, value_sha256, digit_length, is_prime, target_t_level, current_t_level, effort)
+SELECT :longest, sha256(repeat('9', :longest_digits - 7)::bytea), :longest_digits - 7, false, 100, current_t_level,
+    effort
+FROM targets WHERE id = :busy
 """,
+    """
+INSERT INTO composites (
+    id, number, value_sha256, current_composite, digit_length, is_prime, target_id, explicit_target_t_level,
+    target_t_level, current_t_level
+)
+SELECT id, '3' || repeat('7', :longest_digits - 1), sha256('longest'), repeat('9', digit_length), digit_length,
+    is_prime, id, target_t_level, target_t_level, current_t_level
+FROM targets WHERE id = :longest
+""",
+    "SELECT setval('targets_id_seq', :longest), setval('composites_id_seq', :longest)",
     # Each factor is split into the next five, up to the last factor.
     """
 INSERT INTO factors (
@@ -124,6 +148,7 @@ FROM (SELECT max(id) AS last FROM factors) known, generate_series(1, :split_fact
 def fill(engine: Engine, history: History) -> None:
     """Add the history to a database with its numbers, derive tables as housekeeping does, and update statistics."""
     sizes = vars(history) | {
+        "longest": history.longest,
         "clients": CLIENTS,
         "rejected": REJECTED,
         "failed": FAILED,

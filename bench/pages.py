@@ -128,7 +128,7 @@ def measure_pages(browser: FlaskClient, filled: history.History) -> dict[str, di
         "numbers by digits, a page deep inside": _deep(browser),
         f"number: {filled.busy_attempts:,} attempts": f"/numbers/{filled.busy}",
         f"number: {filled.split_factors:,} factors": f"/numbers/{filled.split}",
-        f"number: {filled.longest_digits:,} digits": f"/numbers/{filled.numbers + 1}",
+        f"number: {filled.longest_digits:,} digits": f"/numbers/{filled.longest}",
         "number: any": f"/numbers/{filled.numbers // 7}",
     }
     return {name: _measure_page(browser, path) for name, path in pages.items()}

@@ -16,13 +16,15 @@ from urllib.parse import urlsplit
 import gmpy2
 from gmpy2 import mpz
 from rich.table import Table
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
 from bench import load
 from config.local.ports import free_port
 from config.local.postgres import postgres_url
+from coordinator.composites import ledger, targets
 from ingest.commands.private_stack import private_stack
 from models.engine import make_engine
+from models.tables import Composite
 
 CONNECTIONS = (1, 8, 32)
 MANY, FEW_ATTEMPTS = 100, 20
@@ -84,7 +86,7 @@ def wait_applied(engine: Engine) -> None:
 
 
 def add_attempts(engine: Engine, number: str, attempts: int) -> None:
-    """Insert copies of a composite's only attempt, and update its sums."""
+    """Insert copies of a composite's only attempt, and rebuild its effort."""
     with engine.begin() as connection:
         parameters = {"number": number, "attempts": attempts}
         connection.execute(
@@ -101,24 +103,19 @@ def add_attempts(engine: Engine, number: str, attempts: int) -> None:
                     FROM base, generate_series(1, :attempts) n
                     RETURNING id, attempt_id, composite_id
                 )
-                INSERT INTO ecm_attempts (id, composite_id, submission_id, client_id, method, b1, b2, parametrization,
-                                          curves)
-                SELECT sent.attempt_id, sent.composite_id, sent.id, base.client_id, base.method, base.b1, base.b2,
-                       base.parametrization, base.curves
+                INSERT INTO ecm_attempts (id, composite_id, value_id, submission_id, client_id, method, b1, b2,
+                                          parametrization, curves)
+                SELECT sent.attempt_id, sent.composite_id, base.value_id, sent.id, base.client_id, base.method,
+                       base.b1, base.b2, base.parametrization, base.curves
                 FROM sent, base
                 """
             ),
             parameters,
         )
-        connection.execute(
-            text(
-                """
-                UPDATE composite_effort e SET curves = curves * (:attempts + 1)
-                FROM composites c WHERE c.id = e.composite_id AND c.number = :number
-                """
-            ),
-            parameters,
-        )
+        composite = select(Composite.id).where(Composite.number == number)
+        target_ids = targets.lock_of(connection, connection.execute(composite).scalars())
+        ledger.correct_sums(connection, targets.sources(connection, target_ids))
+        ledger.rebuild(connection, target_ids)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 

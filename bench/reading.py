@@ -71,6 +71,11 @@ _EVERYTHING = (
     INSERT INTO composite_aliases (value_sha256, composite_id, kind) SELECT value_sha256, id, 'number' FROM composites
     """,
     """
+    INSERT INTO composite_aliases (value_sha256, composite_id, kind)
+    SELECT t.value_sha256, c.id, 'cofactor' FROM composites c JOIN targets t ON t.id = c.target_id
+    WHERE c.value_sha256 <> t.value_sha256
+    """,
+    """
     INSERT INTO factors (composite_id, factor, factor_sha256, digit_length, multiplicity, is_prime, origin, client_id)
     SELECT n, n::text || repeat('3', (n % 40)::int), sha256(n::text::bytea), length(n::text) + n % 40, 1, true,
         'submitted', 'client-' || n % 100
@@ -95,8 +100,8 @@ def registry() -> Iterator[Engine]:
 
 
 def fill(engine: Engine, numbers: int, factors: int) -> None:
-    """Insert numbers, all in one project, and factors, and update the planner's statistics."""
-    load(engine, 1, numbers)
+    """Insert numbers and those that share targets with them, all in one project, and factors; update statistics."""
+    load(engine, numbers)
     with engine.begin() as connection:
         for statement in _EVERYTHING:
             connection.execute(text(statement), {"factors": factors})
