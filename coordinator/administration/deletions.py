@@ -229,7 +229,7 @@ def _delete_composites(
     own = connection.execute(delete(Composite).where(Composite.id.in_(ids)))
     deleted["composites"] = children.rowcount + own.rowcount
     target_changes.leave(connection, target_ids)
-    changed = [row.id for row in targets.lock_of_values(connection, changed_values)]
+    changed = targets.lock_of_values(connection, changed_values)
     ledger.correct_sums(connection, changed_values)
     ledger.rebuild(connection, changed)
     _delete_unused_values(connection, left_values | changed_values)

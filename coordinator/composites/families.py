@@ -302,7 +302,7 @@ def _add_sources_of(connection: Connection, composite_id: int, target_ids: list[
     row = connection.execute(chosen).one()
     if row.target_id is None or row.target_id in target_ids or row.current_composite == "1":
         return
-    targets.lock(connection, [row.target_id])
+    targets.lock_ids(connection, [row.target_id])
     if target_changes.add_sources(connection, row.target_id, mpz(row.current_composite), of_targets=target_ids):
         ledger.rebuild(connection, [row.target_id])
 

@@ -204,7 +204,7 @@ def supersede(connection: Connection, attempt_id: int, curves: int) -> None:
         .values(superseded_curves=EcmAttempt.superseded_curves + curves)
     )
     add(connection, {_account(attempt): -curves})
-    _rebuild_vectors(connection, [row.id for row in targets.lock_of_values(connection, [attempt.value_id])])
+    _rebuild_vectors(connection, targets.lock_of_values(connection, [attempt.value_id]))
 
 
 def delete_attempt(connection: Connection, attempt_id: int, detail: str) -> None:
@@ -234,7 +234,7 @@ def delete_attempt(connection: Connection, attempt_id: int, detail: str) -> None
     connection.execute(delete(EcmAttempt).where(EcmAttempt.id == attempt_id))
     if attempt.method == "ecm" and attempt.voided_at is None:
         add(connection, {_account(attempt): attempt.superseded_curves - attempt.curves})
-    rebuild(connection, [row.id for row in targets.lock_of_values(connection, changed_values)])
+    rebuild(connection, targets.lock_of_values(connection, changed_values))
 
 
 def lock_attempted(connection: Connection, composite_ids: Iterable[int], value_ids: Iterable[int]) -> list[int]:
@@ -246,7 +246,7 @@ def lock_attempted(connection: Connection, composite_ids: Iterable[int], value_i
     changed = targets.of_values(connection, value_ids)
     chosen.update(targets.composites_of(connection, changed))
     locked = lease_lifecycle.lock_composites(connection, sorted(chosen))
-    targets.lock(connection, {*changed, *targets.ids_of(connection, locked)})
+    targets.lock_ids(connection, {*changed, *targets.ids_of(connection, locked)})
     return locked
 
 
@@ -299,7 +299,7 @@ def void(
     changed_values = sorted({row.value_id for row in voided} | {row.value_id for row in restored})
     for start in range(0, len(changed_values), VOID_BATCH):
         correct_sums(connection, changed_values[start : start + VOID_BATCH])
-    changed = [row.id for row in targets.lock_of_values(connection, changed_values)]
+    changed = targets.lock_of_values(connection, changed_values)
     for start in range(0, len(changed), VOID_BATCH):
         rebuild(connection, changed[start : start + VOID_BATCH])
     statistics.subtract_attempts(connection, [row.id for row in voided])

@@ -165,7 +165,7 @@ def lock_group(connection: Connection, root_id: int) -> list[AnyRow]:
         locked += _lock_families(connection, sorted(late))
     if not any(row.id == root_id for row in locked):
         return []
-    targets.lock(connection, {row.target_id for row in locked if row.target_id is not None})
+    targets.lock_ids(connection, {row.target_id for row in locked if row.target_id is not None})
     return sorted(locked, key=lambda row: ((row.parent_id or row.id) != root_id, row.parent_id is not None, row.id))
 
 

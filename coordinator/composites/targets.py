@@ -8,29 +8,22 @@ leases; whoever changes the `target_id` of a composite holds the locks of both t
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
 from models.tables import Composite, Target, TargetSource, WorkedValue
 from models.types import AnyRow
 
-LOCKED_COLUMNS = (
-    Target.id,
-    Target.value_sha256,
-    Target.is_prime,
-    Target.is_finished,
-    Target.effort,
-    Target.current_t_level,
-    Target.target_t_level,
-    Target.attempt_count,
-)
-_LOCK = (
-    select(*LOCKED_COLUMNS)
-    .where(Target.id.in_(bindparam("ids", expanding=True)))
-    .order_by(Target.id)
-    .with_for_update(key_share=True)
-)
+LOCKED_COLUMNS = (Target.id, Target.effort, Target.target_t_level, Target.attempt_count)
+
+
+def _locked(*columns: Any) -> Select[Any]:
+    chosen = select(*columns).where(Target.id.in_(bindparam("ids", expanding=True)))
+    return chosen.order_by(Target.id).with_for_update(key_share=True)
+
+
+_LOCK, _LOCK_IDS = _locked(*LOCKED_COLUMNS), _locked(Target.id)
 _OF_COMPOSITES = (
     select(Composite.target_id)
     .where(Composite.id.in_(bindparam("ids", expanding=True)), Composite.target_id.is_not(None))
@@ -46,6 +39,11 @@ _COPY = (
 )
 
 
+def lock_ids(connection: Connection, target_ids: Iterable[int]) -> list[int]:
+    """Lock targets by id and return the ids of those that are not gone; their vectors are not read."""
+    return list(connection.execute(_LOCK_IDS, {"ids": sorted(target_ids)}).scalars())
+
+
 def lock(connection: Connection, target_ids: Iterable[int]) -> list[AnyRow]:
     """Lock targets by id and return their LOCKED_COLUMNS; targets that are gone are left out."""
     return list(connection.execute(_LOCK, {"ids": sorted(target_ids)}))
@@ -59,7 +57,7 @@ def ids_of(connection: Connection, composite_ids: Iterable[int]) -> list[int]:
 
 def lock_of(connection: Connection, composite_ids: Iterable[int]) -> list[int]:
     """Lock the targets of locked composites, and return their ids."""
-    return [row.id for row in lock(connection, ids_of(connection, composite_ids))]
+    return lock_ids(connection, ids_of(connection, composite_ids))
 
 
 def composites_of(connection: Connection, target_ids: Iterable[int]) -> list[int]:
@@ -155,8 +153,8 @@ def sources(connection: Connection, target_ids: Iterable[int]) -> dict[int, str]
     return {row.id: row.value for row in connection.execute(chosen)}
 
 
-def lock_of_values(connection: Connection, value_ids: Iterable[int]) -> list[AnyRow]:
-    """Lock the targets for which curves on these values count, and return their LOCKED_COLUMNS.
+def lock_of_values(connection: Connection, value_ids: Iterable[int]) -> list[int]:
+    """Lock the targets for which curves on these values count, and return their ids.
 
     Whoever adds curves to a value, or makes it the source of another target, holds these locks. So a target that
     becomes one of them meanwhile is found when the locks are held.
@@ -164,7 +162,7 @@ def lock_of_values(connection: Connection, value_ids: Iterable[int]) -> list[Any
     ids = list(value_ids)
     wanted = of_values(connection, ids)
     while True:
-        locked = lock(connection, wanted)
+        locked = lock_ids(connection, wanted)
         now = of_values(connection, ids)
         if now == wanted:
             return locked

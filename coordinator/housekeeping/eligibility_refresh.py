@@ -15,5 +15,5 @@ def refresh_after(connection: Connection, after: int) -> int | None:
     """
     batch = select(Target.id).where(Target.id > after).order_by(Target.id).limit(REFRESH_BATCH)
     ids = list(connection.execute(batch).scalars())
-    lease_lifecycle.refresh_eligibility(connection, [row.id for row in targets.lock(connection, ids)])
+    lease_lifecycle.refresh_eligibility(connection, targets.lock_ids(connection, ids))
     return ids[-1] if ids else None

@@ -286,15 +286,15 @@ def _worked_value(
     A value that no curve was run on before gets its row, and is linked to these targets.
     """
     value_sha256 = _value_sha256(connection, composite, result.composite)
-    known = values.find_worked(connection, [value_sha256]) if value_sha256 is not None else {}
-    if value_sha256 is not None and value_sha256 in known:
-        value_id = known[value_sha256]
-        return value_id, [row.id for row in targets.lock_of_values(connection, [value_id])]
-    value = evaluate_number(result.composite, settings.max_digits)
-    text = decimal(value)
-    value_id = values.find_or_add_worked(connection, {sha256(text): text})[sha256(text)]
-    target_changes.link_value(connection, value_id, value, composite.id)
-    return value_id, [row.id for row in targets.lock_of_values(connection, [value_id])]
+    known = [] if value_sha256 is None else list(values.find_worked(connection, [value_sha256]).values())
+    if known:
+        (value_id,) = known
+    else:
+        value = evaluate_number(result.composite, settings.max_digits)
+        text = decimal(value)
+        value_id = values.find_or_add_worked(connection, {sha256(text): text})[sha256(text)]
+        target_changes.link_value(connection, value_id, value, composite.id)
+    return value_id, targets.lock_of_values(connection, [value_id])
 
 
 def _value_sha256(connection: Connection, composite: Row[Any], written: str) -> bytes | None:
