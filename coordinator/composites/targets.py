@@ -115,9 +115,7 @@ def restate(connection: Connection, target_ids: Iterable[int]) -> None:
     ).all()
     largest: dict[int, tuple[int, float]] = {}
     for row in rows:
-        level = row.explicit_target_t_level
-        if level is None:
-            level = effort.target_t_level(row.digit_length, row.snfs_difficulty)
+        level = effort.target_t_level(row.digit_length, row.snfs_difficulty, row.explicit_target_t_level)
         before = largest.get(row.id, (row.priority, level))
         largest[row.id] = (max(row.priority, before[0]), max(level, before[1]))
     for row in {row.id: row for row in rows}.values():

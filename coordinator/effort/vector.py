@@ -148,10 +148,13 @@ def _nearest_usual(t: float) -> list[Run]:
     return sorted(runs, key=lambda run: abs(math.log(run[3] / USUAL_CURVES)))
 
 
-def target_t_level(digits: int, snfs_difficulty: float | None = None) -> float:
+def target_t_level(digits: int, snfs_difficulty: float | None = None, explicit: float | None = None) -> float:
     """Return the t-level from which sieving is better: 4/13 of the number's digits or, if less, SNFS difficulty.
 
-    `snfs_difficulty` is in digits of an equally hard general number. The result is within 10 ... 85.
+    `snfs_difficulty` is in digits of an equally hard general number. The result is within 10 ... 85, unless an operator
+    or a list has given another one, `explicit`.
     """
+    if explicit is not None:
+        return explicit
     hardness = digits if snfs_difficulty is None else min(digits, snfs_difficulty)
     return min(max(TARGET_SHARE * hardness, SMALLEST_TARGET), LARGEST_TARGET)

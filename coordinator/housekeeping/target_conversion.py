@@ -351,9 +351,9 @@ def _point(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 def _merge(target: dict[str, Any] | None, value_sha256: bytes, composite: dict[str, Any]) -> dict[str, Any]:
     """Return a target as it is with one composite more: the largest priority and t-level, and the strictest hold."""
-    level = composite["explicit_target_t_level"]
-    if level is None:
-        level = _usual_level(composite["digits"], composite["snfs_difficulty"])
+    level = effort.target_t_level(
+        composite["digits"], composite["snfs_difficulty"], composite["explicit_target_t_level"]
+    )
     own = {
         "value_sha256": value_sha256,
         "digit_length": composite["digits"],
@@ -375,11 +375,6 @@ def _merge(target: dict[str, Any] | None, value_sha256: bytes, composite: dict[s
         "target_t_level": max(target["target_t_level"], own["target_t_level"]),
         "resumed_at": max(resumed, default=None),
     }
-
-
-@lru_cache(10_000)
-def _usual_level(digits: int, snfs_difficulty: int | None) -> float:
-    return effort.target_t_level(digits, snfs_difficulty)
 
 
 # 5. Sources -----------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def _derived_columns(
     runs: tuple[tuple[int, int, int, int], ...],
 ) -> _DerivedColumns:
     vector: np.ndarray = effort.effort_of(runs)
-    target = effort.target_t_level(digits, snfs) if explicit is None else explicit
+    target = effort.target_t_level(digits, snfs, explicit)
     inputs = eligibility.EligibilityInputs(vector, digits, is_prime, finished, target)
     columns = tuple(eligibility.compute_eligibility(inputs, []).values())
     stored = np.asarray(vector, dtype="<f8").tobytes() if runs else None

@@ -354,9 +354,7 @@ def _set_finished_targets(connection: Connection, ids: list[int]) -> None:
     chosen = select(*columns, Composite.target_t_level).where(Composite.id.in_(ids), Composite.target_id.is_(None))
     rows = connection.execute(chosen).all()
     for row in rows:
-        level = row.explicit_target_t_level
-        if level is None:
-            level = effort.target_t_level(row.digit_length, row.snfs_difficulty)
+        level = effort.target_t_level(row.digit_length, row.snfs_difficulty, row.explicit_target_t_level)
         if level != row.target_t_level:
             connection.execute(update(Composite).where(Composite.id == row.id).values(target_t_level=level))
 

@@ -471,10 +471,7 @@ def _target(
 ) -> Iterator[Violation]:
     """Yield what is wrong about the target t-level and the sources of one target; `others` are of _NOT_COUNTING."""
     levels = [
-        effort.target_t_level(row.digit_length, own.snfs_difficulty)
-        if own.explicit_target_t_level is None
-        else own.explicit_target_t_level
-        for own in composites
+        effort.target_t_level(row.digit_length, own.snfs_difficulty, own.explicit_target_t_level) for own in composites
     ]
     if levels and abs(max(levels) - row.target_t_level) > RELATIVE_ERROR:
         detail = f"target_t_level is {row.target_t_level}, the largest of its composites is {max(levels)}"

@@ -217,6 +217,7 @@ def test_targets():
     assert effort.target_t_level(200, snfs_difficulty=130) == pytest.approx(40)
     assert effort.target_t_level(100, snfs_difficulty=130) == pytest.approx(400 / 13)
     assert effort.target_t_level(20) == 10
+    assert effort.target_t_level(130, 100, 55.5) == 55.5
     assert effort.target_t_level(50_000) == 85
 
 
