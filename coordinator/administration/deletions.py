@@ -246,7 +246,8 @@ def _values_of(connection: Connection, ids: list[int], target_ids: list[int]) ->
         .join(CompositeAlias, CompositeAlias.value_sha256 == WorkedValue.value_sha256)
         .where(CompositeAlias.composite_id.in_(ids))
     )
-    return {*connection.execute(had).scalars(), *targets.sources(connection, target_ids)}
+    counting = select(TargetSource.value_id).where(TargetSource.target_id.in_(target_ids))
+    return set(connection.execute(had.union(counting)).scalars())
 
 
 def _reject_submissions(connection: Connection, ids: list[int]) -> int:

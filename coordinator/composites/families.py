@@ -333,7 +333,7 @@ def _write_composite(connection: Connection, member: FamilyMember, change: Chang
         member.target_id = target_changes.point(connection, member.id, tree.cofactor, tree.cofactor_is_prime)
         target_changes.set_open(connection, member.target_id, tree.cofactor_is_prime)
     elif member.target_id is not None:
-        target_changes.finish(connection, member.target_id, lease_lifecycle.NOTHING_LEFT)
+        target_changes.finish(connection, member.target_id)
     member.stored = state
     return is_divided
 

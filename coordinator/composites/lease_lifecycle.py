@@ -128,12 +128,12 @@ def _covers_lease(result: SubmitResult, lease: AnyRow) -> bool:
     return result.b2 != STAGE1_ONLY or lease.b2 == STAGE1_ONLY
 
 
-def close_open_work(connection: Connection, target_id: int, reason: str) -> None:
+def close_open_work(connection: Connection, target_id: int) -> None:
     """Close every open lease and residue of a locked target that needs no more work."""
     is_open = (WorkAssignment.target_id == target_id, WorkAssignment.closed_at.is_(None))
-    _close(connection, select(WorkAssignment.id).where(*is_open), "completed", reason)
+    _close(connection, select(WorkAssignment.id).where(*is_open), "completed", NOTHING_LEFT)
     of_target = Residue.composite_id.in_(select(Composite.id).where(Composite.target_id == target_id))
-    superseding.close_residues(connection, of_target, superseding.CLOSED, reason)
+    superseding.close_residues(connection, of_target, superseding.CLOSED, NOTHING_LEFT)
 
 
 def close_second_whole_leases(connection: Connection, target_id: int) -> None:

@@ -67,11 +67,9 @@ def learn_spelling(connection: Connection, composite_id: int, written: str) -> N
         add_aliases(connection, composite_id, [sha256(written)], NUMBER)
 
 
-def register(
-    connection: Connection, written: str, value: mpz, *, is_prime: bool | None, parent_id: int | None = None
-) -> int:
+def register(connection: Connection, written: str, value: mpz, *, is_prime: bool | None) -> int:
     """Register `value` like `register_new`, and return its id, also if another transaction has just registered it."""
-    new_id = register_new(connection, written, value, is_prime=is_prime, parent_id=parent_id)
+    new_id = register_new(connection, written, value, is_prime=is_prime)
     if new_id is not None:
         return new_id
     # Another unit of work has registered it and has committed by now.

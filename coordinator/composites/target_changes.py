@@ -73,7 +73,7 @@ def leave(connection: Connection, target_ids: Iterable[int]) -> None:
     left = sorted(set(ids) - targets.delete_unused(connection, ids)) if ids else []
     if left:
         for target_id in connection.execute(text(_ONLY_FINISHED), {"ids": left}).scalars().all():
-            finish(connection, target_id, lease_lifecycle.NOTHING_LEFT)
+            finish(connection, target_id)
         superseding.recount_open_residues(connection, left)
         targets.restate(connection, left)
         lease_lifecycle.refresh_eligibility(connection, left)
@@ -157,7 +157,7 @@ def set_open(connection: Connection, target_id: int, is_prime: bool | None) -> N
     connection.execute(chosen.values(is_prime=is_prime, is_finished=False))
 
 
-def finish(connection: Connection, target_id: int, reason: str) -> None:
+def finish(connection: Connection, target_id: int) -> None:
     """Mark a locked target as finished, and close all open work on it."""
     connection.execute(update(Target).where(Target.id == target_id).values(is_finished=True))
-    lease_lifecycle.close_open_work(connection, target_id, reason)
+    lease_lifecycle.close_open_work(connection, target_id)

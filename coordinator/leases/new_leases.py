@@ -40,7 +40,7 @@ def make_lease(
     if composite is None:  # it is finished, or it has left the target since the target was found
         if named_id is None and request.project is None:
             # Only finished numbers have this target. Left open, it would be the first candidate of every claim.
-            target_changes.finish(connection, row.id, lease_lifecycle.NOTHING_LEFT)
+            target_changes.finish(connection, row.id)
             lease_lifecycle.refresh_eligibility(connection, [row.id])
         return None
     leases = lease_lifecycle.open_leases(connection, [row.id]).get(row.id, [])
