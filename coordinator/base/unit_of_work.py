@@ -64,10 +64,11 @@ def savepoint(connection: Connection) -> Iterator[None]:
 
 
 def repeats_after_deadlock(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Make a function that is one unit of work run again after a deadlock, at most MAX_AFTER_DEADLOCKS times in all.
+    """Make a function that is one unit of work, or a savepoint, run again after a deadlock.
 
-    Where numbers come to have the same cofactor, a unit of work may need rows out of the usual order of locks. Results
-    and jobs are tried again by their tasks; this is for requests of clients and operators.
+    It runs at most MAX_AFTER_DEADLOCKS times in all. Where numbers come to have the same cofactor, a unit of work may
+    need rows out of the usual order of locks. Results and jobs are tried again by their tasks; this is for requests of
+    clients and operators, and for loading.
     """
 
     @wraps(function)

@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-import structlog
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import OperationalError
 
 from coordinator.base import audit, jobs
 from coordinator.base.advisory_locks import LOAD_LOCK
 from coordinator.base.audit import Actor
-from coordinator.base.unit_of_work import savepoint, unit_of_work
+from coordinator.base.unit_of_work import repeats_after_deadlock, savepoint, unit_of_work
 from coordinator.loading import upsert
 from coordinator.loading.list_formats import InputRow, ListError
 from coordinator.loading.staging import Staging
@@ -41,16 +40,10 @@ BATCHES_IN_FLIGHT = 3  # per process
 MAX_REPORTED_ERRORS = 100
 MAX_PUBLISHED = 1000  # housekeeping publishes the other jobs
 
-# A load is stored again after a deadlock, at most so often in all.
-MAX_ATTEMPTS = 5
-DEADLOCK = "40P01"
-
 CHECKED, STORED = "checked", "stored"
 ReportProgress = Callable[[str, int], None]
 # The number of new composites, the number of updated ones, and the jobs to publish.
 Stored = tuple[int, int, list[jobs.JobRef]]
-
-log = structlog.get_logger("loading")
 
 
 class LoadInProgressError(Exception):
@@ -168,7 +161,7 @@ def load_numbers(
                 )
                 return new, updated, to_publish + more
 
-            report.new, report.updated, to_publish = _repeat_after_deadlocks(connection, store, progress)
+            report.new, report.updated, to_publish = _store_in_savepoint(connection, store, progress)
             report.existing = report.total - report.invalid - report.new
             report.to_publish = to_publish[:MAX_PUBLISHED]
             _find_shared(connection, report)
@@ -184,30 +177,26 @@ def load_numbers(
     return report
 
 
-def _repeat_after_deadlocks(
+@repeats_after_deadlock
+def _store_in_savepoint(
     connection: Connection, store: Callable[[Callable[[int], None]], Stored], progress: ReportProgress
 ) -> Stored:
     """Call `store` and return what it returns; a deadlock undoes what it has stored, and it is called again.
 
     A result that registers a number of the list at the same time inserts the same rows in another order.
     """
-    attempts = 0
-    while True:
-        attempts += 1
-        stored: list[int] = []
+    stored: list[int] = []
 
-        def advance(lines: int, stored: list[int] = stored) -> None:
-            stored.append(lines)
-            progress(STORED, lines)
+    def advance(lines: int) -> None:
+        stored.append(lines)
+        progress(STORED, lines)
 
-        try:
-            with savepoint(connection):
-                return store(advance)
-        except OperationalError as error:
-            if getattr(error.orig, "pgcode", None) != DEADLOCK or attempts == MAX_ATTEMPTS:
-                raise
-            log.info("A deadlock undid a load; its numbers are stored again", attempts=attempts)
-            progress(STORED, -sum(stored))
+    try:
+        with savepoint(connection):
+            return store(advance)
+    except OperationalError:
+        progress(STORED, -sum(stored))
+        raise
 
 
 def _count(report: LoadSummary, batch: ValidatedBatch) -> None:
