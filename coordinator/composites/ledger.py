@@ -342,13 +342,24 @@ def _lacking_curves(connection: Connection, value_ids: list[int]) -> dict[Accoun
 
 def targets_with_wrong_sums(connection: Connection, target_ids: list[int]) -> set[int]:
     """Return the ids of those of these targets that have a source whose sums differ from its attempts."""
+    lacking = _lacking_curves(connection, _source_ids(connection, target_ids))
+    return _with_source(connection, target_ids, {account.value_id for account in lacking})
+
+
+def _source_ids(connection: Connection, target_ids: list[int]) -> list[int]:
+    """Return the ids of the values whose curves count for these targets."""
     of_targets = select(TargetSource.value_id).where(TargetSource.target_id.in_(target_ids)).distinct()
-    lacking = _lacking_curves(connection, list(connection.execute(of_targets).scalars()))
-    wrong = {account.value_id for account in lacking}
+    return list(connection.execute(of_targets).scalars())
+
+
+def _with_source(connection: Connection, target_ids: list[int], value_ids: Collection[int]) -> set[int]:
+    """Return the ids of those of these targets for which curves on one of these values count."""
+    if not value_ids:
+        return set()
     chosen = select(TargetSource.target_id).where(
-        TargetSource.target_id.in_(target_ids), TargetSource.value_id.in_(wrong)
+        TargetSource.target_id.in_(target_ids), TargetSource.value_id.in_(value_ids)
     )
-    return set(connection.execute(chosen).scalars()) if wrong else set()
+    return set(connection.execute(chosen).scalars())
 
 
 COMPARED_COLUMNS = (
@@ -371,11 +382,10 @@ def recalculate(
     ids = sorted(target_ids)
     if not ids:
         return []
-    wrong_sums = targets_with_wrong_sums(connection, ids)
-    of_targets = select(TargetSource.value_id).where(TargetSource.target_id.in_(ids)).distinct()
-    correct_sums(connection, connection.execute(of_targets).scalars().all())
+    source_ids = _source_ids(connection, ids)
+    wrong_sums = _with_source(connection, ids, correct_sums(connection, source_ids))
     # Wrong sums may be those of other targets as well.
-    shared = targets.of_values(connection, connection.execute(of_targets).scalars().all()) if wrong_sums else ids
+    shared = targets.of_values(connection, source_ids) if wrong_sums else ids
     return store_differing(connection, compute(connection, {*ids, *shared}, known_vectors), wrong_sums)
 
 
