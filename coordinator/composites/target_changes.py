@@ -56,10 +56,9 @@ def point(
     return target_id
 
 
-_ONLY_FINISHED = """
-SELECT t.id FROM targets t WHERE t.id = ANY(:ids) AND NOT t.is_finished AND NOT EXISTS (
-    SELECT FROM composites c
-    WHERE c.target_id = t.id AND NOT c.is_fully_factored AND c.current_composite <> '1' AND c.is_prime IS NOT TRUE)
+_ONLY_FINISHED = f"""
+SELECT t.id FROM targets t WHERE t.id = ANY(:ids) AND NOT t.is_finished
+    AND NOT EXISTS (SELECT FROM composites c WHERE c.target_id = t.id AND {targets.IS_UNFINISHED})
 ORDER BY t.id
 """
 

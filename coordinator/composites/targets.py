@@ -15,6 +15,8 @@ from coordinator import effort
 from models.tables import Composite, Target, TargetSource, WorkedValue
 from models.types import AnyRow
 
+# SQL: whether a composite `c` has an unfinished cofactor, so that it points to an unfinished target.
+IS_UNFINISHED = "NOT c.is_fully_factored AND c.current_composite <> '1' AND c.is_prime IS NOT TRUE"
 LOCKED_COLUMNS = (Target.id, Target.effort, Target.target_t_level, Target.attempt_count)
 
 

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from coordinator import effort
 from coordinator.composites import ledger, superseding, targets
 from coordinator.composites.holds import PAUSED
+from coordinator.composites.targets import IS_UNFINISHED
 from coordinator.composites.values import sha256
 from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number
 from models.tables import Target, TargetSource, WorkedValue
@@ -43,7 +44,6 @@ TEXTS = 200
 # The most that the setting MAX_DIGITS allows: a smaller limit held when these numbers were accepted.
 MAX_DIGITS = 1_000_000
 
-IS_UNFINISHED = "NOT c.is_fully_factored AND c.current_composite <> '1' AND c.is_prime IS NOT TRUE"
 COFACTOR_SHA256 = "sha256(convert_to(c.current_composite, 'UTF8'))"
 
 

@@ -15,6 +15,7 @@ from coordinator import effort
 from coordinator.base import jobs
 from coordinator.composites import families, lease_lifecycle, ledger, registry, target_changes, targets, values
 from coordinator.composites.families import Divisor
+from coordinator.composites.targets import IS_UNFINISHED
 from coordinator.numbers.expressions import decimal, evaluate_number
 from models.tables import Composite
 from models.types import AnyRow
@@ -46,7 +47,6 @@ WHERE s.priority <> c.priority OR s.has_snfs_form <> c.has_snfs_form
    OR s.explicit_target IS DISTINCT FROM coalesce(c.explicit_target_t_level, s.explicit_target - 1)
       AND s.explicit_target IS NOT NULL
 """
-_IS_UNFINISHED = "NOT c.is_fully_factored AND c.current_composite <> '1' AND c.is_prime IS NOT TRUE"
 _RUNS_OF_LINE = """
 SELECT array_agg((b1, b2, parametrization, curves) ORDER BY b1, b2, parametrization)
 FROM incoming_runs r WHERE r.line = last.line
@@ -61,11 +61,11 @@ FROM value_effort e WHERE e.value_id = v.id AND e.prior_curves > 0
 _FIND_CHANGED_PRIOR_WORK = f"""
 CREATE TEMP TABLE changed_prior_work ON COMMIT DROP AS
 SELECT last.composite_id, last.line, CAST(NULL AS bigint) AS value_id FROM (
-    SELECT DISTINCT ON (CASE WHEN {_IS_UNFINISHED} THEN t.value_sha256 ELSE c.value_sha256 END)
+    SELECT DISTINCT ON (CASE WHEN {IS_UNFINISHED} THEN t.value_sha256 ELSE c.value_sha256 END)
            c.id AS composite_id, m.line
     FROM line_matches m JOIN composites c ON c.id = m.composite_id LEFT JOIN targets t ON t.id = c.target_id
     WHERE EXISTS (SELECT FROM incoming_runs r WHERE r.line = m.line) AND NOT c.is_fully_factored
-    ORDER BY CASE WHEN {_IS_UNFINISHED} THEN t.value_sha256 ELSE c.value_sha256 END, m.line DESC) last
+    ORDER BY CASE WHEN {IS_UNFINISHED} THEN t.value_sha256 ELSE c.value_sha256 END, m.line DESC) last
 WHERE last.line NOT IN (SELECT line FROM new_targets WHERE has_prior_work) AND NOT (
     EXISTS (
         SELECT FROM composite_aliases a JOIN worked_values v USING (value_sha256)
@@ -180,15 +180,15 @@ FOR NO KEY UPDATE
 _FIND_FINISHED = f"""
 SELECT c.id, c.target_id, c.is_prime FROM shared_targets JOIN targets t ON t.id = target_id AND t.is_finished
 JOIN composites c USING (target_id) JOIN line_matches m ON m.composite_id = c.id AND m.is_loaded
-WHERE {_IS_UNFINISHED} ORDER BY c.id
+WHERE {IS_UNFINISHED} ORDER BY c.id
 """
 # One of the numbers with an untested cofactor may tell that it is composite.
 _KNOW_COMPOSITE = (
     "UPDATE targets t SET is_prime = false FROM shared_targets"
     " WHERE t.id = target_id AND t.is_prime IS NULL AND EXISTS"
-    f" (SELECT FROM composites c WHERE c.target_id = t.id AND c.is_prime IS FALSE AND {_IS_UNFINISHED})",
+    f" (SELECT FROM composites c WHERE c.target_id = t.id AND c.is_prime IS FALSE AND {IS_UNFINISHED})",
     "UPDATE composites c SET is_prime = false FROM shared_targets JOIN targets t ON t.id = target_id"
-    f" WHERE c.target_id = t.id AND t.is_prime IS FALSE AND c.is_prime IS NULL AND {_IS_UNFINISHED}",
+    f" WHERE c.target_id = t.id AND t.is_prime IS FALSE AND c.is_prime IS NULL AND {IS_UNFINISHED}",
 )
 _TAKE_BACK_PRIOR_WORK = """
 UPDATE value_effort e SET prior_curves = 0
@@ -226,7 +226,7 @@ WITH had AS (
 )
 SELECT had.value_id, had.value, c.target_id, c.current_composite FROM had
 JOIN composites c ON c.id = had.root_id OR c.parent_id = had.root_id
-WHERE c.target_id IS NOT NULL AND {_IS_UNFINISHED} AND NOT EXISTS (
+WHERE c.target_id IS NOT NULL AND {IS_UNFINISHED} AND NOT EXISTS (
     SELECT FROM target_sources s WHERE s.target_id = c.target_id AND s.value_id = had.value_id)
 """
 # A new number is not a changed one, unless a later line of the list has it, too.
@@ -259,9 +259,9 @@ _SHARED_NUMBERS = f"""
 FROM line_matches m JOIN composites c ON c.id = m.composite_id JOIN targets t ON t.id = c.target_id
 CROSS JOIN LATERAL (
     SELECT o.number, o.value_sha256 FROM composites o
-    WHERE o.target_id = t.id AND o.id < c.id AND {_IS_UNFINISHED.replace("c.", "o.")} ORDER BY o.id LIMIT 1
+    WHERE o.target_id = t.id AND o.id < c.id AND {IS_UNFINISHED.replace("c.", "o.")} ORDER BY o.id LIMIT 1
 ) other
-WHERE m.is_loaded AND {_IS_UNFINISHED}
+WHERE m.is_loaded AND {IS_UNFINISHED}
   AND (c.target_id IN (SELECT target_id FROM shared_targets) OR m.line IN (SELECT line FROM lines_to_divide))
 """
 
