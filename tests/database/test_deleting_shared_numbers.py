@@ -8,36 +8,22 @@ import pytest
 from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, submit
 from plans import executed, plan
 from primes import prime
+from shared_numbers import SHARED, know, level, register, upload
 
-from coordinator.administration import deletions, edits
+from coordinator.administration import deletions
 from coordinator.base.audit import OPERATOR, Actor
-from coordinator.composites import registry, statistics
+from coordinator.composites import statistics
 from coordinator.leases import claims
 from coordinator.leases.work_request import WorkRequest
 from coordinator.loading.list_formats import read_list
 from coordinator.loading.load import load_numbers
-from coordinator.numbers.expressions import evaluate_number
 from coordinator.residues import uploads
 from coordinator.residues.save_files import SaveFile
 
-SHARED = prime(60) * prime(61)  # the cofactor of all numbers of NUMBERS
 FACTORS = [prime(20), prime(21), prime(22)]
-NUMBERS = [factor * SHARED for factor in FACTORS]
+NUMBERS = [factor * SHARED for factor in FACTORS]  # SHARED is the cofactor of each
 STAGE1 = {"b1": 50_000, "b2": 0, "curves": 100, "parametrization": 3}
 BOTH_STAGES = {"b1": 50_000, "curves": 100, "parametrization": 3}
-
-
-def register(engine, *numbers):
-    with engine.begin() as connection:
-        for number in numbers:
-            registry.register(connection, str(number), evaluate_number(str(number), 10_000), is_prime=False)
-
-
-def know(engine, number, *factors):
-    """Record factors that an operator knows."""
-    edits.add_known_factors(
-        engine, OPERATOR, str(number), [str(f) for f in factors], edits.Provenance(None, None), max_digits=10_000
-    )
 
 
 def load(engine, content):
@@ -52,22 +38,8 @@ def id_of(engine, number):
     return composite(engine, str(number)).id
 
 
-def level(engine, number):
-    return composite(engine, str(number)).current_t_level
-
-
 def delete(engine, number):
     return deletions.delete_composite(engine, OPERATOR, id_of(engine, number), 10_000)
-
-
-def upload(engine, attempt_id, curves=100):
-    """Register residues of SHARED, which belong to its oldest number."""
-    file = SaveFile(int(SHARED), 50_000, 3, curves, secrets.token_bytes(32), 12_345)
-    name = f"{secrets.token_hex(8)}.save"
-    made = uploads.register_upload(
-        engine, "alice", file, name, stage1_attempt_id=attempt_id, expiry_days=30, max_digits=10_000
-    )
-    return made.residue
 
 
 def void(engine, client):
@@ -159,7 +131,7 @@ def test_a_finished_number_inherits_nothing_if_another_one_is_unfinished(engine)
 def two_stages(engine, sharing):
     """Stage 1 of the youngest number, whose residues the oldest number has, and stage 2 by bob."""
     stage1 = submit(engine, result(str(NUMBERS[2]), **STAGE1))
-    residue = upload(engine, stage1.attempt_id)
+    residue = upload(engine, SHARED, stage1.attempt_id)
     run_sql(engine, "UPDATE ecm_residues SET composite_id = :id", id=id_of(engine, NUMBERS[0]))
     stage2 = submit(engine, result(str(NUMBERS[2]), **BOTH_STAGES, client="bob", residue_id=residue.id))
     assert stage2.outcome["residue_completed"]
@@ -183,7 +155,7 @@ def test_stage_1_counts_again_after_its_stage_2_is_voided(engine, two_stages, de
 @pytest.mark.usefixtures("sharing")
 def test_open_residues_go_to_a_number_with_the_same_cofactor(engine):
     stage1 = submit(engine, result(str(NUMBERS[2]), **STAGE1))
-    residue = upload(engine, stage1.attempt_id)
+    residue = upload(engine, SHARED, stage1.attempt_id)
     run_sql(engine, "UPDATE ecm_residues SET composite_id = :id", id=id_of(engine, NUMBERS[0]))
     delete(engine, NUMBERS[0])
     assert rows(engine, "SELECT id, status FROM ecm_residues") == [(residue.id, "available")]
@@ -280,7 +252,7 @@ def test_no_large_table_is_read_as_a_whole_while_numbers_are_locked(engine):
         for client in ("alice", "bob"):
             submit(engine, result(str(number), sigma=f"1:{number % 1000}", curves=10, client=client))
     stage1 = submit(engine, result(str(NUMBERS[0]), **STAGE1))
-    upload(engine, stage1.attempt_id)
+    upload(engine, SHARED, stage1.attempt_id)
     # The first statistics ever begin with the oldest attempt; later ones know where they are.
     statistics.aggregate_attempts(engine, datetime.now(UTC), timedelta(0))
     statements = executed(engine, lambda: delete(engine, NUMBERS[0]))

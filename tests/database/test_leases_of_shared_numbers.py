@@ -1,11 +1,10 @@
 """Leases, holds, residues, primality tests and counts of numbers that share their cofactor with others."""
 
-import secrets
-
 import pytest
 from pipeline import SETTINGS, assert_sound, composite, result, rows, run_jobs, run_sql, scalar, submit
 from plans import executed, plan
 from primes import prime
+from shared_numbers import OTHER, SHARED, SMALL, know, register, register_two, upload
 
 from coordinator.administration import edits
 from coordinator.base import jobs
@@ -15,27 +14,9 @@ from coordinator.composites import holds, lease_lifecycle, registry, target_chan
 from coordinator.housekeeping import job_runner
 from coordinator.leases import claims, reservations
 from coordinator.leases.work_request import Claim, NoWork, WorkRequest
-from coordinator.numbers.expressions import evaluate_number
 from coordinator.reading import counts
-from coordinator.residues import residue_claims, uploads
+from coordinator.residues import residue_claims
 from coordinator.residues.residue_claims import ResidueRequest
-from coordinator.residues.save_files import SaveFile
-
-SHARED = prime(60) * prime(61)  # the unfinished part that both numbers have
-SMALL, OTHER = prime(20), prime(21)
-
-
-def register(engine, *numbers, is_prime=False):
-    with engine.begin() as connection:
-        for number in numbers:
-            registry.register(connection, str(number), evaluate_number(str(number), 10_000), is_prime=is_prime)
-
-
-def know(engine, number, *factors):
-    """Record factors that an operator knows."""
-    edits.add_known_factors(
-        engine, OPERATOR, str(number), [str(f) for f in factors], edits.Provenance(None, None), max_digits=10_000
-    )
 
 
 def join_project(engine, number, name):
@@ -45,12 +26,7 @@ def join_project(engine, number, name):
 
 @pytest.fixture
 def sharing(engine):
-    """Two numbers whose cofactor is SHARED: 20 digits times it, and 21 digits times it."""
-    one, two = SMALL * SHARED, OTHER * SHARED
-    register(engine, one, two)
-    know(engine, one, SMALL)
-    know(engine, two, OTHER)
-    return one, two
+    return register_two(engine)
 
 
 # Claims ---------------------------------------------------------------------------------------------------------------
@@ -172,18 +148,6 @@ def residue(engine, sharing):
     join_project(engine, sharing[1], "P")
     row = submit(engine, result(str(sharing[1]), b1=50_000, b2=0, curves=100, parametrization=3))
     return upload(engine, SHARED, row.attempt_id)
-
-
-def upload(engine, number, attempt_id):
-    return uploads.register_upload(
-        engine,
-        "alice",
-        SaveFile(int(number), 50_000, 3, 100, secrets.token_bytes(32), 12_345),
-        f"{secrets.token_hex(8)}.save",
-        stage1_attempt_id=attempt_id,
-        expiry_days=30,
-        max_digits=10_000,
-    ).residue
 
 
 @pytest.mark.parametrize(

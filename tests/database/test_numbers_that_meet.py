@@ -3,8 +3,8 @@
 import pytest
 from pipeline import SETTINGS, assert_sound, composite, result, run_jobs, scalar, submit
 from primes import prime, product
+from shared_numbers import OTHER, SHARED, SMALL, know, level, register, target_of
 from test_loading import load, load_json
-from test_targets import OTHER, SHARED, SMALL, know, level, register, target_of
 
 from coordinator.administration import deletions
 from coordinator.base.audit import OPERATOR

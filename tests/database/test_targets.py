@@ -5,55 +5,25 @@ import secrets
 import pytest
 from pipeline import SETTINGS, assert_sound, composite, leaves, result, rows, run_jobs, scalar, submit
 from primes import prime
+from shared_numbers import OTHER, SHARED, SMALL, know, level, register, register_two, target_of, upload
 
 from coordinator.administration import deletions, edits
 from coordinator.base.audit import OPERATOR
-from coordinator.composites import registry
 from coordinator.leases import claims, reservations
 from coordinator.leases.work_request import NoWork, WorkRequest
-from coordinator.numbers.expressions import evaluate_number
 from coordinator.residues import residue_claims, uploads
 from coordinator.residues.residue_claims import ResidueRequest
 from coordinator.residues.save_files import SaveFile
 from coordinator.results import applying, batches
-
-SHARED = prime(60) * prime(61)  # the unfinished part that several numbers have
-SMALL, OTHER = prime(20), prime(21)
-
-
-def register(engine, *numbers):
-    with engine.begin() as connection:
-        for number in numbers:
-            registry.register(connection, str(number), evaluate_number(str(number), 10_000), is_prime=False)
-
-
-def know(engine, number, *factors):
-    """Record factors that an operator knows."""
-    edits.add_known_factors(
-        engine, OPERATOR, str(number), [str(f) for f in factors], edits.Provenance(None, None), max_digits=10_000
-    )
 
 
 def claim(engine, client="alice", **fields):
     return claims.claim(engine, WorkRequest(client, shared=True, **fields), SETTINGS)
 
 
-def level(engine, number):
-    return composite(engine, str(number)).current_t_level
-
-
-def target_of(engine, number):
-    return composite(engine, str(number)).target_id
-
-
 @pytest.fixture
 def sharing(engine):
-    """Two numbers whose cofactor is SHARED: 20 digits times it, and 21 digits times it."""
-    one, two = SMALL * SHARED, OTHER * SHARED
-    register(engine, one, two)
-    know(engine, one, SMALL)
-    know(engine, two, OTHER)
-    return one, two
+    return register_two(engine)
 
 
 def test_numbers_with_the_same_cofactor_have_one_target(engine, sharing):
@@ -218,19 +188,6 @@ def test_the_priority_of_a_target_is_the_largest(engine, sharing):
 
 
 # Residues of the one for the other ------------------------------------------------------------------------------------
-
-
-def upload(engine, number, attempt_id=None):
-    made = uploads.register_upload(
-        engine,
-        "alice",
-        SaveFile(int(number), 50_000, 3, 100, secrets.token_bytes(32), 12_345),
-        f"{secrets.token_hex(8)}.save",
-        stage1_attempt_id=attempt_id,
-        expiry_days=30,
-        max_digits=10_000,
-    )
-    return made.residue
 
 
 @pytest.mark.parametrize("names_attempt", [True, False])
