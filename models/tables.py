@@ -113,6 +113,8 @@ class Composite(Base):
     attempt_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     last_attempt_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # The client whose result registered the number; null once an operator has loaded it.
+    registered_by: Mapped[str | None]
     # Lists sort and filter by these columns: tenths of a t-level, percent of the target (at most 10,000), the state.
     # PostgreSQL computes them; they are rounded, so that most results change neither them nor their indexes.
     listed_t_level: Mapped[int] = mapped_column(Integer, Computed(LISTED_T_LEVEL, persisted=True))
@@ -314,6 +316,7 @@ class Factor(Base):
         Index("factors_value", "factor_sha256"),
         Index("factors_child", "child_composite_id", postgresql_where=text("child_composite_id IS NOT NULL")),
         Index("factors_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
+        Index("factors_split_from", "split_from_id", postgresql_where=text("split_from_id IS NOT NULL")),
         Index("factors_newest", "created_at", "id", postgresql_include=["digit_length", "is_prime"]),
         Index("factors_largest", "digit_length", "id", postgresql_include=["is_prime"]),
         Index(
@@ -362,12 +365,11 @@ class WorkAssignment(Base):
 
     __tablename__ = "work_assignments"
     __table_args__ = (
-        Index("work_assignments_composite", "composite_id", postgresql_where=text("closed_at IS NULL")),
+        Index("work_assignments_of_composite", "composite_id", "closed_at"),
         Index("work_assignments_target", "target_id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_expiry", "expires_at", "id", postgresql_where=text("closed_at IS NULL")),
         Index("work_assignments_client", "client_id", "created_at"),
         Index("work_assignments_open", "client_id", postgresql_where=text("closed_at IS NULL")),
-        Index("work_assignments_past", "composite_id", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
         CheckConstraint(
             "status IN ('assigned', 'claimed', 'running', 'completed', 'failed', 'timeout')",
             name="work_assignments_status",
@@ -421,6 +423,7 @@ class Residue(Base):
         ),
         Index("ecm_residues_composite", "composite_id"),
         Index("ecm_residues_stage1", "stage1_attempt_id"),
+        Index("ecm_residues_stage2", "stage2_attempt_id", postgresql_where=text("stage2_attempt_id IS NOT NULL")),
         Index("ecm_residues_available", "id", postgresql_where=text("status = 'available'")),
         Index("ecm_residues_claimed", "claim_expires_at", postgresql_where=text("status = 'claimed'")),
         Index("ecm_residues_files", "id", postgresql_where=text("has_file")),
@@ -462,12 +465,13 @@ class Submission(Base):
     """A result as its client sent it, without unknown fields, and its state.
 
     `state`: received until a unit of work settles it as applied, duplicate, rejected or failed. The answer to the
-    client is made of `outcome`, or of `reason` and `detail`.
+    client is made of `outcome`, or of `reason` and `detail`. `tries` counts the delivery attempts that began.
     """
 
     __tablename__ = "submissions"
     __table_args__ = (
         UniqueConstraint("client_id", "idempotency_key", name="submissions_key"),
+        # Without due_at: taking a submission then changes no index.
         Index("submissions_waiting", "id", postgresql_where=text("state = 'received'")),
         Index("submissions_unsettled", "state", "id", postgresql_where=text("state IN ('rejected', 'failed')")),
         Index(
@@ -499,22 +503,33 @@ class Submission(Base):
     composite_id: Mapped[int | None] = mapped_column(BigInteger)
     attempt_id: Mapped[int] = mapped_column(BigInteger, server_default=attempt_ids.next_value())
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    publish_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    published_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # From this moment on a worker may take the submission. A worker that takes it sets a later moment.
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # The batch that took it last, as its worker names it: if that dies, the worker makes its submissions due at once.
+    taken_by: Mapped[uuid.UUID | None]
     request_id: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     settled_at: Mapped[datetime | None]
 
 
 class Job(Base):
-    """A computation to be done later, one row per kind and target; the unit of work that needs it inserts the row."""
+    """A computation to be done later, one row per kind and target; the unit of work that needs it inserts the row.
+
+    `unknown`: it ran out of its time, and what it was to find out stays unknown. The client is the one who caused the
+    job (null: an operator); clients share the running time. Smaller priorities come first (coordinator/base/jobs.py).
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("kind", "target_id", name="jobs_once"),
         Index("jobs_waiting", "published_at", postgresql_where=text("state = 'waiting'")),
         Index("jobs_failed", "id", postgresql_where=text("state = 'failed'")),
-        CheckConstraint("state IN ('waiting', 'done', 'failed')", name="jobs_state"),
+        # Housekeeping deletes old jobs, and nearly all jobs are done.
+        Index("jobs_done", "finished_at", postgresql_where=text("state = 'done'")),
+        Index(
+            "jobs_next", "priority", text("coalesce(client_id, '')"), "id", postgresql_where=text("state = 'waiting'")
+        ),
+        CheckConstraint("state IN ('waiting', 'done', 'failed', 'unknown')", name="jobs_state"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -524,11 +539,28 @@ class Job(Base):
     error: Mapped[str | None]
     # The number of requests: a run that ends does not mark the job as done if there was another request meanwhile.
     request_count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    client_id: Mapped[str | None]
     tries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    publish_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    # How many of the tries ran out of time or died, and how many runs a restart of their worker ended: those are no
+    # tries. A run that ends in an orderly way sets the worker that runs it, and the time since it does, to null.
+    timeouts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    interruptions: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    worker: Mapped[str | None]
+    running_since: Mapped[datetime | None]
     published_at: Mapped[datetime] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
+
+
+class JobShare(Base):
+    """The seconds for which a client's jobs ran lately: half of them are forgotten every hour after `counted_at`."""
+
+    __tablename__ = "job_shares"
+
+    client_id: Mapped[str] = mapped_column(Text, primary_key=True)  # "": the operators
+    seconds: Mapped[float]
+    counted_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Client(Base):
@@ -645,16 +677,13 @@ class Recalculation(Base):
 
 
 class RecalculatedEffort(Base):
-    """The recalculated effort of a target that differs from the stored one, until it is written."""
+    """A target whose stored effort differs from the recalculated one, until the recalculation is written."""
 
     __tablename__ = "recalculated_efforts"
+    __table_args__ = (Index("recalculated_efforts_target", "target_id"),)
 
     recalculation_id: Mapped[int] = mapped_column(ForeignKey("recalculations.id", ondelete="CASCADE"), primary_key=True)
     target_id: Mapped[int] = mapped_column(ForeignKey("targets.id", ondelete="CASCADE"), primary_key=True)
-    effort: Mapped[np.ndarray] = mapped_column(EffortVector)
-    # The values of the target's row at the time of the computation; if they differ now, it is repeated.
-    seen_effort: Mapped[np.ndarray] = mapped_column(EffortVector)
-    attempt_count: Mapped[int] = mapped_column(BigInteger)
 
 
 class OwedWork(Base):

@@ -30,6 +30,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value if value is None else value.astimezone(UTC)
 
 
+def effort_bytes(vector: np.ndarray) -> bytes:
+    """Return an effort vector as it is stored: 728 little-endian bytes, or none for a vector of zeros."""
+    return np.asarray(vector, dtype="<f8").tobytes() if np.any(vector) else b""
+
+
 class EffortVector(TypeDecorator[np.ndarray]):
     """The 91 doubles of a composite's effort (docs/effort.md), stored as 728 little-endian bytes.
 
@@ -40,7 +45,7 @@ class EffortVector(TypeDecorator[np.ndarray]):
     cache_ok = True
 
     def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
-        return None if value is None else np.asarray(value, dtype="<f8").tobytes() if np.any(value) else b""
+        return None if value is None else effort_bytes(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> np.ndarray | None:
         return None if value is None else np.frombuffer(bytes(value), dtype="<f8") if value else _NO_EFFORT

@@ -7,6 +7,7 @@ Unknown fields and parameters are ignored.
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -146,6 +147,19 @@ class WireModel(BaseModel):
 
     # Never echo what was sent: `detail` quotes it, shortened, where that helps.
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **named: Any) -> dict[str, Any]:
+        """Return the schema, which callers must not change: it is made once.
+
+        flask-openapi asks for it at every request that has a query. Making it takes longer than answering the request.
+        """
+        return _make_schema(cls, *args, **named)
+
+
+@cache
+def _make_schema(model: type[WireModel], *args: Any, **named: Any) -> dict[str, Any]:
+    return super(WireModel, model).model_json_schema(*args, **named)
 
 
 # Path parameters ---------------------------------------------------------------------------------------------------

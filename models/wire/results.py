@@ -223,7 +223,10 @@ FactorStatus = Literal["new_factor", "known_factor", "no_factor", "duplicate"]
 
 
 class ResultAnswer(WireModel):
-    """The answer to a result. 200: it is settled. 202: it is stored and not settled yet; unknown fields are null."""
+    """The answer to a result. 200: it is settled. 202: it is stored and not settled yet; unknown fields are null.
+
+    A result that could not be applied is 202, too, and `message` says why: it waits for an operator.
+    """
 
     status: Literal["success", "accepted"]
     submission_id: int
@@ -241,7 +244,8 @@ class BatchVerdict(WireModel):
     """What happened to one item of a batch.
 
     accepted: the result is stored and not settled yet. success: the result was applied before or is a duplicate; the
-    ids are those of the first one. refused: the result is invalid and not stored, or the first one was rejected.
+    ids are those of the first one; `reason` and `detail` of an accepted result say that it could not be applied, and
+    waits for an operator. refused: the result is invalid and not stored, or the first one was rejected.
     """
 
     index: int = Field(description="The item's position in the batch, from 0.")
