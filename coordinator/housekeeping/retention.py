@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, delete, select, update
 
+from coordinator.base import jobs
 from coordinator.base.unit_of_work import unit_of_work
 from models.tables import Job, Submission
 
@@ -16,13 +17,16 @@ PRUNE_BATCH = 5_000
 def prune(engine: Engine, now: datetime, *, raw_output_days: float | None, jobs_days: float | None) -> dict[str, int]:
     """Delete raw output of settled submissions and finished jobs that are older than these days (None keeps all).
 
-    Returns how many of each were deleted; the rows of submissions are never deleted.
+    The clients' shares of the running time are deleted when nothing is left of them. Returns how many of each were
+    deleted; the rows of submissions are never deleted.
     """
     deleted = {"raw_output": 0, "jobs": 0}
     if raw_output_days is not None:
         deleted["raw_output"] = _prune_raw_output(engine, now - timedelta(days=raw_output_days))
     if jobs_days is not None:
         deleted["jobs"] = _prune_jobs(engine, now - timedelta(days=jobs_days))
+    with unit_of_work(engine, "prune_job_shares") as connection:
+        deleted["job_shares"] = jobs.forget_shares(connection)
     return deleted
 
 

@@ -1,22 +1,33 @@
 """Bringing a database up to date: its schema, and the work that migrations owe to it.
 
-A database without numbers is migrated in one transaction. In a database with numbers each revision is a transaction,
-and what it owes is done before the next one: in chunks, each of which is committed together with the place up to which
-the work is done (`owed_work`). A process that is killed anywhere thus leaves a database that the next one goes on with.
-The schema is at the newest revision only when nothing is owed.
+Each revision is a transaction. A revision that cannot lock a table soon is tried again after a pause, so that the
+processes that use the table do not queue behind it. In a database with numbers, what a revision owes is done before the
+next one: in chunks, each of which is committed together with the place up to which the work is done (`owed_work`). A
+process that is killed anywhere thus leaves a database that the next one goes on with. The schema is at the newest
+revision only when nothing is owed.
 """
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, delete, func, select, text, update
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.housekeeping import eligibility_refresh, target_conversion
 from models import migrate
-from models.engine import make_engine
+from models.engine import check_sessions, make_engine
 from models.tables import Composite, EcmAttempt, OwedWork, Target
+
+# Seconds to wait after each time that a revision could not lock a table; after the last one the migration ends.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
+
+# Seconds between two reports about an index that is being built.
+REPORT_EVERY = 5.0
 
 # Called with a description of the work, and how much of it is done (from 0 to 1; None: it has not begun).
 ReportProgress = Callable[[str, float | None], None]
@@ -49,21 +60,67 @@ STEPS = {
 def bring_up_to_date(database_url: str, progress: ReportProgress = lambda description, share: None) -> None:
     """Upgrade a database to the newest revision, and do all work that is owed, one process at a time.
 
-    Raises alembic's CommandError for a database of a newer version.
+    Raises MigrationError if other transactions hold a table for too long, alembic's CommandError for a database of a
+    newer version, and OperationalError if the database cannot be used, as through a pooler that shares sessions.
     """
-    engine = make_engine(database_url, pool_size=2)
+    # One connection has the lock of migrations, one the transaction, and one reads what the second waits for.
+    engine = make_engine(database_url, pool_size=3)
     try:
+        check_sessions(engine)
         with migrate.migration_lock(engine, lambda: progress("waiting for another process that migrates", None)):
             missing = migrate.missing_revisions(engine)
             do_owed_work(engine, progress)
             if not migrate.has_numbers(engine):
-                migrate.upgrade_schema(engine)
+                _upgrade_schema(engine, "head", progress)
                 return
             for revision in missing:
-                migrate.upgrade_schema(engine, revision)
+                _upgrade_schema(engine, revision, progress)
                 do_owed_work(engine, progress)
     finally:
         engine.dispose()
+
+
+def _upgrade_schema(engine: Engine, revision: str, progress: ReportProgress) -> None:
+    """Upgrade the schema to `revision`; try again after each of the PAUSES if other transactions hold a table."""
+    for pause in (*PAUSES, None):
+        try:
+            with _index_builds_reported(engine, progress):
+                migrate.upgrade_schema(engine, revision)
+        except OperationalError as error:
+            if not migrate.is_locked_out(error):
+                raise
+            stuck = migrate.missing_revisions(engine)[0]
+            holder = migrate.describe_oldest_transaction(engine)
+            oldest = "" if holder is None else f"; the oldest open transaction is that of {holder}"
+            if pause is None:
+                raise migrate.MigrationError(
+                    f"The migration to revision {stuck} could not lock a table for {sum(PAUSES):.0f} s, because other"
+                    f" transactions use it{oldest}. End these transactions or wait for them, and migrate again."
+                ) from error
+            progress(f"revision {stuck} waits for a table that other transactions use{oldest}", None)
+            time.sleep(pause)
+        else:
+            return
+
+
+@contextmanager
+def _index_builds_reported(engine: Engine, progress: ReportProgress) -> Iterator[None]:
+    """Report every REPORT_EVERY seconds which index is being built: that takes minutes, or waits for transactions."""
+    is_done = threading.Event()
+
+    def report() -> None:
+        while not is_done.wait(REPORT_EVERY):
+            with suppress(DBAPIError):  # the migration itself meets the same fault
+                for description in migrate.describe_index_builds(engine):
+                    progress(description, None)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        reporter.join()
 
 
 def do_owed_work(engine: Engine, progress: ReportProgress) -> None:

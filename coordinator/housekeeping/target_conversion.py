@@ -33,7 +33,7 @@ from coordinator.composites import ledger, superseding, targets
 from coordinator.composites.holds import PAUSED
 from coordinator.composites.targets import IS_UNFINISHED
 from coordinator.composites.values import sha256
-from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number
+from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_stored
 from models.tables import Target, TargetSource, WorkedValue
 from models.types import AnyRow, EffortVector
 
@@ -131,7 +131,7 @@ def convert_attempts(connection: Connection, after: int) -> int | None:
 def _evaluate(row: AnyRow) -> dict[str, Any] | None:
     """Return a row of `evaluated`; None if the text is no number, as in submissions that were entered by hand."""
     try:
-        value = decimal(evaluate_number(row.written, MAX_DIGITS))
+        value = decimal(evaluate_stored(row.written, MAX_DIGITS))
     except ExpressionError:
         return None
     key = {"composite_id": row.composite_id, "written_sha256": bytes(row.written_sha256)}
@@ -154,7 +154,7 @@ def _number(row: AnyRow) -> str:
     written: str = row.number
     if sha256(written) == bytes(row.value_sha256):
         return written
-    value = decimal(evaluate_number(written, MAX_DIGITS))
+    value = decimal(evaluate_stored(written, MAX_DIGITS))
     if sha256(value) != bytes(row.value_sha256):
         raise ValueError(f"composite {row.id}: value_sha256 is another number's")
     return value

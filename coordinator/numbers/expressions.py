@@ -23,6 +23,13 @@ from gmpy2 import mpz
 # Nesting costs stack in the parser, operations cost time in the evaluator. Real numbers are far below both limits.
 MAX_DEPTH = 50
 MAX_OPERATIONS = 1000
+# The longest expression, in characters; a number in decimal may be as long as MAX_DIGITS allows.
+LONGEST_EXPRESSION = 4000
+# The intermediate results of an expression may have so many times MAX_DIGITS digits together. A power of 50,000 digits
+# takes half a millisecond, so the largest expression takes some hundredths of a second; 4,000 characters of powers
+# took 0.2 s. The parser adds up the digits before anything large is computed.
+MAX_WORK = 30
+USUAL_MAX_DIGITS = 50_000  # where MAX_DIGITS is smaller, expressions cost less anyway
 # The parser computes values up to this size, because it needs exponents and arguments of ! and #.
 EXACT_DIGITS = 100
 # gmpy2's factorials take machine words.
@@ -89,17 +96,18 @@ def shorten(text: str, most: int = 44) -> str:
 
 
 def parse(text: str, max_digits: int) -> Expression:
-    """Parse an expression; raises ExpressionError if it cannot be read or is too large.
+    """Parse an expression; raises ExpressionError if it cannot be read, is too large or takes too long to compute.
 
     The value may have at most `max_digits` digits and intermediate results twice as many, because the numerator of a
     Cunningham number's primitive part is longer than the part. `evaluate` decides in the few cases in which the bounds
-    leave the size open by one digit, and checks divisions of large numbers.
+    leave the size open by one digit, and checks divisions of large numbers. An expression has at most
+    LONGEST_EXPRESSION characters, and its intermediate results have a limit on their digits together (MAX_WORK).
     """
-    if len(text) > 2 * max_digits + 1000:
-        _too_large(text, max_digits)
     if text.isascii() and text.isdigit():  # nearly every number that clients send
         return Expression(text, _literal(text, text, max_digits))
-    return Expression(text, _Parser(text, max_digits).parse())
+    if len(text) > LONGEST_EXPRESSION:
+        _too_long(text)
+    return Expression(text, _Parser(text, max_digits, MAX_WORK * max(max_digits, USUAL_MAX_DIGITS)).parse())
 
 
 def parse_number(text: str, max_digits: int) -> Expression:
@@ -108,6 +116,13 @@ def parse_number(text: str, max_digits: int) -> Expression:
     if expression.root.exact is not None:
         _above_one(expression.root.exact, text)
     return expression
+
+
+def evaluate_stored(text: str, max_digits: int) -> mpz:
+    """Compute a number that this server has registered; an earlier version may have taken a longer expression."""
+    if text.isascii() and text.isdigit():
+        return evaluate(text, max_digits)
+    return evaluate(Expression(text, _Parser(text, max_digits, math.inf).parse()), max_digits)
 
 
 def evaluate(written: str | Expression, max_digits: int) -> mpz:
@@ -144,6 +159,16 @@ def _too_large(text: str, max_digits: int) -> NoReturn:
     raise ExpressionError("number_too_large", detail)
 
 
+def _too_long(text: str) -> NoReturn:
+    detail = f"{shorten(text)} is too long for an expression; send at most {LONGEST_EXPRESSION} characters, or decimal"
+    raise ExpressionError("number_too_large", detail)
+
+
+def _too_costly(text: str) -> NoReturn:
+    detail = f"{shorten(text)} takes too long to compute; send the number in decimal, or with fewer large powers"
+    raise ExpressionError("number_too_large", detail)
+
+
 def _malformed(text: str, problem: str) -> NoReturn:
     detail = f"{shorten(text)!r} {problem}; write a decimal number or an expression such as 2^1277-1"
     raise ExpressionError("malformed_number", detail)
@@ -173,9 +198,10 @@ def _exact_node(operator: str, operands: tuple[ExpressionNode, ...], value: int,
 class _Parser:
     """Recursive descent over `text`; `token` is the next token, None at the end."""
 
-    def __init__(self, text: str, max_digits: int) -> None:
+    def __init__(self, text: str, max_digits: int, most_work: float) -> None:
         self.text = text
         self.max_digits = max_digits
+        self.work_left = most_work  # digits of intermediate results
         self.position = 0
         self.depth = 0
         self.operations = 0
@@ -297,6 +323,9 @@ class _Parser:
             _malformed(self.text, f"has more than {MAX_OPERATIONS} operations")
         if high > 2 * self.max_digits + 20:
             _too_large(self.text, self.max_digits)
+        self.work_left -= max(high, 0.0)
+        if self.work_left < 0:
+            _too_costly(self.text)
         values = [operand.exact for operand in operands if operand.exact is not None]
         if high < EXACT_DIGITS and len(values) == len(operands):
             return _exact_node(operator, operands, int(_operate(operator, [mpz(value) for value in values], self.text)))

@@ -12,6 +12,7 @@ from coordinator.base import jobs
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import lease_lifecycle, statistics
 from coordinator.housekeeping import lease_expiry, republishing, retention
+from coordinator.results import delivery_attempts
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
 OTHER = str(product(prime(21), prime(40), prime(80)))
@@ -134,67 +135,42 @@ def test_expiry_ends_overdue_leases_once_and_no_others(engine, monkeypatch):
     assert lease_expiry.expire_leases(engine, now()) == 0
 
 
-def set_published(engine, table, seconds):
-    run_sql(engine, f"UPDATE {table} SET published_at = now() - make_interval(secs => :seconds)", seconds=seconds)
+def set_due(engine, seconds):
+    run_sql(engine, "UPDATE submissions SET due_at = now() - make_interval(secs => :seconds)", seconds=seconds)
 
 
-def test_submissions_are_published_again_at_growing_intervals(engine):
-    receipt = receive(engine, result(NUMBER))
-    settled = submit(engine, result(OTHER))
-
-    def mark_stale():
-        return republishing.mark_stale_submissions(engine, republish_after=15, limit=10)
-
-    assert mark_stale() == []
-    for publish_count in range(9):
-        wait = 15 * 2 ** min(publish_count, 6)
-        set_published(engine, "submissions", wait - 1)
-        assert mark_stale() == []
-        set_published(engine, "submissions", wait)
-        assert [tuple(row)[:3] for row in mark_stale()] == [(receipt.submission_id, "alice", NUMBER)]
-    assert scalar(engine, "SELECT publish_count FROM submissions WHERE id = :id", id=settled.id) == 0
+def test_submissions_that_have_been_due_for_long_are_counted(engine):
+    receive(engine, result(NUMBER))
+    receive(engine, result(NUMBER, curves=7))
+    submit(engine, result(OTHER))
+    for seconds, overdue in ((-5, 0), (0, 0), (14, 0), (15, 2)):
+        set_due(engine, seconds)
+        assert republishing.overdue_submissions(engine, republish_after=15) == overdue
 
 
-def test_republishing_is_bounded_takes_the_oldest_first_and_each_once(engine):
-    ids = [receive(engine, result(NUMBER, curves=n)).submission_id for n in range(40)]
-    set_published(engine, "submissions", 100)
-    first = republishing.mark_stale_submissions(engine, republish_after=15, limit=8)
-    assert [row.id for row in first] == ids[:8]
-    batches = eight_at_once(lambda: republishing.mark_stale_submissions(engine, republish_after=15, limit=4))
-    marked = [row.id for batch in batches for row in batch]
-    assert all(len(batch) <= 4 for batch in batches)
-    assert sorted(marked) == sorted(set(marked))
-    assert len(marked) == 32
-    assert republishing.mark_stale_submissions(engine, republish_after=15, limit=100) == []
+def test_a_submission_that_was_taken_is_not_overdue(engine):
+    receive(engine, result(NUMBER))
+    set_due(engine, 100)
+    delivery_attempts.take(engine, uuid.uuid4(), 10)
+    assert republishing.overdue_submissions(engine, republish_after=15) == 0
 
 
-def test_a_submission_that_is_being_applied_is_not_published(engine):
-    receipt = receive(engine, result(NUMBER))
-    set_published(engine, "submissions", 100)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"SELECT FROM submissions WHERE id = {receipt.submission_id} FOR UPDATE")
-        assert republishing.mark_stale_submissions(engine, republish_after=15, limit=10) == []
-
-
-def test_jobs_are_published_again_until_they_are_done(engine):
+def test_jobs_that_have_waited_for_long_are_counted_until_they_run_or_are_done(engine):
     with unit_of_work(engine, "request jobs") as connection:
-        to_publish = [jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in range(1, 21)]
+        requested = [jobs.request(connection, jobs.SPLIT_FACTOR, target)[0] for target in range(1, 21)]
         assert jobs.request_once(connection, jobs.SPLIT_FACTOR, 1) == []
-    assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
-    set_published(engine, "jobs", 15)
-    batches = eight_at_once(lambda: republishing.mark_stale_jobs(engine, republish_after=15, limit=5))
-    marked = [(row.id, row.kind) for batch in batches for row in batch]
-    assert sorted(marked) == [(job.job_id, job.kind) for job in to_publish]
-    set_published(engine, "jobs", 29)
-    assert republishing.mark_stale_jobs(engine, republish_after=15, limit=100) == []
+    assert republishing.overdue_jobs(engine, republish_after=15) == 0
+    run_sql(engine, "UPDATE jobs SET published_at = now() - interval '15 seconds'")
+    assert republishing.overdue_jobs(engine, republish_after=15) == 20
     with unit_of_work(engine, "finish") as connection:
-        jobs.finish(connection, to_publish[0].job_id, 1)
+        jobs.finish(connection, requested[0].job_id, 1)
         # A second request while the first one runs: finishing the first does not end the second.
         jobs.request(connection, jobs.SPLIT_FACTOR, 2)
-        jobs.finish(connection, to_publish[1].job_id, 1)
-    set_published(engine, "jobs", 1000)
-    waiting = {row.id for row in republishing.mark_stale_jobs(engine, republish_after=15, limit=100)}
-    assert waiting == {job.job_id for job in to_publish[1:]}
+        jobs.finish(connection, requested[1].job_id, 1)
+    run_sql(engine, "UPDATE jobs SET running_since = now() WHERE target_id = 3")
+    assert republishing.overdue_jobs(engine, republish_after=15) == 17
+    run_sql(engine, "UPDATE jobs SET published_at = now() - interval '15 seconds'")
+    assert republishing.overdue_jobs(engine, republish_after=15) == 18
 
 
 def test_clients_are_stored_once_with_when_they_were_first_and_last_seen(engine):
@@ -222,8 +198,8 @@ def test_pruning_deletes_old_data_and_nothing_else(engine):
     def prune(**days):
         return retention.prune(engine, now(), **days)
 
-    assert prune(raw_output_days=None, jobs_days=None) == {"raw_output": 0, "jobs": 0}
-    assert prune(raw_output_days=11, jobs_days=11) == {"raw_output": 0, "jobs": 0}
+    assert prune(raw_output_days=None, jobs_days=None) == {"raw_output": 0, "jobs": 0, "job_shares": 0}
+    assert prune(raw_output_days=11, jobs_days=11) == {"raw_output": 0, "jobs": 0, "job_shares": 0}
     both = eight_at_once(lambda: prune(raw_output_days=9, jobs_days=9))
     assert [sum(deleted[kind] for deleted in both) for kind in ("raw_output", "jobs")] == [1, 1]
     kept = rows(engine, "SELECT raw_output FROM submissions WHERE raw_output IS NOT NULL ORDER BY 1")
@@ -232,6 +208,15 @@ def test_pruning_deletes_old_data_and_nothing_else(engine):
     assert scalar(engine, "SELECT count(*) FROM submissions") == 4
     assert_sound(engine)
     assert SETTINGS.retain_raw_output_days is None
+
+
+def test_shares_of_the_running_time_are_forgotten_when_nothing_is_left_of_them(engine):
+    with unit_of_work(engine, "charge") as connection:
+        for client in ("gone", "here", None):
+            jobs.charge(connection, client, 3600.0)
+    run_sql(engine, "UPDATE job_shares SET counted_at = now() - interval '25 hours' WHERE client_id = 'gone'")
+    assert retention.prune(engine, now(), raw_output_days=None, jobs_days=None)["job_shares"] == 1
+    assert rows(engine, "SELECT client_id FROM job_shares ORDER BY 1") == [("",), ("here",)]
 
 
 def test_pruning_deletes_batch_after_batch_until_nothing_is_left(engine, monkeypatch):
@@ -254,5 +239,14 @@ def test_pruning_deletes_batch_after_batch_until_nothing_is_left(engine, monkeyp
 
 def test_pruning_reads_only_rows_with_raw_output(engine):
     run_sql(engine, "CREATE INDEX ON submissions (settled_at) WHERE raw_output IS NOT NULL")
-    (prune,) = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=9, jobs_days=None))
+    (prune, _) = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=9, jobs_days=None))
     assert "Index Cond: ((settled_at < " in plan(engine, prune)
+
+
+def test_pruning_reads_only_jobs_that_are_old(engine):
+    """Nearly all jobs are done, and only those of the last hour have become too old."""
+    (prune, _) = executed(engine, lambda: retention.prune(engine, now(), raw_output_days=None, jobs_days=9))
+    found = plan(engine, prune)
+    assert "using jobs_done on jobs" in found
+    assert "Index Cond: (finished_at < " in found
+    assert "Seq Scan" not in found

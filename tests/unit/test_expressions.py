@@ -2,6 +2,7 @@
 
 import math
 import time
+from time import process_time
 
 import pytest
 from gmpy2 import mpz
@@ -9,12 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.numbers.expressions import (
+    LONGEST_EXPRESSION,
     MAX_DEPTH,
     MAX_OPERATIONS,
     ExpressionError,
     decimal,
     evaluate,
     evaluate_number,
+    evaluate_stored,
     parse,
     parse_number,
     shorten,
@@ -332,3 +335,46 @@ def test_any_text_is_a_value_or_a_refusal(text):
     else:
         assert refusal.reason in {"malformed_number", "number_too_large", "not_an_integer", "division_by_zero"}
         assert refusal.detail.isprintable()
+
+
+def powers(terms, base=3, largest=104_000):
+    return "+".join(f"{base}^{exponent}" for exponent in range(largest, largest - terms, -1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        powers(440),
+        powers(100, base=2, largest=160_000),
+        "*".join(["(3^100000-3^99999)"] * 2) + "/3^100000" + "+3^100000-3^100000" * 100,
+        "+".join(["7000!5"] * 300),
+        "-".join(["110000#"] * 300),
+        "3^100000/" + "/".join(["3"] * 900),
+    ],
+)
+def test_an_expression_that_takes_long_to_compute_is_refused_before_it_is_computed(text):
+    started = process_time()
+    assert reason_of(text, evaluate, 50_000) == "number_too_large"
+    assert process_time() - started < 0.15
+
+
+def test_what_is_taken_is_computed_fast():
+    """The most that fits: powers of the largest size."""
+    started = process_time()
+    assert evaluate(powers(15), 50_000) > 0
+    assert process_time() - started < 0.3
+
+
+def test_expressions_have_a_length_limit_and_decimal_numbers_do_not():
+    longest = "1+" * (LONGEST_EXPRESSION // 2 - 501) + "1" * 1000
+    padded = "(" + "9" * (LONGEST_EXPRESSION - 4) + "-" + "1)"
+    assert evaluate(padded, 50_000) > 0
+    assert reason_of(longest + "+1" * 600, evaluate, 50_000) == "number_too_large"
+    assert reason_of(padded + " ", evaluate, 50_000) == "number_too_large"
+    assert evaluate("9" * 50_000, 50_000) == mpz(10) ** 50_000 - 1
+
+
+@pytest.mark.parametrize("text", [powers(200), "(" + "9" * 9000 + ")*3"])
+def test_a_number_that_was_registered_before_these_limits_can_still_be_computed(text):
+    assert reason_of(text, evaluate, 60_000) == "number_too_large"
+    assert evaluate_stored(text, 60_000) > 0
