@@ -6,21 +6,38 @@ is settled as rejected for that reason, and an operator can retry it.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 import gmpy2
-from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    and_,
+    bindparam,
+    column,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    table,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from coordinator.administration.edits import MAX_AUDITED, lock_members
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, NotFoundError, composite_not_found
-from coordinator.base.unit_of_work import unit_of_work
+from coordinator.base.unit_of_work import session, step, unit_of_work
 from coordinator.composites import (
     families,
     lease_lifecycle,
     ledger,
+    planned_effort,
     registry,
     statistics,
     superseding,
@@ -51,8 +68,7 @@ COMPOSITE_DELETED = "composite_deleted"
 RESIDUE_WITHOUT_NUMBER = "its number was deleted by an operator"
 # The number of attempts that are moved to another number in one statement.
 MOVED_BATCH = 500
-# Kinds of jobs whose target is a composite, and those whose target is neither a composite nor a factor.
-OF_COMPOSITES = (jobs.TEST_COFACTOR, jobs.SHARE_FACTORS)
+# Kinds of jobs whose target is neither a composite nor a factor.
 OF_NEITHER = (jobs.RECALCULATE, jobs.DROP_RESIDUE)
 # The tables that refer to a composite, in an order in which no row refers to a deleted one.
 DEPENDENT_TABLES = (
@@ -176,12 +192,45 @@ def delete_factor(engine: Engine, actor: Actor, factor_id: int, max_digits: int)
 def void_attempts(
     engine: Engine, actor: Actor, client_id: str, *, since: datetime, until: datetime, program: str | None, reason: str
 ) -> ledger.VoidReport:
-    """Void the attempts that a client sent from `since` to before `until`, as ledger.void does; factors stay."""
-    with unit_of_work(engine, "void_attempts", client=client_id) as connection:
-        report = ledger.void(connection, client_id, since=since, until=until, program=program)
-        request = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
-        audit.record(connection, actor, "void attempts", f"client {client_id}", after=report._asdict() | request)
+    """Void the attempts that a client sent from `since` to before `until`, as ledger.void does; factors stay.
+
+    What the effort will be without them is computed first, without locks.
+    """
+    own: Any = {"since": since, "until": until, "program": program}
+    with session(engine) as connection:
+        _plan_voiding(connection, ledger.attempts_of(client_id, **own))
+        with unit_of_work(connection, "void_attempts", client=client_id):
+            report = ledger.void(connection, client_id, **own, rebuild=planned_effort.rebuild)
+            request = {"from": since.isoformat(), "to": until.isoformat(), "program": program, "reason": reason}
+            audit.record(connection, actor, "void attempts", f"client {client_id}", after=report._asdict() | request)
     return report
+
+
+# The stage-1 attempts that these attempts superseded, with the curves that count again.
+_PLAN_RESTORED = """
+INSERT INTO planned_restored
+SELECT r.stage1_attempt_id, sum(stage2.superseding_curves)
+FROM planned_voids p JOIN ecm_attempts stage2 ON stage2.id = p.attempt_id
+JOIN ecm_residues r ON r.id = stage2.residue_id
+WHERE stage2.superseding_curves > 0 AND r.stage1_attempt_id IS NOT NULL GROUP BY r.stage1_attempt_id
+"""
+_CHANGED_VALUES = """
+SELECT value_id FROM ecm_attempts
+WHERE id IN (SELECT attempt_id FROM planned_voids UNION SELECT attempt_id FROM planned_restored)
+"""
+
+
+def _plan_voiding(connection: Connection, chosen: tuple[ColumnElement[bool], ...]) -> None:
+    """Compute the effort of all targets as it will be without the chosen attempts."""
+    planned_effort.start(connection)
+    with step(connection):
+        planned_effort.use_one_snapshot(connection)
+        attempts = select(EcmAttempt.id).join(Submission, Submission.id == EcmAttempt.submission_id).where(*chosen)
+        connection.execute(insert(table("planned_voids", column("attempt_id"))).from_select(["attempt_id"], attempts))
+        connection.execute(text(_PLAN_RESTORED))
+        planned_effort.correct_sums(connection, _CHANGED_VALUES)
+        planned_effort.watch_targets_of(connection, _CHANGED_VALUES)
+    planned_effort.compute(connection)
 
 
 # A composite and what depends on it -----------------------------------------------------------------------------------
@@ -213,8 +262,8 @@ def _delete_composites(
     changed_values = set(connection.execute(values).scalars()) | _restore_superseded(connection, ids)
     deleted["submissions_refused"] = _reject_submissions(connection, ids)
     factors = select(Factor.id).where(Factor.composite_id.in_(ids))
-    of_composites = and_(Job.kind.in_(OF_COMPOSITES), Job.target_id.in_(ids))
-    of_factors = and_(Job.kind.not_in(OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(factors))
+    of_composites = and_(Job.kind.in_(jobs.OF_COMPOSITES), Job.target_id.in_(ids))
+    of_factors = and_(Job.kind.not_in(jobs.OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(factors))
     deleted["jobs"] = connection.execute(delete(Job).where(or_(of_composites, of_factors))).rowcount
     # Factors of other composites may be credited to an attempt that is deleted.
     credited = update(Factor).where(Factor.attempt_id.in_(attempts), Factor.composite_id.not_in(ids))
@@ -222,8 +271,9 @@ def _delete_composites(
     statistics.subtract_attempts(
         connection, list(connection.execute(attempts.where(EcmAttempt.voided_at.is_(None))).scalars())
     )
-    for table in DEPENDENT_TABLES:
-        deleted[table.__tablename__] = connection.execute(delete(table).where(table.composite_id.in_(ids))).rowcount
+    for dependent in DEPENDENT_TABLES:
+        gone = connection.execute(delete(dependent).where(dependent.composite_id.in_(ids)))
+        deleted[dependent.__tablename__] = gone.rowcount
     # Children first, because they refer to their parent.
     children = connection.execute(delete(Composite).where(Composite.id.in_(ids), Composite.parent_id.in_(ids)))
     own = connection.execute(delete(Composite).where(Composite.id.in_(ids)))
@@ -301,9 +351,9 @@ def _move_to_heirs(connection: Connection, ids: list[int]) -> list[jobs.JobRef]:
     follow = update(Submission).where(Submission.composite_id.in_(ids), *recorded, EcmAttempt.composite_id.not_in(ids))
     connection.execute(follow.values(composite_id=EcmAttempt.composite_id))
     for own_id, heir in own_heirs.items():
-        for table in (WorkAssignment, Residue):
-            is_open = (table.composite_id == own_id, table.closed_at.is_(None))
-            connection.execute(update(table).where(*is_open).values(composite_id=heir))
+        for open_work in (WorkAssignment, Residue):
+            is_open = (open_work.composite_id == own_id, open_work.closed_at.is_(None))
+            connection.execute(update(open_work).where(*is_open).values(composite_id=heir))
     return _move_residues(connection, ids)
 
 
@@ -465,7 +515,7 @@ def _delete_nodes(
     ids = [node.row_id for node in removed]
     # The factor above must be tested and split again, so its finished jobs are deleted too.
     touched = [*ids, above.row_id] if above is not None else ids
-    connection.execute(delete(Job).where(Job.kind.not_in(OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(touched)))
+    connection.execute(delete(Job).where(Job.kind.not_in(jobs.OF_COMPOSITES + OF_NEITHER), Job.target_id.in_(touched)))
     connection.execute(update(Factor).where(Factor.child_composite_id.in_(children)).values(child_composite_id=None))
     if above is not None and above.child_id in children:
         above.child_id = None

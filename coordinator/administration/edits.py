@@ -80,6 +80,8 @@ def add_known_factors(
     Raises NotFoundError for the number, InvalidClaimError for a factor that is no proper divisor, and ExpressionError
     for a factor that cannot be read; in each case no factor is used.
     """
+    registry.evaluate_ahead(written, max_digits)
+    values = _read(factors, max_digits)
     with unit_of_work(engine, "add_factors") as connection:
         found = registry.find(connection, written, max_digits)
         if found is None:
@@ -87,7 +89,7 @@ def add_known_factors(
                 "unknown_composite", f"{shorten(written)} is not a number of this server; load it first"
             )
         members = lock_members(connection, found.id, max_digits)
-        return _use_factors(connection, actor, members, found.id, _read(factors, max_digits), provenance=provenance)
+        return _use_factors(connection, actor, members, found.id, values, provenance=provenance)
 
 
 @repeats_after_deadlock
@@ -107,12 +109,11 @@ def complete_composite(
     InvalidClaimError as `add_known_factors` does, and ConflictError if a composite part would remain; in each case
     nothing changes.
     """
+    values = _read(factors, max_digits)
     with unit_of_work(engine, "complete", composite=composite_id) as connection:
         members = lock_members(connection, composite_id, max_digits)
         target = f"composite {composite_id}"
-        added = _use_factors(
-            connection, actor, members, composite_id, _read(factors, max_digits), provenance=provenance
-        )
+        added = _use_factors(connection, actor, members, composite_id, values, provenance=provenance)
         member = _member(members, composite_id)
         if cofactor_is_prime and member.tree.cofactor_is_prime is None:
             cofactor = shorten(decimal(member.tree.cofactor), MAX_AUDITED)

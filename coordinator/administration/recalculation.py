@@ -2,25 +2,25 @@
 
 Targets are computed in chunks that lock nothing, and written all at once or not at all. A recalculation of many is
 a row of `recalculations`. Each chunk is committed together with the cursor behind it, so a recalculation that was
-stopped anywhere goes on there. What was computed and differs waits in `recalculated_efforts`. The last step is one unit
-of work: it locks the composites of the targets that differ, and these targets; takes the computed vectors of those that
-have not moved since; computes the others once more; and writes them all.
+stopped anywhere goes on there. The targets that differ wait in `recalculated_efforts`. The last step computes these
+once more without locks (coordinator/composites/planned_effort.py), and writes them in one unit of work: it locks their
+composites and them, stores what was computed for those that have not changed since, and computes the others again.
 """
 
 from time import monotonic
 from typing import Any, NamedTuple
 
-import numpy as np
 import structlog
-from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from coordinator.base import audit, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.jobs import JobRef
-from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import lease_lifecycle, ledger, targets
+from coordinator.base.many_rows import is_one_of
+from coordinator.base.unit_of_work import session, step, unit_of_work
+from coordinator.composites import lease_lifecycle, ledger, planned_effort, targets
 from coordinator.composites.ledger import Difference
 from models.tables import (
     Composite,
@@ -38,8 +38,6 @@ log = structlog.get_logger("recalculation")
 CHUNK = 500
 # After so many seconds a task hands over to the next one: other jobs get their turn, and Flower has something to show.
 SLICE_SECONDS = 20.0
-# The attempt count of a target whose sums are wrong: it never equals a real one, so its vector is computed again.
-WRONG_SUMS = -1
 COMPUTING, WRITING, DONE, FAILED = "computing", "writing", "done", "failed"
 
 # Targets with ECM attempts, but without a t-level or sums. (A few curves at a small B1 give no t-level, and rightly.)
@@ -207,13 +205,7 @@ def _compute_chunk(engine: Engine, recalculation: Row[Any]) -> None:
         wrongly_repeated = targets.wrongly_repeated(connection, ids)
         correct = ledger.compute(connection, ids)
     differing = [
-        {
-            "recalculation_id": recalculation.id,
-            "target_id": target.id,
-            "effort": correct[target.id].effort,
-            "seen_effort": target.effort,
-            "attempt_count": target.attempt_count if target.id not in wrong_sums else WRONG_SUMS,
-        }
+        target.id
         for target in chunk
         if target.id in wrong_sums or target.id in wrongly_repeated or correct[target.id].difference_from(target)
     ]
@@ -235,32 +227,39 @@ def _compute_chunk(engine: Engine, recalculation: Row[Any]) -> None:
         )
         if moved.rowcount and differing:
             # A target may have been deleted since it was read.
-            still = select(Target.id).where(Target.id.in_(ids)).with_for_update(read=True, key_share=True)
-            known = set(connection.execute(still).scalars())
-            if rows := [row for row in differing if row["target_id"] in known]:
-                connection.execute(insert(RecalculatedEffort), rows)
+            still = select(literal(recalculation.id), Target.id).where(is_one_of(Target.id, differing))
+            locked = still.with_for_update(read=True, key_share=True)
+            connection.execute(insert(RecalculatedEffort).from_select(["recalculation_id", "target_id"], locked))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
+_DIFFERING = "SELECT target_id FROM recalculated_efforts WHERE recalculation_id = :recalculation"
+_SOURCES = f"SELECT value_id FROM target_sources WHERE target_id IN ({_DIFFERING})"
+
+
 def _write(engine: Engine, recalculation_id: int) -> tuple[int, list[Difference]]:
     """Write everything that differs, or nothing; returns how many targets were written, and what was corrected."""
-    differences: list[Difference] = []
-    with unit_of_work(engine, "write_recalculation", recalculation=recalculation_id) as connection:
-        own = select(RecalculatedEffort).where(RecalculatedEffort.recalculation_id == recalculation_id)
-        computed = {row.target_id: row for row in connection.execute(own)}
-        lease_lifecycle.lock_composites(connection, targets.composites_of(connection, computed))
-        locked = targets.lock(connection, computed)
-        for start_at in range(0, len(locked), ledger.VOID_BATCH):
-            part = locked[start_at : start_at + ledger.VOID_BATCH]
-            unmoved = {row.id: computed[row.id].effort for row in part if _is_unchanged(row, computed[row.id])}
-            differences += ledger.recalculate(connection, [row.id for row in part], unmoved)
-        _finish(connection, recalculation_id, DONE, changed=len(locked))
+    own = {"recalculation": recalculation_id}
+    with session(engine) as connection:
+        planned_effort.start(connection)
+        with step(connection):
+            planned_effort.use_one_snapshot(connection)
+            planned_effort.watch(connection, _DIFFERING, **own)
+            planned_effort.correct_sums(connection, _SOURCES, **own)
+        planned_effort.compute(connection)
+        with unit_of_work(connection, "write_recalculation", **own):
+            ids = list(connection.execute(text(_DIFFERING), own).scalars())
+            lease_lifecycle.lock_composites(connection, targets.composites_of(connection, ids))
+            locked = set(targets.lock_ids(connection, ids))
+            wrong_values = ledger.correct_sums(connection, connection.execute(text(_SOURCES), own).scalars())
+            # Wrong sums may be those of other targets as well.
+            affected = locked.union(targets.lock_of_values(connection, wrong_values))
+            stored = planned_effort.store(connection, affected)
+            moved = ledger.compute(connection, affected - stored)
+            differences = planned_effort.differences(connection, stored) + ledger.store_differing(connection, moved)
+            _finish(connection, recalculation_id, DONE, changed=len(locked))
     for difference in differences:
         log.warning("Effort corrected", **difference._asdict())
     return len(locked), differences
-
-
-def _is_unchanged(now: Row[Any], computed: Row[Any]) -> bool:
-    return now.attempt_count == computed.attempt_count and np.array_equal(now.effort, computed.seen_effort)

@@ -5,6 +5,7 @@ found on one member is used on all members of the family, and on all families th
 unit of work, under the locks that `registry.lock_group` takes.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,11 +15,18 @@ from gmpy2 import mpz
 from sqlalchemy import Connection, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
+from config.settings import settings
 from coordinator.base import jobs
 from coordinator.composites import group_orders, lease_lifecycle, ledger, registry, target_changes, targets
 from coordinator.composites.values import sha256
-from coordinator.numbers.arithmetic import SPLIT_AS_JOB_DIGITS, SPLIT_AT_ONCE_DIGITS, digit_count
-from coordinator.numbers.expressions import decimal, evaluate_number
+from coordinator.numbers.arithmetic import (
+    PRIMALITY_AT_ONCE_DIGITS,
+    SPLIT_AS_JOB_DIGITS,
+    SPLIT_AT_ONCE_DIGITS,
+    digit_count,
+)
+from coordinator.numbers.budget import Budget
+from coordinator.numbers.expressions import decimal, evaluate_stored
 from coordinator.numbers.factor_tree import (
     KNOWN,
     SPLIT,
@@ -31,6 +39,17 @@ from coordinator.numbers.factor_tree import (
 )
 from models.tables import Composite, CompositeAlias, Factor
 from models.types import AnyRow
+
+_INSERT_NODES = insert(Factor).returning(Factor.id, sort_by_parameter_order=True)
+# The nodes of a tree may have so many times the digits of its number: each factor found on a large part adds what is
+# left of that part, so without a limit the tree of one number could grow to its square.
+MOST_DIGITS_OF_A_TREE = 100
+# So many parts get composites of their own in one unit of work, which takes half a second; a job does the next ones.
+MOST_NEW_COMPOSITES = 20
+
+
+class TreeTooLargeError(Exception):
+    """A number has too many recorded factors for another one; the message says so to people."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,10 @@ class FamilyMember:
     target_id: int | None
     stored: tuple[mpz, bool | None, bool]  # cofactor, is_prime, is_fully_factored
     stored_nodes: dict[int, tuple[int, bool | None, int | None]] = field(default_factory=dict)
+    # The sources of the nodes that have no row yet; also of stored parts that are still to be split.
     credits: dict[FactorNode, Divisor] = field(default_factory=dict)
+    # The last divisor that changed the tree: a prime cofactor follows from it.
+    last_divisor: Divisor | None = None
 
 
 @dataclass
@@ -89,7 +111,7 @@ def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> 
     members = []
     for row in (rows[composite_id] for composite_id in ids):
         cofactor = mpz(row.current_composite)
-        tree = Tree(evaluate_number(row.number, max_digits), cofactor, row.is_prime)
+        tree = Tree(evaluate_stored(row.number, max_digits), cofactor, row.is_prime)
         stored = (cofactor, row.is_prime, row.is_fully_factored)
         members.append(FamilyMember(row.id, row.parent_id, tree, row.target_id, stored))
     by_id = {member.id: member for member in members}
@@ -104,44 +126,91 @@ def load_family(connection: Connection, ids: Sequence[int], max_digits: int) -> 
         above.append(node)
         nodes[row.id] = node
         member.stored_nodes[row.id] = (node.multiplicity, node.is_prime, node.child_id)
+        if node.is_prime is not True:
+            member.credits[node] = Divisor(node.value, attempt_id=row.attempt_id, client_id=row.client_id)
+    for member in members:
+        for leaf in member.tree.leaves():
+            # The budget of an earlier unit of work may have ended before this part.
+            leaf.tested = leaf.is_prime is True or not _is_small(leaf)
     return members
 
 
+def _is_small(leaf: FactorNode) -> bool:
+    """Return whether `resolve` tests or splits an unfinished leaf of this size."""
+    most = PRIMALITY_AT_ONCE_DIGITS if leaf.is_prime is None else SPLIT_AT_ONCE_DIGITS
+    return digit_count(leaf.value) <= most
+
+
+def default_budget() -> Budget:
+    """Return the budget of one unit of work: ARITHMETIC_SECONDS."""
+    return Budget(settings().arithmetic_seconds)
+
+
 def use_divisors(
-    connection: Connection, members: list[FamilyMember], divisors: Iterable[Divisor], *, found_on: int | None = None
+    connection: Connection,
+    members: list[FamilyMember],
+    divisors: Iterable[Divisor],
+    *,
+    found_on: int | None = None,
+    budget: Budget | None = None,
 ) -> Change:
-    """Divide every member by every divisor, finish small parts, and write the changes back.
+    """Divide every member by every divisor, finish small parts within the budget, and write the changes back.
 
     A number that divides no member changes nothing and is no error. `Change.new` has the divisors that split something,
     which were new; parts that need long computations become jobs. Only the family of `found_on`, by default that of the
     first member, credits the client with the find: elsewhere the server has split the number.
     """
+    budget = budget or default_budget()
     first = next((member for member in members if member.id == found_on), members[0])
     credited_root = first.parent_id or first.id
     change = Change()
-    for divisor in divisors:
-        pending = [(divisor.value, divisor.origin)]
-        while pending:
-            value, origin = pending.pop(0)
-            for member in members:
-                is_credited = (member.parent_id or member.id) == credited_root
-                split = refine(member.tree, value, origin if is_credited else SPLIT)
-                if split and value == divisor.value:
-                    change.new.append(value)
-                new_factors = split + resolve(member.tree)
-                _credit(member, divisor if is_credited else Divisor(divisor.value))
-                # The new factors of one member may divide others: the root's tree has the child's factors, too.
-                pending += [(new, SPLIT) for new in new_factors]
+    with budget.pays():
+        change.new = [divisor.value for divisor in divisors if _divide(members, divisor, credited_root)]
+    # Only now: a part that another divisor splits needs no test.
+    while parts := _resolve_all(members, budget):
+        with budget.pays():
+            for part in parts:
+                _divide(members, Divisor(part), credited_root)
     write_back(connection, members, change)
     return change
 
 
-def resolve_new(connection: Connection, members: list[FamilyMember]) -> Change:
+def _divide(members: list[FamilyMember], divisor: Divisor, credited_root: int) -> bool:
+    """Divide every member by a divisor and by what follows from it; returns whether the divisor itself split a part."""
+    is_new = False
+    pending: deque[tuple[mpz, str, FamilyMember | None]] = deque([(divisor.value, divisor.origin, None)])
+    while pending:
+        value, origin, came_from = pending.popleft()
+        for member in members:
+            if member is came_from:
+                continue
+            is_credited = (member.parent_id or member.id) == credited_root
+            found = refine(member.tree, value, origin if is_credited else SPLIT)
+            if found:
+                is_new |= came_from is None
+                member.last_divisor = divisor if is_credited else Divisor(divisor.value)
+                _credit(member, member.last_divisor)
+                # The new factors of one member may divide others: the root's tree has the child's factors, too.
+                pending += [(new, SPLIT, member) for new in found]
+    return is_new
+
+
+def _resolve_all(members: list[FamilyMember], budget: Budget) -> list[mpz]:
+    """Test and split the small parts of every member; returns the new factors."""
+    new: list[mpz] = []
+    for member in members:
+        new += resolve(member.tree, budget)
+        _credit(member, None)
+    return list(dict.fromkeys(new))
+
+
+def resolve_new(connection: Connection, members: list[FamilyMember], budget: Budget | None = None) -> Change:
     """Finish the small parts of new composites; a job tests a large cofactor for primality."""
+    budget = budget or default_budget()
     change = Change()
     for member in members:
         member.tree.cofactor_tested = False
-        resolve(member.tree)
+        resolve(member.tree, budget)
         if member.tree.cofactor_is_prime is None:
             change.to_publish += jobs.request(connection, jobs.TEST_COFACTOR, member.id)
     write_back(connection, members, change)
@@ -164,23 +233,28 @@ def record_factor_primality(connection: Connection, members: list[FamilyMember],
 
 def _record_primality(connection: Connection, members: list[FamilyMember], value: mpz, prime: bool) -> Change:
     new: list[mpz] = []
+    budget = default_budget()
     for member in members:
         tree = member.tree
         for leaf in tree.leaves():
             if leaf.value == value and leaf.is_prime is None:
                 leaf.is_prime, leaf.tested = prime, False
         if tree.cofactor == value and tree.cofactor_is_prime is None:
-            new += cofactor_is_prime(tree, prime)
-        new += resolve(tree)
+            new += cofactor_is_prime(tree, prime, budget)
+    new += _resolve_all(members, budget)
     # New factors (the base of a power, the last prime) may divide the cofactors of other members.
-    return use_divisors(connection, members, [Divisor(factor) for factor in new])
+    return use_divisors(connection, members, [Divisor(factor) for factor in new], budget=budget)
 
 
-def _credit(member: FamilyMember, divisor: Divisor) -> None:
-    """Set the divisor as the source of all new nodes that have none."""
-    for node, _ in member.tree.all_nodes():
-        if node.row_id is None and node not in member.credits:
-            member.credits[node] = divisor
+def _credit(member: FamilyMember, divisor: Divisor | None) -> None:
+    """Set the source of the nodes that were added: this divisor, or (None) that of the part from which they follow."""
+    for node, above in member.tree.added:
+        if divisor is not None:
+            source: Divisor | None = divisor
+        else:
+            source = member.last_divisor if above is None else member.credits.get(above)
+        member.credits.setdefault(node, source or Divisor(node.value))
+    member.tree.added.clear()
 
 
 def write_back(connection: Connection, members: list[FamilyMember], change: Change) -> None:
@@ -209,10 +283,14 @@ def write_back(connection: Connection, members: list[FamilyMember], change: Chan
 def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
     """Store new and changed nodes, and return the ids of their rows."""
     written = []
+    new: list[tuple[FactorNode, FactorNode | None]] = []
+    digits = 0
     for node, above in member.tree.all_nodes():
+        digits += digit_count(node.value)
         if node.row_id is None:
-            node.row_id = connection.execute(_insert_node(member, node, above)).scalar_one()
-        elif member.stored_nodes[node.row_id] != (node.multiplicity, node.is_prime, node.child_id):
+            new.append((node, above))
+            continue
+        if member.stored_nodes[node.row_id] != (node.multiplicity, node.is_prime, node.child_id):
             connection.execute(
                 update(Factor)
                 .where(Factor.id == node.row_id)
@@ -222,49 +300,70 @@ def _write_nodes(connection: Connection, member: FamilyMember) -> list[int]:
             continue
         member.stored_nodes[node.row_id] = (node.multiplicity, node.is_prime, node.child_id)
         written.append(node.row_id)
+    most = MOST_DIGITS_OF_A_TREE * digit_count(member.tree.number)
+    if new and digits > most:
+        raise TreeTooLargeError(
+            f"the factors of this number would have {digits:,} digits together, and {most:,} are kept; send its prime "
+            "factors, the smallest first"
+        )
+    # Level by level: a row needs the id of the row above it, and has a larger one.
+    while new:
+        level = [(node, above) for node, above in new if above is None or above.row_id is not None]
+        new = [(node, above) for node, above in new if above is not None and above.row_id is None]
+        ids = connection.execute(_INSERT_NODES, [_node_values(member, node, above) for node, above in level])
+        for (node, _), row_id in zip(level, ids.scalars(), strict=True):
+            node.row_id = row_id
+            member.stored_nodes[row_id] = (node.multiplicity, node.is_prime, node.child_id)
+            written.append(row_id)
     return written
 
 
-def _insert_node(member: FamilyMember, node: FactorNode, above: FactorNode | None) -> Any:
+def _node_values(member: FamilyMember, node: FactorNode, above: FactorNode | None) -> dict[str, Any]:
     credit = member.credits.get(node, Divisor(node.value))
     is_submitted, is_known = node.origin == SUBMITTED, node.origin == KNOWN
     text = decimal(node.value)
-    return (
-        insert(Factor)
-        .values(
-            composite_id=member.id,
-            factor=text,
-            factor_sha256=sha256(text),
-            digit_length=digit_count(node.value),
-            multiplicity=node.multiplicity,
-            is_prime=node.is_prime,
-            split_from_id=above.row_id if above else None,
-            origin=node.origin,
-            attempt_id=credit.attempt_id,
-            client_id=credit.client_id,
-            method=credit.method if is_submitted else None,
-            sigma=credit.sigma if is_submitted else None,
-            parametrization=credit.parametrization if is_submitted else None,
-            source=credit.source if is_known else None,
-            found_at=credit.found_at if is_known else None,
-        )
-        .returning(Factor.id)
-    )
+    return {
+        "composite_id": member.id,
+        "factor": text,
+        "factor_sha256": sha256(text),
+        "digit_length": digit_count(node.value),
+        "multiplicity": node.multiplicity,
+        "is_prime": node.is_prime,
+        "split_from_id": above.row_id if above else None,
+        "origin": node.origin,
+        "attempt_id": credit.attempt_id,
+        "client_id": credit.client_id,
+        "method": credit.method if is_submitted else None,
+        "sigma": credit.sigma if is_submitted else None,
+        "parametrization": credit.parametrization if is_submitted else None,
+        "source": credit.source if is_known else None,
+        "found_at": credit.found_at if is_known else None,
+    }
 
 
 def _schedule_leaves(connection: Connection, members: list[FamilyMember], root: FamilyMember, change: Change) -> None:
-    """Request a primality test, a split or a composite of its own for every unfinished leaf of the root's tree."""
+    """Request a primality test, a split or a composite of its own for the unfinished leaves of the root's tree.
+
+    Only some jobs of one number wait at a time; each that ends comes here again for the next ones.
+    """
+    wanted: list[tuple[str, int]] = []
+    registered = 0
     for leaf in root.tree.leaves():
         if leaf.is_prime is True or leaf.row_id is None:
             continue
         digits = digit_count(leaf.value)
         if leaf.is_prime is None:
-            change.to_publish += jobs.request_once(connection, jobs.TEST_FACTOR, leaf.row_id)
-        elif SPLIT_AT_ONCE_DIGITS < digits <= SPLIT_AS_JOB_DIGITS:
-            change.to_publish += jobs.request_once(connection, jobs.SPLIT_FACTOR, leaf.row_id)
-        elif digits > SPLIT_AS_JOB_DIGITS and leaf.child_id is None:
+            wanted.append((jobs.TEST_FACTOR, leaf.row_id))
+        elif digits <= SPLIT_AS_JOB_DIGITS:
+            wanted.append((jobs.SPLIT_FACTOR, leaf.row_id))
+        elif leaf.child_id is None and registered == MOST_NEW_COMPOSITES:
+            change.to_publish += jobs.request(connection, jobs.REGISTER_PARTS, root.id)
+            break
+        elif leaf.child_id is None:
+            registered += 1
             leaf.child_id = _find_or_register_child(connection, members, root, leaf)
             connection.execute(update(Factor).where(Factor.id == leaf.row_id).values(child_composite_id=leaf.child_id))
+    change.to_publish += jobs.request_parts(connection, wanted)
 
 
 def _find_or_register_child(

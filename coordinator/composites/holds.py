@@ -1,10 +1,11 @@
 """Holds: targets get no work because an operator paused them or because several clients in a row gave them up."""
 
-from datetime import datetime
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, func, or_, select, true, update
+from sqlalchemy import Connection, bindparam, func, literal_column, or_, select, true, update
 
 from config.settings import settings
 from models.tables import Composite, EcmAttempt, Target, TargetSource, WorkAssignment
@@ -18,77 +19,108 @@ PAUSED, PARKED = "paused", "parked"
 EXAMINED_ROWS = 50
 
 
-def hold_if_abandoned(connection: Connection, target_id: int) -> None:
+def hold_if_abandoned(connection: Connection, target_id: int) -> bool:
     """Set a locked target aside when HOLD_AFTER different clients in a row gave it up without a single curve.
 
-    Only leases closed after the last completed one, the last with curves, and the last resume are counted. Leases that
-    ran out do not count, because machines are switched off; neither do leases that an operator cancelled.
+    Returns whether that happened. Only leases closed after the last completed one, the last with curves, and the last
+    resume are counted. Leases that ran out do not count, because machines are switched off; neither do leases that an
+    operator cancelled.
     """
-    target = connection.execute(select(Target.hold, Target.resumed_at).where(Target.id == target_id)).one()
-    if target.hold is not None:
-        return
+    closed = connection.execute(_LAST_CLOSED_LEASES, {"target": target_id}).all()
+    last = list(takewhile(lambda lease: lease.status != "completed" and not lease.curves_submitted, closed))
+    if len(_reasons(last)) < settings().hold_after:
+        return False
+    # Only now the attempts of these clients are examined: not every client names the lease in its results.
+    with_curves = (place for place, lease in enumerate(last) if _sent_curves(connection, target_id, lease))
+    reasons = _reasons(last[: next(with_curves, None)])
+    if len(reasons) < settings().hold_after:
+        return False
+    hold_reason = "; ".join(f"{client}: {reason}" for client, reason in reasons.items())[:2000]
+    set_hold(connection, target_id, PARKED, hold_reason)
+    sharing = select(Composite.id).where(Composite.target_id == target_id)
+    composite_id = connection.execute(sharing.order_by(Composite.id).limit(1)).scalar_one()
+    log.warning("Number set aside: clients gave it up", composite=composite_id, reasons=hold_reason[:300])
+    return True
+
+
+def _reasons(leases: Iterable[AnyRow]) -> dict[str, str]:
+    """Return the reason of each client that gave one of these leases up."""
     reasons: dict[str, str] = {}
-    for lease in _last_closed_leases(connection, target_id, target.resumed_at):
-        if lease.status == "completed" or lease.curves_submitted or _sent_curves(connection, target_id, lease):
-            break
+    for lease in leases:
         if lease.status == "failed" and not lease.is_cancelled:
             reasons.setdefault(lease.client_id, lease.message or "no reason given")
-    if len(reasons) >= settings().hold_after:
-        hold_reason = "; ".join(f"{client}: {reason}" for client, reason in reasons.items())[:2000]
-        set_hold(connection, target_id, PARKED, hold_reason)
-        sharing = select(Composite.id).where(Composite.target_id == target_id)
-        composite_id = connection.execute(sharing.order_by(Composite.id).limit(1)).scalar_one()
-        log.warning("Number set aside: clients gave it up", composite=composite_id, reasons=hold_reason[:300])
+    return reasons
 
 
-def _last_closed_leases(connection: Connection, target_id: int, after: datetime | None) -> list[AnyRow]:
-    """Return the last EXAMINED_ROWS leases of a target's composites that were closed `after` a time, the latest first.
-
-    Of each composite no more are read than that, in the order of an index: some composites have very many.
-    """
-    is_closed = [WorkAssignment.composite_id == Composite.id, WorkAssignment.closed_at.is_not(None)]
-    last = (
-        select(
-            WorkAssignment.client_id,
-            WorkAssignment.status,
-            WorkAssignment.is_cancelled,
-            WorkAssignment.message,
-            WorkAssignment.composite_id,
-            WorkAssignment.created_at,
-            WorkAssignment.closed_at,
-            WorkAssignment.curves_submitted,
-        )
-        .where(*is_closed, *([] if after is None else [WorkAssignment.closed_at > after]))
-        .order_by(WorkAssignment.closed_at.desc())
-        .limit(EXAMINED_ROWS)
-        .correlate(Composite)
-        .lateral("last")
+# The last EXAMINED_ROWS closed leases of a target's composites since the target was resumed, the latest first; none if
+# it has a hold. Of each composite no more are read, in the order of an index: some composites have very many.
+_target, _lease = Target.__table__.c, WorkAssignment.__table__.c
+_last = (
+    select(
+        _lease.client_id,
+        _lease.status,
+        _lease.is_cancelled,
+        _lease.message,
+        _lease.composite_id,
+        _lease.created_at,
+        _lease.closed_at,
+        _lease.curves_submitted,
     )
-    of_target = select(last).select_from(Composite).join(last, true()).where(Composite.target_id == target_id)
-    return list(connection.execute(of_target.order_by(last.c.closed_at.desc()).limit(EXAMINED_ROWS)))
+    .where(
+        _lease.composite_id == Composite.__table__.c.id,
+        _lease.closed_at > func.coalesce(_target.resumed_at, literal_column("timestamptz '-infinity'")),
+    )
+    .order_by(_lease.closed_at.desc())
+    .limit(EXAMINED_ROWS)
+    .correlate(Composite.__table__, Target.__table__)
+    .lateral("last")
+)
+_LAST_CLOSED_LEASES = (
+    select(_last)
+    .select_from(Target.__table__)
+    .join(Composite.__table__, Composite.__table__.c.target_id == _target.id)
+    .join(_last, true())
+    .where(_target.id == bindparam("target"), _target.hold.is_(None))
+    .order_by(_last.c.closed_at.desc())
+    .limit(EXAMINED_ROWS)
+)
 
 
 def _sent_curves(connection: Connection, target_id: int, lease: AnyRow) -> bool:
     """Return whether the lease's client sent curves that count for its target or its composite since it was made.
 
-    Not every client names the lease in its results, so the client's last attempts are examined. A result without a
-    lease belongs to the oldest number with that cofactor, which need not be the one that was leased.
+    A result without a lease belongs to the oldest number with that cofactor, which need not be the one that was leased.
     """
-    recent = (
-        select(EcmAttempt.composite_id, EcmAttempt.value_id, EcmAttempt.curves, EcmAttempt.created_at)
-        .where(EcmAttempt.client_id == lease.client_id)
-        .order_by(EcmAttempt.id.desc())
-        .limit(EXAMINED_ROWS)
-        .subquery()
-        .c
+    values = {
+        "client": lease.client_id,
+        "composite": lease.composite_id,
+        "target": target_id,
+        "since": lease.created_at,
+    }
+    return connection.execute(_CURVES_SENT, values).first() is not None
+
+
+_attempt, _source = EcmAttempt.__table__.c, TargetSource.__table__.c
+_recent = (
+    select(_attempt.composite_id, _attempt.value_id, _attempt.curves, _attempt.created_at)
+    .where(_attempt.client_id == bindparam("client"))
+    .order_by(_attempt.id.desc())
+    .limit(EXAMINED_ROWS)
+    .subquery("recent")
+    .c
+)
+_CURVES_SENT = (
+    select(_recent.curves)
+    .where(
+        or_(
+            _recent.composite_id == bindparam("composite"),
+            _recent.value_id.in_(select(_source.value_id).where(_source.target_id == bindparam("target"))),
+        ),
+        _recent.created_at >= bindparam("since"),
+        _recent.curves > 0,
     )
-    sources = select(TargetSource.value_id).where(TargetSource.target_id == target_id)
-    with_curves = select(recent.curves).where(
-        or_(recent.composite_id == lease.composite_id, recent.value_id.in_(sources)),
-        recent.created_at >= lease.created_at,
-        recent.curves > 0,
-    )
-    return connection.execute(with_curves.limit(1)).first() is not None
+    .limit(1)
+)
 
 
 def set_hold(connection: Connection, target_id: int, kind: str, reason: str | None) -> None:

@@ -9,15 +9,35 @@ eligibility of the target (coordinator/composites/eligibility.py). coordinator/l
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Select, Table, bindparam, case, func, null, or_, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    func,
+    null,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
 
 from coordinator import effort
+from coordinator.base.many_rows import arrays, is_in_ids, is_one_of, rows_of_arrays, update_rows
 from coordinator.base.unit_of_work import repeats_after_deadlock, unit_of_work
 from coordinator.composites import eligibility, holds, superseding, targets
+from coordinator.composites.eligibility import EligibilityInputs
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, Residue, Target, WorkAssignment
 from models.types import AnyRow
@@ -53,13 +73,98 @@ _LEASE_COLUMNS = (
     WorkAssignment.lease_seconds,
 )
 
-_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(Target.id.in_(bindparam("ids", expanding=True)))
-_STORE_ELIGIBILITY = update(cast(Table, Target.__table__)).where(Target.id == bindparam("target"))
+_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(is_in_ids(Target.id))
 _OPEN_LEASES = (
     select(*_LEASE_COLUMNS)
-    .where(WorkAssignment.target_id.in_(bindparam("ids", expanding=True)), WorkAssignment.closed_at.is_(None))
+    .where(is_in_ids(WorkAssignment.target_id), WorkAssignment.closed_at.is_(None))
     .order_by(WorkAssignment.created_at, WorkAssignment.id)
 )
+_ONE_LEASE = select(*_LEASE_COLUMNS).where(WorkAssignment.id == bindparam("lease"))
+
+# Requests of clients. These statements use plain tables, because reading rows through the ORM costs more than the rows.
+_COMPOSITES, _TARGETS, _LEASES = (cast(Table, table.__table__) for table in (Composite, Target, WorkAssignment))
+_leases = _LEASES.c
+_LEASE_FIELDS = tuple(_leases[column.key] for column in _LEASE_COLUMNS)
+_IS_CLIENTS = and_(
+    _leases.id == bindparam("lease", type_=Uuid),
+    # NULL: whoever knows the lease's id.
+    _leases.client_id == func.coalesce(bindparam("client", type_=Text), _leases.client_id),
+    _leases.method.not_in(eligibility.RESERVATION_METHODS),
+)
+_ADVANCE = (
+    update(_LEASES)
+    .where(_IS_CLIENTS, _leases.status.in_(bindparam("allowed", expanding=True)))
+    .values(status=bindparam("new"))
+    .returning(*_LEASE_FIELDS)
+)
+_completed = func.least(bindparam("completed", type_=BigInteger), _leases.curves)  # NULL curves: no bound
+_extended = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _leases.lease_seconds)
+_HEARTBEAT = (
+    update(_LEASES)
+    .where(_IS_CLIENTS, _leases.closed_at.is_(None))
+    .values(
+        status="running",
+        curves_completed=func.greatest(_leases.curves_completed, _completed),
+        expires_at=case(
+            (_completed > _leases.curves_completed, func.greatest(_leases.expires_at, _extended)),
+            else_=_leases.expires_at,
+        ),
+        message=func.coalesce(bindparam("said", type_=Text), _leases.message),
+    )
+    .returning(*_LEASE_FIELDS)
+)
+# PostgreSQL locks the rows in the order of the list, composite before target, as every unit of work does, and reads
+# what they contain once they are locked. No row is returned if the composite got another target meanwhile.
+_LOCK_TARGET_OF_LEASE = (
+    select(*(_TARGETS.c[column.key] for column in ELIGIBILITY_COLUMNS))
+    .join_from(_LEASES, _COMPOSITES, _COMPOSITES.c.id == _leases.composite_id)
+    .join(_TARGETS, _TARGETS.c.id == _COMPOSITES.c.target_id)
+    .where(_IS_CLIENTS, _leases.closed_at.is_(None))
+    .with_for_update(key_share=True, of=[_COMPOSITES, _TARGETS])
+)
+_closed = (
+    update(_LEASES)
+    .where(_leases.id == bindparam("lease", type_=Uuid), _leases.closed_at.is_(None))
+    .values(
+        status=bindparam("new"),
+        closed_at=func.now(),
+        is_cancelled=False,
+        message=func.coalesce(bindparam("said", type_=Text), _leases.message),
+    )
+    .returning(*_LEASE_FIELDS)
+    .cte("closed")
+)
+_CLOSE_AND_READ_OTHERS = union_all(
+    select(_closed),
+    select(*_LEASE_FIELDS).where(
+        _leases.target_id == bindparam("target"),
+        _leases.closed_at.is_(None),
+        _leases.id != bindparam("lease", type_=Uuid),
+    ),
+).order_by("created_at", "id")
+# Two queries for ids, and an index has the rows of each in order, however many leases the client has had.
+_recent = [
+    select(_leases.id)
+    .where(_leases.client_id == bindparam("client"), condition)
+    .order_by(_leases.created_at.desc())
+    .limit(bindparam("most"))
+    .subquery()
+    for condition in (_leases.closed_at.is_(None), true())
+]
+_CLIENT_LEASES = (
+    select(
+        *_LEASE_FIELDS,
+        _COMPOSITES.c.current_composite,
+        _COMPOSITES.c.digit_length,
+        _COMPOSITES.c.current_t_level,
+        _COMPOSITES.c.target_t_level,
+    )
+    .join(_COMPOSITES, _COMPOSITES.c.id == _leases.composite_id)
+    .where(or_(*(_leases.id.in_(select(ids.c.id)) for ids in _recent)))
+    .order_by(_leases.closed_at.is_not(None), _leases.created_at.desc(), _leases.id)
+    .limit(bindparam("most"))
+)
+_STORE_ELIGIBILITY = update(_TARGETS).where(_TARGETS.c.id == bindparam("target"))
 
 
 class LeaseNotFoundError(Exception):
@@ -69,56 +174,77 @@ class LeaseNotFoundError(Exception):
 # By results ----------------------------------------------------------------------------------------------------------
 
 
-class NamedLease(NamedTuple):
-    """The lease that a result names, if it is this client's; `composite_id` is the number that was leased."""
+_NAMED_LEASE = select(
+    WorkAssignment.id,
+    WorkAssignment.client_id,
+    WorkAssignment.composite_id,
+    WorkAssignment.b1,
+    WorkAssignment.b2,
+    WorkAssignment.curves,
+).where(WorkAssignment.id == bindparam("lease"))
+# The curves that results add to leases whose targets are locked; only these change a lease's count.
+_COUNTED = ("id", "curves_submitted")
+_counted = rows_of_arrays(_LEASES, _COUNTED, alias="counted")
+_submitted = _leases.curves_submitted + _counted.c.curves_submitted
+_is_complete = and_(_leases.curves <= _submitted, _leases.status.not_in(("completed", "failed")))
+COUNT_CURVES = (
+    update(_LEASES)
+    .where(_leases.id == _counted.c.id)
+    .values(
+        curves_submitted=_submitted,
+        curves_completed=func.greatest(_leases.curves_completed, _submitted),
+        status=case((_is_complete, "completed"), else_=_leases.status),
+        closed_at=case((_is_complete, func.now()), else_=_leases.closed_at),
+        # An earlier message, such as that its time ran out, is not the reason why it is closed now.
+        message=case((_is_complete, null()), else_=_leases.message),
+    )
+)
 
-    id: uuid.UUID
-    composite_id: int
 
-
-def find_lease(connection: Connection, work_id: str, client_id: str) -> tuple[NamedLease | None, str | None]:
+def find_lease(connection: Connection, work_id: str, client_id: str) -> tuple[AnyRow | None, str | None]:
     """Return (the lease that a result names, None), or (None, the reason why that lease is not used).
 
-    Locks nothing, because the client and the composite of a lease never change.
+    The row has id, client_id, composite_id (the number that was leased), b1, b2 and curves. Locks nothing, because none
+    of these ever changes.
     """
     try:
         lease_id = uuid.UUID(work_id)
     except ValueError:
         return None, f"work_id {work_id[:60]!r} is no lease of this server; the result counts without it"
-    lease = connection.execute(
-        select(WorkAssignment.client_id, WorkAssignment.composite_id).where(WorkAssignment.id == lease_id)
-    ).one_or_none()
+    lease: AnyRow | None = connection.execute(_NAMED_LEASE, {"lease": lease_id}).one_or_none()
     if lease is None:
         return None, f"work_id {lease_id} is unknown; the result counts without it"
     if lease.client_id != client_id:
         return None, f"work_id {lease_id} is another client's lease; the result counts without it"
-    return NamedLease(lease_id, lease.composite_id), None
+    return lease, None
 
 
-def count_curves(connection: Connection, lease_id: uuid.UUID, result: SubmitResult) -> None:
-    """Add a result's curves to a lease whose composite is locked.
+def count_curves(connection: Connection, results: Iterable[tuple[AnyRow, Sequence[SubmitResult]]]) -> None:
+    """Add the curves of results to the lease that each names (`find_lease`); their targets are locked.
 
     On a lease of a number of curves, only curves with at least its bounds count, and the last one completes the lease,
     also if its time ran out before. A lease of a whole number stays open until its client completes it or the number is
     finished.
     """
-    lease = _lease(connection, lease_id)
-    if result.method != eligibility.ECM or (lease.curves is not None and not _covers_lease(result, lease)):
-        return
-    submitted = WorkAssignment.curves_submitted + result.curves
-    is_complete = (WorkAssignment.curves <= submitted) & WorkAssignment.status.not_in(("completed", "failed"))
-    connection.execute(
-        update(WorkAssignment)
-        .where(WorkAssignment.id == lease_id)
-        .values(
-            curves_submitted=submitted,
-            curves_completed=func.greatest(WorkAssignment.curves_completed, submitted),
-            status=case((is_complete, "completed"), else_=WorkAssignment.status),
-            closed_at=case((is_complete, func.now()), else_=WorkAssignment.closed_at),
-            # An earlier message, such as that its time ran out, is not the reason why it is closed now.
-            message=case((is_complete, null()), else_=WorkAssignment.message),
-        )
-    )
+    counted = curves_of_leases(results)
+    if counted:
+        connection.execute(COUNT_CURVES, counted_curves(counted))
+
+
+def curves_of_leases(results: Iterable[tuple[AnyRow, Sequence[SubmitResult]]]) -> dict[uuid.UUID, int]:
+    """Return the number of curves that results add to the lease that each names, by the lease's id."""
+    curves: dict[uuid.UUID, int] = {}
+    for lease, of_lease in results:
+        for result in of_lease:
+            if result.method == eligibility.ECM and (lease.curves is None or _covers_lease(result, lease)):
+                curves[lease.id] = curves.get(lease.id, 0) + result.curves
+    return curves
+
+
+def counted_curves(curves: Mapping[uuid.UUID, int]) -> dict[str, list[Any]]:
+    """Return the parameters of COUNT_CURVES for these curves by lease."""
+    rows = [{"id": str(lease), "curves_submitted": count} for lease, count in sorted(curves.items())]
+    return arrays(rows, _COUNTED, alias="counted")
 
 
 def _covers_lease(result: SubmitResult, lease: AnyRow) -> bool:
@@ -147,27 +273,49 @@ def close_second_whole_leases(connection: Connection, target_id: int) -> None:
 def refresh_eligibility(connection: Connection, target_ids: Iterable[int]) -> None:
     """Recompute the eligibility of locked targets, and close the leases that their target t-levels do not need."""
     ids = list(target_ids)
+    if not ids:
+        return
     leases = open_leases(connection, ids)
-    for row in connection.execute(_READ_ELIGIBILITY, {"ids": ids}).all():
-        needed, superfluous = _split_needed(row, leases.get(row.id, []))
-        if superfluous:
-            _close(connection, _still_open([lease.id for lease in superfluous]), "completed", TARGET_REACHED)
-        store_eligibility(connection, row, needed)
+    superfluous: list[uuid.UUID] = []
+    changed: list[dict[str, Any]] = []
+    for row in connection.execute(_READ_ELIGIBILITY, {"ids": ids}):
+        needed, not_needed = split_needed(row, leases.get(row.id, []))
+        superfluous += [lease.id for lease in not_needed]
+        computed = eligibility.compute_eligibility(row, needed)
+        if any(getattr(row, name) != value for name, value in computed.items()):
+            changed.append({"id": row.id, **computed})
+    if superfluous:
+        _close(connection, _still_open(superfluous), "completed", TARGET_REACHED)
+    update_rows(connection, cast(Table, Target.__table__), "id", changed)
+
+
+def needed_eligibility(connection: Connection, target: EligibilityInputs | AnyRow, leases: list[Any]) -> dict[str, Any]:
+    """Compute the fields of `Eligibility` of a locked target, and close those of its open leases that are not needed.
+
+    A lease of curves is not needed if the curves before it reach the target t-level.
+    """
+    needed, superfluous = split_needed(target, leases)
+    if superfluous:
+        _close(connection, _still_open([lease.id for lease in superfluous]), "completed", TARGET_REACHED)
+    return eligibility.compute_eligibility(target, needed)
 
 
 def store_eligibility(connection: Connection, target: AnyRow, leases: Sequence[AnyRow]) -> None:
     """Store the eligibility of a locked target with these open leases, if it differs from its row."""
-    computed = eligibility.compute_eligibility(target, leases)
+    _store_if_changed(connection, target, eligibility.compute_eligibility(target, leases))
+
+
+def _store_if_changed(connection: Connection, target: AnyRow, computed: dict[str, Any]) -> None:
     if any(getattr(target, name) != value for name, value in computed.items()):
         connection.execute(_STORE_ELIGIBILITY, {"target": target.id, **computed})
 
 
-def _split_needed(target: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
+def split_needed(target: EligibilityInputs | AnyRow, leases: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return (the leases needed to reach the target, oldest first; the leases of curves beyond it)."""
     if effort.t_level(eligibility.add_leased_curves(target.effort, leases)) < target.target_t_level:
         return leases, []
-    needed: list[AnyRow] = []
-    superfluous: list[AnyRow] = []
+    needed: list[Any] = []
+    superfluous: list[Any] = []
     vector = target.effort
     for lease in leases:
         is_of_curves = lease.method == eligibility.ECM and lease.curves is not None
@@ -182,7 +330,7 @@ def _split_needed(target: AnyRow, leases: list[AnyRow]) -> tuple[list[AnyRow], l
 def open_leases(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[AnyRow]]:
     """Return the open leases of these targets by target id, oldest first."""
     leases: dict[int, list[AnyRow]] = {}
-    for row in connection.execute(_OPEN_LEASES, {"ids": target_ids}):
+    for row in connection.execute(_OPEN_LEASES, {"ids": list(target_ids)}):
         leases.setdefault(row.target_id, []).append(row)
     return leases
 
@@ -193,7 +341,7 @@ def lock_composites(connection: Connection, composite_ids: list[int], *, skip_lo
     `skip_locked` leaves out the composites that another transaction has locked.
     """
     # Every unit of work locks composites in this order: roots before children, then by id.
-    ordered = select(Composite.id).where(Composite.id.in_(composite_ids))
+    ordered = select(Composite.id).where(is_one_of(Composite.id, composite_ids))
     ordered = ordered.order_by(Composite.parent_id.is_not(None), Composite.id)
     return list(connection.execute(ordered.with_for_update(key_share=True, skip_locked=skip_locked)).scalars())
 
@@ -207,14 +355,15 @@ def advance(engine: Engine, work_id: uuid.UUID, client_id: str, status: str) -> 
     Raises LeaseNotFoundError also if its status cannot become that: assigned -> claimed -> running is the only order.
     """
     allowed = {"claimed": ("assigned",), "running": ("assigned", "claimed")}[status]
+    values = {"lease": work_id, "client": client_id, "allowed": allowed, "new": status}
     with unit_of_work(engine, f"set_lease_{status}", work=str(work_id)) as connection:
-        lease = _clients_lease(connection, work_id, client_id, lock=True)
-        if lease.status not in allowed:
+        advanced = connection.execute(_ADVANCE, values).one_or_none()
+        if advanced is None:
+            lease = _clients_lease(connection, work_id, client_id)
             raise LeaseNotFoundError(
                 f"Work {work_id} is {lease.status}; only {' or '.join(allowed)} work can become {status}"
             )
-        connection.execute(update(WorkAssignment).where(WorkAssignment.id == work_id).values(status=status))
-        return _lease(connection, work_id)
+        return advanced
 
 
 def heartbeat(
@@ -225,19 +374,15 @@ def heartbeat(
     A closed lease stays as it is; its message gives the reason. Progress counts up to the number of leased curves, so
     that no client can keep a lease for ever. Raises LeaseNotFoundError.
     """
+    values = {
+        "lease": work_id,
+        "client": client_id,
+        "completed": curves_completed,
+        "said": message[:MAX_MESSAGE] if message else None,
+    }
     with unit_of_work(engine, "heartbeat", work=str(work_id)) as connection:
-        lease = _clients_lease(connection, work_id, client_id, lock=True)
-        if lease.closed_at is not None:
-            return lease
-        changes: dict[str, Any] = {"status": "running"}
-        completed = curves_completed if lease.curves is None else min(curves_completed, lease.curves)
-        if completed > lease.curves_completed:
-            extended = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease.lease_seconds)
-            changes |= {"curves_completed": completed, "expires_at": func.greatest(WorkAssignment.expires_at, extended)}
-        if message:
-            changes["message"] = message[:MAX_MESSAGE]
-        connection.execute(update(WorkAssignment).where(WorkAssignment.id == work_id).values(changes))
-        return _lease(connection, work_id)
+        running = connection.execute(_HEARTBEAT, values).one_or_none()
+        return running or _clients_lease(connection, work_id, client_id)
 
 
 @repeats_after_deadlock
@@ -247,9 +392,7 @@ def complete(engine: Engine, work_id: uuid.UUID, client_id: str) -> AnyRow:
     Curves that did not come in can be leased again. Raises LeaseNotFoundError.
     """
     with unit_of_work(engine, "complete_lease", work=str(work_id)) as connection:
-        lease = _clients_lease(connection, work_id, client_id)
-        _close_and_refresh(connection, lease, "completed", None)
-        return _lease(connection, work_id)
+        return _end(connection, work_id, client_id, "completed", None)
 
 
 @repeats_after_deadlock
@@ -260,9 +403,37 @@ def abandon(engine: Engine, work_id: uuid.UUID, client_id: str | None, reason: s
     single curve is set aside (coordinator/composites/holds.py). Raises LeaseNotFoundError.
     """
     with unit_of_work(engine, "abandon_lease", work=str(work_id)) as connection:
+        return _end(connection, work_id, client_id, "failed", reason or "abandoned")
+
+
+def _end(connection: Connection, work_id: uuid.UUID, client_id: str | None, status: str, reason: str | None) -> AnyRow:
+    """Close a client's lease, make what it leaves available to others, and return it; a closed lease stays as it is.
+
+    `client_id` None: any client's. Raises LeaseNotFoundError.
+    """
+    values = {"lease": work_id, "client": client_id}
+    target = connection.execute(_LOCK_TARGET_OF_LEASE, values).one_or_none()
+    if (
+        target is None
+    ):  # the lease is another client's or closed, or its number has got another target or none meanwhile
         lease = _clients_lease(connection, work_id, client_id)
-        _close_and_refresh(connection, lease, "failed", reason or "abandoned")
+        if lease.closed_at is not None:
+            return lease
+        _close_and_refresh(connection, lease, status, reason)
         return _lease(connection, work_id)
+    closing = {"lease": work_id, "target": target.id, "new": status, "said": reason and reason[:MAX_MESSAGE]}
+    rows = connection.execute(_CLOSE_AND_READ_OTHERS, closing).all()
+    closed = [row for row in rows if row.id == work_id]
+    if not closed:  # it was closed while this waited for the target
+        return _lease(connection, work_id)
+    others = [row for row in rows if row.id != work_id]
+    is_held = status == "failed" and holds.hold_if_abandoned(connection, target.id)
+    superfluous = split_needed(target, others)[1]
+    if is_held or superfluous:
+        refresh_eligibility(connection, [target.id])
+    else:
+        store_eligibility(connection, target, others)
+    return closed[0]
 
 
 def cancel_lease(connection: Connection, work_id: uuid.UUID, reason: str) -> tuple[AnyRow, AnyRow]:
@@ -304,26 +475,8 @@ def _close_and_refresh(
 
 def client_leases(engine: Engine, client_id: str, limit: int) -> list[AnyRow]:
     """Return a client's last leases with columns of their composites: open leases, then closed ones, newest first."""
-    columns = (Composite.current_composite, Composite.digit_length, Composite.current_t_level, Composite.target_t_level)
-    # Two queries, and an index has the rows of each in order, however many leases the client has had.
-    recent = [
-        select(WorkAssignment.id)
-        .where(WorkAssignment.client_id == client_id, condition)
-        .order_by(WorkAssignment.created_at.desc())
-        .limit(limit)
-        .subquery()
-        for condition in (WorkAssignment.closed_at.is_(None), true())
-    ]
-    either = or_(*(WorkAssignment.id.in_(select(ids.c.id)) for ids in recent))
-    statement = (
-        select(*_LEASE_COLUMNS, *columns)
-        .join(Composite, Composite.id == WorkAssignment.composite_id)
-        .where(either)
-        .order_by(WorkAssignment.closed_at.is_not(None), WorkAssignment.created_at.desc(), WorkAssignment.id)
-        .limit(limit)
-    )
     with engine.connect() as connection:
-        return list(connection.execute(statement))
+        return list(connection.execute(_CLIENT_LEASES, {"client": client_id, "most": limit}))
 
 
 # By the clock --------------------------------------------------------------------------------------------------------
@@ -369,21 +522,20 @@ def _still_open(lease_ids: list[uuid.UUID]) -> Select[uuid.UUID]:
     return select(WorkAssignment.id).where(WorkAssignment.id.in_(lease_ids), WorkAssignment.closed_at.is_(None))
 
 
-def _lease(connection: Connection, work_id: uuid.UUID, *, lock: bool = False) -> AnyRow:
-    """Return a lease, whoever holds it, and lock it on demand. Raises LeaseNotFoundError."""
-    statement = select(*_LEASE_COLUMNS).where(WorkAssignment.id == work_id)
-    row = connection.execute(statement.with_for_update(key_share=True) if lock else statement).one_or_none()
+def _lease(connection: Connection, work_id: uuid.UUID) -> AnyRow:
+    """Return a lease, whoever holds it. Raises LeaseNotFoundError."""
+    row: AnyRow | None = connection.execute(_ONE_LEASE, {"lease": work_id}).one_or_none()
     if row is None:
         raise LeaseNotFoundError(f"There is no work {work_id}; ask for new work")
     return row
 
 
-def _clients_lease(connection: Connection, work_id: uuid.UUID, client_id: str | None, *, lock: bool = False) -> AnyRow:
+def _clients_lease(connection: Connection, work_id: uuid.UUID, client_id: str | None) -> AnyRow:
     """Return a lease, which must be no reservation and, unless `client_id` is None, this client's.
 
     Raises LeaseNotFoundError.
     """
-    lease = _lease(connection, work_id, lock=lock)
+    lease = _lease(connection, work_id)
     if lease.method in eligibility.RESERVATION_METHODS:
         raise LeaseNotFoundError(f"Work {work_id} is a reservation, which only an operator ends")
     if client_id is not None and lease.client_id != client_id:

@@ -6,15 +6,16 @@ are taken back are never subtracted from a vector, because floating-point sums w
 the integer sums change, and the vectors are rebuilt from them. Callers have locked the targets.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from sqlalchemy import Connection, Table, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
+from coordinator.base.many_rows import batches, is_in_ids, is_one_of, update_rows
 from coordinator.composites import lease_lifecycle, statistics, superseding, targets
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, EcmAttempt, Factor, Submission, Target, TargetSource, ValueEffort
@@ -22,8 +23,8 @@ from models.types import AnyRow
 
 # Two vectors that add the same terms in different orders differ by less than this.
 RELATIVE_ERROR, MAX_T_LEVEL_ERROR = 1e-9, 1e-6
-# The number of targets or attempts in one statement.
-VOID_BATCH = 500
+# So many targets are computed at once: their vectors are in memory.
+REBUILD_BATCH = 2000
 # The reason of a submission whose attempt an operator deleted; the same submission is rejected again.
 ATTEMPT_DELETED = "attempt_deleted"
 
@@ -33,12 +34,6 @@ _ADD = _sums.on_conflict_do_update(
     set_={"curves": ValueEffort.curves + _sums.excluded.curves},
 )
 _targets = cast(Table, Target.__table__)
-_STORE = (
-    update(_targets)
-    .where(_targets.c.id == bindparam("target"))
-    .values({name: bindparam(f"new_{name}") for name in ("effort", "current_t_level", "attempt_count")})
-    .values({name: bindparam(f"new_{name}") for name in ("last_attempt_at", "pm1_b1", "pp1_b1")})
-)
 
 
 class Account(NamedTuple):
@@ -128,7 +123,7 @@ _SUMS = (
         func.sum(ValueEffort.curves + ValueEffort.prior_curves).label("curves"),
     )
     .join(ValueEffort, ValueEffort.value_id == TargetSource.value_id)
-    .where(TargetSource.target_id.in_(bindparam("ids", expanding=True)))
+    .where(is_in_ids(TargetSource.target_id))
     .group_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
     .order_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
 )
@@ -148,15 +143,14 @@ _FROM_ATTEMPTS = (
         _largest_b1("pp1"),
     )
     .join(EcmAttempt, EcmAttempt.value_id == TargetSource.value_id)
-    .where(TargetSource.target_id.in_(bindparam("ids", expanding=True)), EcmAttempt.voided_at.is_(None))
+    .where(is_in_ids(TargetSource.target_id), EcmAttempt.voided_at.is_(None))
     .group_by(TargetSource.target_id)
 )
 
 
 def rebuild(connection: Connection, target_ids: Iterable[int]) -> None:
     """Rebuild the effort of locked targets from the sums of their sources, and what follows from it."""
-    ids = sorted(target_ids)
-    if ids:
+    for ids in batches(sorted(target_ids), REBUILD_BATCH):
         store(connection, compute(connection, ids))
 
 
@@ -165,21 +159,24 @@ def _rebuild_vectors(connection: Connection, target_ids: list[int]) -> None:
 
     Superseding changes sums only, and counting all attempts would take longer the more there are.
     """
-    for target_id, vector in compute_vectors(connection, target_ids).items():
-        new = {"effort": vector, "current_t_level": effort.t_level(vector)}
-        connection.execute(update(Target).where(Target.id == target_id).values(new))
+    vectors = compute_vectors(connection, target_ids)
+    update_rows(
+        connection,
+        _targets,
+        "id",
+        [
+            {"id": target_id, "effort": vector, "current_t_level": effort.t_level(vector)}
+            for target_id, vector in vectors.items()
+        ],
+    )
     targets.copy_to_composites(connection, target_ids)
     lease_lifecycle.refresh_eligibility(connection, target_ids)
 
 
 def store(connection: Connection, computed: Mapping[int, TargetEffort]) -> None:
     """Store the computed effort of locked targets, in their composites too, and recompute their eligibility."""
-    rows = [
-        {"target": target_id, **{f"new_{name}": value for name, value in new._asdict().items()}}
-        for target_id, new in sorted(computed.items())
-    ]
-    if rows:
-        connection.execute(_STORE, rows)
+    if computed:
+        update_rows(connection, _targets, "id", [{"id": one, **new._asdict()} for one, new in sorted(computed.items())])
         targets.copy_to_composites(connection, computed)
         lease_lifecycle.refresh_eligibility(connection, computed)
 
@@ -263,21 +260,24 @@ class VoidReport(NamedTuple):
 
 
 def void(
-    connection: Connection, client_id: str, *, since: datetime, until: datetime, program: str | None
+    connection: Connection,
+    client_id: str,
+    *,
+    since: datetime,
+    until: datetime,
+    program: str | None,
+    rebuild: Callable[[Connection, Iterable[int]], None] = rebuild,
 ) -> VoidReport:
     """Void the attempts that a client sent from `since` to before `until` (only those of `program`, if given).
 
     Voided attempts stay as rows, add no effort, and their curves may be sent again; factors stay. Locks the composites
-    and targets for which the attempts count.
+    and targets for which the attempts count. `rebuild` rebuilds the effort of the targets.
     """
-    sent = (Submission.client_id == client_id, Submission.created_at >= since, Submission.created_at < until)
-    chosen = [EcmAttempt.client_id == client_id, EcmAttempt.voided_at.is_(None)]
-    if program is not None:
-        chosen.append(EcmAttempt.program == program)
+    chosen = attempts_of(client_id, since=since, until=until, program=program)
     affected = (
         select(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.value_id)
         .join(Submission, Submission.id == EcmAttempt.submission_id)
-        .where(*chosen, *sent)
+        .where(*chosen)
     )
     places = connection.execute(affected).all()
     value_ids = {row.value_id for row in places}
@@ -287,23 +287,19 @@ def void(
         update(EcmAttempt)
         .where(
             Submission.id == EcmAttempt.submission_id,
-            EcmAttempt.composite_id.in_(locked),
-            EcmAttempt.value_id.in_(value_ids),
+            is_one_of(EcmAttempt.composite_id, locked),
+            is_one_of(EcmAttempt.value_id, value_ids),
             *chosen,
-            *sent,
         )
         .values(voided_at=func.clock_timestamp(), curves_sha256=None)
         .returning(EcmAttempt.id, EcmAttempt.composite_id, EcmAttempt.value_id, EcmAttempt.curves)
     ).all()
     restored = superseding.revoke_superseding(connection, [row.id for row in voided])
-    changed_values = sorted({row.value_id for row in voided} | {row.value_id for row in restored})
-    for start in range(0, len(changed_values), VOID_BATCH):
-        correct_sums(connection, changed_values[start : start + VOID_BATCH])
-    changed = targets.lock_of_values(connection, changed_values)
-    for start in range(0, len(changed), VOID_BATCH):
-        rebuild(connection, changed[start : start + VOID_BATCH])
+    changed_values = {row.value_id for row in voided} | {row.value_id for row in restored}
+    correct_sums(connection, changed_values)
+    rebuild(connection, targets.lock_of_values(connection, changed_values))
     statistics.subtract_attempts(connection, [row.id for row in voided])
-    waiting = select(func.count()).where(*sent, Submission.state == "received")
+    waiting = select(func.count()).where(*_sent(client_id, since, until), Submission.state == "received")
     return VoidReport(
         len(voided),
         sum(row.curves for row in voided),
@@ -312,43 +308,58 @@ def void(
     )
 
 
+def attempts_of(
+    client_id: str, *, since: datetime, until: datetime, program: str | None
+) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions, on attempts joined with their submissions, that `void` chooses attempts by."""
+    of_program = () if program is None else (EcmAttempt.program == program,)
+    is_valid = (EcmAttempt.client_id == client_id, EcmAttempt.voided_at.is_(None))
+    return (*is_valid, *of_program, *_sent(client_id, since, until))
+
+
+def _sent(client_id: str, since: datetime, until: datetime) -> tuple[ColumnElement[bool], ...]:
+    return Submission.client_id == client_id, Submission.created_at >= since, Submission.created_at < until
+
+
 # Sums and the attempts ------------------------------------------------------------------------------------------------
+
+
+# The attempts' curves minus the stored ones, by account, where they differ.
+LACKING_CURVES = """
+SELECT value_id, b1, b2, parametrization, sum(curves)::bigint AS curves FROM (
+    SELECT value_id, coalesce(b1, 0) AS b1, coalesce(b2, 0) AS b2, coalesce(parametrization, 0) AS parametrization,
+           curves - superseded_curves AS curves
+    FROM ecm_attempts WHERE value_id = ANY(:values) AND method = 'ecm' AND voided_at IS NULL
+    UNION ALL
+    SELECT value_id, b1, b2, parametrization, -curves FROM value_effort WHERE value_id = ANY(:values)
+) counted
+GROUP BY value_id, b1, b2, parametrization HAVING sum(curves) <> 0
+"""
+# In the order of the keys, so that no two units of work deadlock.
+_CORRECT_SUMS = f"""
+WITH lacking AS ({LACKING_CURVES}), corrected AS (
+    INSERT INTO value_effort (value_id, b1, b2, parametrization, curves)
+    SELECT * FROM lacking ORDER BY value_id, b1, b2, parametrization
+    ON CONFLICT (value_id, b1, b2, parametrization) DO UPDATE SET curves = value_effort.curves + excluded.curves
+)
+SELECT DISTINCT value_id FROM lacking
+"""
 
 
 def correct_sums(connection: Connection, value_ids: Iterable[int]) -> set[int]:
     """Set the sums of these values to those of their attempts; returns the ids of the values whose sums differed."""
-    ids = list(value_ids)
-    lacking = _lacking_curves(connection, ids)
-    if lacking:
-        add(connection, lacking)
-    return {account.value_id for account in lacking}
-
-
-def _lacking_curves(connection: Connection, value_ids: list[int]) -> dict[Account, int]:
-    """Return, by account, the attempts' curves minus the stored curves, where they differ."""
-    key = (EcmAttempt.value_id, EcmAttempt.b1, EcmAttempt.b2, EcmAttempt.parametrization)
-    columns: tuple[Any, ...] = (*key, func.sum(EcmAttempt.curves - EcmAttempt.superseded_curves).label("curves"))
-    counted = connection.execute(
-        select(*columns)
-        .where(EcmAttempt.value_id.in_(value_ids), EcmAttempt.method == "ecm", EcmAttempt.voided_at.is_(None))
-        .group_by(*key)
-    )
-    lacking = {_account(row): int(row.curves) for row in counted}
-    for row in connection.execute(select(ValueEffort).where(ValueEffort.value_id.in_(value_ids))):
-        account = _account(row)
-        lacking[account] = lacking.get(account, 0) - row.curves
-    return {account: curves for account, curves in lacking.items() if curves}
+    return set(connection.execute(text(_CORRECT_SUMS), {"values": list(value_ids)}).scalars())
 
 
 def targets_with_wrong_sums(connection: Connection, target_ids: list[int]) -> set[int]:
     """Return the ids of those of these targets that have a source whose sums differ from its attempts."""
-    lacking = _lacking_curves(connection, _source_ids(connection, target_ids))
-    return _with_source(connection, target_ids, {account.value_id for account in lacking})
+    lacking = connection.execute(text(LACKING_CURVES), {"values": _source_ids(connection, target_ids)})
+    return _with_source(connection, target_ids, {row.value_id for row in lacking})
 
 
 def _source_ids(connection: Connection, target_ids: list[int]) -> list[int]:
     """Return the ids of the values whose curves count for these targets."""
-    of_targets = select(TargetSource.value_id).where(TargetSource.target_id.in_(target_ids)).distinct()
+    of_targets = select(TargetSource.value_id).where(is_one_of(TargetSource.target_id, target_ids)).distinct()
     return list(connection.execute(of_targets).scalars())
 
 
@@ -357,7 +368,7 @@ def _with_source(connection: Connection, target_ids: list[int], value_ids: Colle
     if not value_ids:
         return set()
     chosen = select(TargetSource.target_id).where(
-        TargetSource.target_id.in_(target_ids), TargetSource.value_id.in_(value_ids)
+        is_one_of(TargetSource.target_id, target_ids), is_one_of(TargetSource.value_id, value_ids)
     )
     return set(connection.execute(chosen).scalars())
 
@@ -372,13 +383,8 @@ COMPARED_COLUMNS = (
 )
 
 
-def recalculate(
-    connection: Connection, target_ids: Iterable[int], known_vectors: Mapping[int, np.ndarray] | None = None
-) -> list[Difference]:
-    """Compute the effort of locked targets from their attempts and prior work, and correct what differs.
-
-    `known_vectors` has the correct vectors of targets that have not changed since these were computed.
-    """
+def recalculate(connection: Connection, target_ids: Iterable[int]) -> list[Difference]:
+    """Compute the effort of locked targets from their attempts and prior work, and correct what differs."""
     ids = sorted(target_ids)
     if not ids:
         return []
@@ -386,14 +392,16 @@ def recalculate(
     wrong_sums = _with_source(connection, ids, correct_sums(connection, source_ids))
     # Wrong sums may be those of other targets as well.
     shared = targets.of_values(connection, source_ids) if wrong_sums else ids
-    return store_differing(connection, compute(connection, {*ids, *shared}, known_vectors), wrong_sums)
+    return store_differing(connection, compute(connection, {*ids, *shared}), wrong_sums)
 
 
 def store_differing(
     connection: Connection, computed: Mapping[int, TargetEffort], wrong_sums: Collection[int] = ()
 ) -> list[Difference]:
     """Store the computed effort of locked targets where it differs from their rows; returns what differed."""
-    rows = connection.execute(select(*COMPARED_COLUMNS).where(Target.id.in_(list(computed))).order_by(Target.id)).all()
+    rows = connection.execute(
+        select(*COMPARED_COLUMNS).where(is_one_of(Target.id, list(computed))).order_by(Target.id)
+    ).all()
     named = _named_composites(connection, list(computed))
     wrongly_repeated = targets.wrongly_repeated(connection, computed)
     changed, differences = {}, []
@@ -413,7 +421,9 @@ def store_differing(
 
 def _named_composites(connection: Connection, target_ids: list[int]) -> dict[int, int]:
     """Return the oldest composite of each of these targets."""
-    oldest = select(Composite.target_id, func.min(Composite.id).label("id")).where(Composite.target_id.in_(target_ids))
+    oldest = select(Composite.target_id, func.min(Composite.id).label("id")).where(
+        is_one_of(Composite.target_id, target_ids)
+    )
     return {row.target_id: row.id for row in connection.execute(oldest.group_by(Composite.target_id))}
 
 

@@ -5,7 +5,8 @@ decimal) or the kind `cofactor` (a cofactor at some time). Two composites may sh
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from gmpy2 import mpz
 from sqlalchemy import Connection, bindparam, func, or_, select, union
@@ -16,7 +17,7 @@ from coordinator import effort
 from coordinator.composites import target_changes, targets
 from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import digit_count
-from coordinator.numbers.expressions import decimal, evaluate_number
+from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number
 from models.tables import Composite, CompositeAlias, Factor, Project, ProjectComposite
 from models.types import AnyRow
 
@@ -44,9 +45,30 @@ def find(connection: Connection, written: str, max_digits: int) -> RegisteredCom
         return RegisteredComposite(found.id, found.root_id)
     if written.isascii() and written.isdigit():
         return None
-    found = _find_hash(connection, sha256(decimal(evaluate_number(written, max_digits))))
+    value = _evaluate(written, max_digits)
+    if isinstance(value, ExpressionError):
+        raise ExpressionError(value.reason, value.detail)
+    found = _find_hash(connection, value)
     # Spellings of a cofactor do not become aliases: another composite can be registered with that number later.
     return None if found is None else RegisteredComposite(found.id, found.root_id, is_new_spelling=found.kind == NUMBER)
+
+
+def evaluate_ahead(written: str, max_digits: int) -> None:
+    """Compute an expression that `find` is to look up, before a connection is taken; does nothing for a decimal number.
+
+    A large expression takes some hundredths of a second, and a web process has few connections.
+    """
+    if not (written.isascii() and written.isdigit()):
+        _evaluate(written, max_digits)
+
+
+@lru_cache(1000)
+def _evaluate(written: str, max_digits: int) -> bytes | ExpressionError:
+    """Return the hash of the value of an expression, or why it has none."""
+    try:
+        return sha256(decimal(evaluate_number(written, max_digits)))
+    except ExpressionError as error:
+        return error.with_traceback(None)
 
 
 def _find_hash(connection: Connection, value_sha256: bytes) -> AnyRow | None:
@@ -67,9 +89,11 @@ def learn_spelling(connection: Connection, composite_id: int, written: str) -> N
         add_aliases(connection, composite_id, [sha256(written)], NUMBER)
 
 
-def register(connection: Connection, written: str, value: mpz, *, is_prime: bool | None) -> int:
+def register(
+    connection: Connection, written: str, value: mpz, *, is_prime: bool | None, registered_by: str | None = None
+) -> int:
     """Register `value` like `register_new`, and return its id, also if another transaction has just registered it."""
-    new_id = register_new(connection, written, value, is_prime=is_prime)
+    new_id = register_new(connection, written, value, is_prime=is_prime, registered_by=registered_by)
     if new_id is not None:
         return new_id
     # Another unit of work has registered it and has committed by now.
@@ -85,11 +109,13 @@ def register_new(
     is_prime: bool | None,
     parent_id: int | None = None,
     split_from: Iterable[int] = (),
+    registered_by: str | None = None,
 ) -> int | None:
     """Register `value` with the spelling `written`. Returns the new id, or None if the number is registered already.
 
     `is_prime` None: not known. The number is its own cofactor until factors of it are recorded. `split_from` are the
-    ids of the targets that it was split from.
+    ids of the targets that it was split from. `registered_by` is the client whose result registers it; a part was
+    registered by whoever registered its parent.
     """
     text = decimal(value)
     digits = digit_count(value)
@@ -103,6 +129,7 @@ def register_new(
             is_prime=is_prime,
             is_fully_factored=is_prime is True,
             parent_id=parent_id,
+            registered_by=registered_by if parent_id is None else _registered_by(parent_id),
             target_t_level=effort.target_t_level(digits),
         )
         .on_conflict_do_nothing(index_elements=[Composite.value_sha256])
@@ -113,6 +140,10 @@ def register_new(
         if not is_prime:
             target_changes.point(connection, new_id, value, is_prime, split_from=split_from)
     return new_id
+
+
+def _registered_by(composite_id: int) -> Any:
+    return select(Composite.registered_by).where(Composite.id == composite_id).scalar_subquery()
 
 
 def add_aliases(connection: Connection, composite_id: int, hashes: Iterable[bytes], kind: str) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from coordinator.base import clock
 from coordinator.base.unit_of_work import unit_of_work
 from models.tables import Client, ClientHourlyStats, EcmAttempt, Factor, Submission, Watermark
 from models.types import AnyRow
@@ -130,7 +131,7 @@ def _lock_watermark(connection: Connection) -> datetime:
     oldest = connection.execute(
         select(func.least(select(func.min(EcmAttempt.created_at)).scalar_subquery(), func.min(Factor.created_at)))
     ).scalar_one()
-    return datetime.now(UTC) if oldest is None else oldest - timedelta(microseconds=1)
+    return clock.now(connection) if oldest is None else oldest - timedelta(microseconds=1)
 
 
 class HourlyStatistics(NamedTuple):

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.orm import aliased
 
 from coordinator.base import jobs
+from coordinator.base.many_rows import is_one_of
 from coordinator.composites import targets
 from models.tables import Composite, EcmAttempt, Residue, Target
 from models.types import AnyRow
@@ -32,7 +33,7 @@ def close_residues(
         .returning(Residue.id, Residue.composite_id)
     ).all()
     recount_open_residues(connection, targets.ids_of(connection, {row.composite_id for row in closed}))
-    return [job for row in closed for job in jobs.request(connection, jobs.DROP_RESIDUE, row.id)]
+    return jobs.request_all(connection, jobs.DROP_RESIDUE, [row.id for row in closed])
 
 
 def recount_open_residues(connection: Connection, target_ids: Sequence[int]) -> None:
@@ -45,7 +46,7 @@ def recount_open_residues(connection: Connection, target_ids: Sequence[int]) -> 
             .where(Composite.target_id == Target.id, Residue.status.in_(OPEN_STATUSES))
         )
         count = open_residues.correlate(Target).scalar_subquery()
-        connection.execute(update(Target).where(Target.id.in_(list(target_ids))).values(open_residues=count))
+        connection.execute(update(Target).where(is_one_of(Target.id, target_ids)).values(open_residues=count))
 
 
 def count_stage2_curves(connection: Connection, residue_id: int) -> int:
@@ -63,7 +64,7 @@ def stage1_values(connection: Connection, attempt_ids: Sequence[int]) -> list[in
         select(stage1.value_id)
         .join(Residue, Residue.stage1_attempt_id == stage1.id)
         .join(stage2, stage2.residue_id == Residue.id)
-        .where(stage2.id.in_(list(attempt_ids)))
+        .where(is_one_of(stage2.id, attempt_ids))
         .distinct()
     )
     return list(connection.execute(values).scalars())
@@ -80,7 +81,7 @@ def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> li
     restored = (
         select(Residue.stage1_attempt_id.label("id"), func.sum(stage2.superseding_curves).label("curves"))
         .join(stage2, stage2.residue_id == Residue.id)
-        .where(stage2.id.in_(ids), stage2.superseding_curves > 0, Residue.stage1_attempt_id.is_not(None))
+        .where(is_one_of(stage2.id, ids), stage2.superseding_curves > 0, Residue.stage1_attempt_id.is_not(None))
         .group_by(Residue.stage1_attempt_id)
         .subquery("restored")
     )
@@ -98,6 +99,8 @@ def revoke_superseding(connection: Connection, attempt_ids: Sequence[int]) -> li
             restored.c.curves,
         )
     ).all()
-    connection.execute(update(EcmAttempt).where(EcmAttempt.id.in_(ids)).values(superseding_curves=0))
-    close_residues(connection, Residue.stage1_attempt_id.in_(ids), CLOSED, STAGE1_VOIDED)
-    return [row for row in rows if row.voided_at is None and row.id not in set(ids)]
+    superseding = update(EcmAttempt).where(is_one_of(EcmAttempt.id, ids), EcmAttempt.superseding_curves > 0)
+    connection.execute(superseding.values(superseding_curves=0))
+    close_residues(connection, is_one_of(Residue.stage1_attempt_id, ids), CLOSED, STAGE1_VOIDED)
+    own = set(ids)
+    return [row for row in rows if row.voided_at is None and row.id not in own]

@@ -6,37 +6,37 @@ leases; whoever changes the `target_id` of a composite holds the locks of both t
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, delete, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
+from coordinator.base.many_rows import is_in_ids, is_one_of
 from models.tables import Composite, Target, TargetSource, WorkedValue
 from models.types import AnyRow
 
 # SQL: whether a composite `c` has an unfinished cofactor, so that it points to an unfinished target.
 IS_UNFINISHED = "NOT c.is_fully_factored AND c.current_composite <> '1' AND c.is_prime IS NOT TRUE"
-LOCKED_COLUMNS = (Target.id, Target.effort, Target.target_t_level, Target.attempt_count)
-
-
-def _locked(*columns: Any) -> Select[Any]:
-    chosen = select(*columns).where(Target.id.in_(bindparam("ids", expanding=True)))
-    return chosen.order_by(Target.id).with_for_update(key_share=True)
-
-
-_LOCK, _LOCK_IDS = _locked(*LOCKED_COLUMNS), _locked(Target.id)
-_OF_COMPOSITES = (
-    select(Composite.target_id)
-    .where(Composite.id.in_(bindparam("ids", expanding=True)), Composite.target_id.is_not(None))
-    .distinct()
+LOCKED_COLUMNS = (
+    Target.id,
+    Target.value_sha256,
+    Target.is_prime,
+    Target.is_finished,
+    Target.effort,
+    Target.current_t_level,
+    Target.target_t_level,
+    Target.attempt_count,
 )
-_REPEATED = (Composite.target_t_level, Composite.current_t_level, Composite.attempt_count, Composite.last_attempt_at)
-_differs = or_(*(column.is_distinct_from(getattr(Target, column.key)) for column in _REPEATED))
+_LOCK = select(*LOCKED_COLUMNS).where(is_in_ids(Target.id)).order_by(Target.id).with_for_update(key_share=True)
+_LOCK_IDS = select(Target.id).where(is_in_ids(Target.id)).order_by(Target.id).with_for_update(key_share=True)
+_OF_COMPOSITES = select(Composite.target_id).where(is_in_ids(Composite.id), Composite.target_id.is_not(None)).distinct()
+# The columns of a target that its composites repeat.
+REPEATED = ("target_t_level", "current_t_level", "attempt_count", "last_attempt_at")
+_differs = or_(*(getattr(Composite, name).is_distinct_from(getattr(Target, name)) for name in REPEATED))
 _COPY = (
     update(Composite)
-    .where(Composite.target_id == Target.id, Target.id.in_(bindparam("ids", expanding=True)), _differs)
-    .values({column.key: getattr(Target, column.key) for column in _REPEATED})
+    .where(Composite.target_id == Target.id, is_in_ids(Target.id), _differs)
+    .values({name: getattr(Target, name) for name in REPEATED})
     .execution_options(synchronize_session=False)
 )
 
@@ -64,7 +64,7 @@ def lock_of(connection: Connection, composite_ids: Iterable[int]) -> list[int]:
 
 def composites_of(connection: Connection, target_ids: Iterable[int]) -> list[int]:
     """Return the ids of all composites that point to these targets, in order."""
-    chosen = select(Composite.id).where(Composite.target_id.in_(list(target_ids))).order_by(Composite.id)
+    chosen = select(Composite.id).where(is_one_of(Composite.target_id, list(target_ids))).order_by(Composite.id)
     return list(connection.execute(chosen).scalars())
 
 
@@ -100,37 +100,38 @@ def copy_to_composites(connection: Connection, target_ids: Iterable[int]) -> Non
 def wrongly_repeated(connection: Connection, target_ids: Iterable[int]) -> set[int]:
     """Return the ids of those of these targets whose composites do not repeat what the target has."""
     both = select(Composite.target_id).join(Target, Target.id == Composite.target_id)
-    found = connection.execute(both.where(Target.id.in_(list(target_ids)), _differs)).scalars()
+    found = connection.execute(both.where(is_one_of(Target.id, list(target_ids)), _differs)).scalars()
     return {target_id for target_id in found if target_id is not None}
 
 
-def restate(connection: Connection, target_ids: Iterable[int]) -> None:
+# The target t-level of a composite, as effort.target_t_level computes it, unless an operator has set another one.
+LISTED_TARGET = """coalesce({explicit}, least(greatest(
+    CAST(:share AS double precision) * least(t.digit_length, coalesce({snfs}, t.digit_length)),
+    :smallest), :largest))"""
+TARGET_LEVELS = {"share": effort.TARGET_SHARE, "smallest": effort.SMALLEST_TARGET, "largest": effort.LARGEST_TARGET}
+# Leases from before `target_set_at` were sized for the target t-level of that time.
+_RESTATE = f"""
+UPDATE targets t SET priority = of_composites.priority, target_t_level = level,
+    target_set_at = CASE WHEN level = old_level THEN target_set_at ELSE clock_timestamp() END
+FROM (
+    SELECT t.id, t.target_t_level AS old_level, max(c.priority) AS priority,
+           max({LISTED_TARGET.format(explicit="c.explicit_target_t_level", snfs="c.snfs_difficulty")}) AS level
+    FROM composites c JOIN targets t ON t.id = c.target_id WHERE c.target_id = ANY(:ids) GROUP BY t.id
+) of_composites
+WHERE t.id = of_composites.id AND (t.priority, old_level) <> (of_composites.priority, level)
+RETURNING t.id, level <> old_level AS has_new_level
+"""
+
+
+def restate(connection: Connection, target_ids: Iterable[int]) -> list[int]:
     """Set the priority and the target t-level of locked targets to the largest of their composites.
 
-    The caller then recomputes the eligibility of the targets.
+    Returns the ids of the targets whose target t-level has changed; the caller recomputes their eligibility.
     """
     ids = list(target_ids)
-    own = (Composite.priority, Composite.explicit_target_t_level, Composite.snfs_difficulty)
-    stored = (Target.priority.label("stored_priority"), Target.target_t_level, Target.digit_length)
-    rows = connection.execute(
-        select(Target.id, *stored, *own).join(Composite, Composite.target_id == Target.id).where(Target.id.in_(ids))
-    ).all()
-    largest: dict[int, tuple[int, float]] = {}
-    for row in rows:
-        level = effort.target_t_level(row.digit_length, row.snfs_difficulty, row.explicit_target_t_level)
-        before = largest.get(row.id, (row.priority, level))
-        largest[row.id] = (max(row.priority, before[0]), max(level, before[1]))
-    for row in {row.id: row for row in rows}.values():
-        priority, level = largest[row.id]
-        changes: dict[str, Any] = {}
-        if priority != row.stored_priority:
-            changes["priority"] = priority
-        if level != row.target_t_level:
-            # Leases from before this time were sized for the old target.
-            changes |= {"target_t_level": level, "target_set_at": func.clock_timestamp()}
-        if changes:
-            connection.execute(update(Target).where(Target.id == row.id).values(changes))
+    rows = connection.execute(text(_RESTATE), {"ids": ids, **TARGET_LEVELS}).all()
     copy_to_composites(connection, ids)
+    return [row.id for row in rows if row.has_new_level]
 
 
 def delete_unused(connection: Connection, target_ids: Sequence[int]) -> set[int]:
@@ -148,7 +149,7 @@ def sources(connection: Connection, target_ids: Iterable[int]) -> dict[int, str]
     chosen = (
         select(WorkedValue.id, WorkedValue.value)
         .join(TargetSource, TargetSource.value_id == WorkedValue.id)
-        .where(TargetSource.target_id.in_(list(target_ids)))
+        .where(is_one_of(TargetSource.target_id, list(target_ids)))
     )
     return {row.id: row.value for row in connection.execute(chosen)}
 
@@ -171,5 +172,5 @@ def lock_of_values(connection: Connection, value_ids: Iterable[int]) -> list[int
 
 def of_values(connection: Connection, value_ids: Iterable[int]) -> list[int]:
     """Return the ids of the targets for which curves on these values count, in order."""
-    chosen = select(TargetSource.target_id).where(TargetSource.value_id.in_(list(value_ids))).distinct()
+    chosen = select(TargetSource.target_id).where(is_one_of(TargetSource.value_id, list(value_ids))).distinct()
     return sorted(connection.execute(chosen).scalars())

@@ -9,6 +9,9 @@ from coordinator.effort.probability import curve_effort, success_probability
 from coordinator.effort.stage2 import Stage2Plan, default_b2, effective_b2, stage2_plan
 from coordinator.effort.vector import (
     B1_LADDER,
+    LARGEST_TARGET,
+    SMALLEST_TARGET,
+    TARGET_SHARE,
     add_curves,
     curves_of_t_level,
     curves_to_reach,
@@ -23,6 +26,9 @@ from coordinator.effort.vector import (
 __all__ = [
     "B1_LADDER",
     "DIGITS",
+    "LARGEST_TARGET",
+    "SMALLEST_TARGET",
+    "TARGET_SHARE",
     "Stage2Plan",
     "add_curves",
     "curve_effort",

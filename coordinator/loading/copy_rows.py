@@ -1,6 +1,6 @@
 """Rows for the staging tables of coordinator/loading/staging.py, in PostgreSQL's text format of COPY."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -145,18 +145,3 @@ def _node_row(
     digits = digit_count(node.value)
     row = line, place, parent_place, text, sha256(text), digits, node.multiplicity, node.is_prime, node.origin
     return *row, is_divisor
-
-
-def copy_text(rows: Iterable[Sequence[Any]]) -> str:
-    """These rows as text that COPY reads."""
-    return "".join("\t".join(map(_copy_value, row)) + "\n" for row in rows)
-
-
-def _copy_value(value: Any) -> str:
-    if isinstance(value, str):
-        return value.replace("\\", "\\\\").replace("\t", "\\t") if "\\" in value or "\t" in value else value
-    if value is None:
-        return "\\N"
-    if isinstance(value, bytes):
-        return "\\\\x" + value.hex()
-    return str(value)

@@ -1,11 +1,15 @@
-"""Loading a list of numbers, however long, in one unit of work. Nothing is locked before all numbers are validated.
+"""Loading a list of numbers, however long, all of it or nothing, and without long locks.
 
  1. this process reads the list in batches, and other processes validate them (coordinator/loading/validation.py);
  2. valid numbers are copied into temporary tables; invalid lines are counted, and the first ones are reported;
- 3. if all lines are valid, or invalid ones are to be skipped, the numbers are matched with registered composites, new
-    ones are inserted (coordinator/loading/staging.py) and registered ones updated (coordinator/loading/upsert.py).
+ 3. if all lines are valid, or invalid ones are to be skipped, the numbers are matched with registered composites, and
+    everything that follows for these is computed;
+ 4. one unit of work locks the registered composites that change, inserts the new ones (coordinator/loading/staging.py)
+    and updates the registered ones (coordinator/loading/upsert.py).
 
-Memory is bounded by the batches in flight, whatever the length of the list.
+Before the last step nothing is locked, and no transaction is open while nothing is asked of the database. If other
+transactions are in conflict with it, the last two steps are repeated. Memory is bounded by the batches in flight,
+whatever the length of the list.
 """
 
 import multiprocessing
@@ -15,17 +19,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+import structlog
 from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from coordinator.base import audit, jobs
 from coordinator.base.advisory_locks import LOAD_LOCK
 from coordinator.base.audit import Actor
-from coordinator.base.unit_of_work import repeats_after_deadlock, savepoint, unit_of_work
+from coordinator.base.unit_of_work import CONFLICTS, session, sqlstate, step, unit_of_work
 from coordinator.loading import upsert
 from coordinator.loading.list_formats import InputRow, ListError
 from coordinator.loading.staging import Staging
@@ -40,14 +46,21 @@ BATCHES_IN_FLIGHT = 3  # per process
 MAX_REPORTED_ERRORS = 100
 MAX_PUBLISHED = 1000  # housekeeping publishes the other jobs
 
+# A load is stored again after a conflict with other transactions, at most so often in all.
+MAX_ATTEMPTS = 5
+
 CHECKED, STORED = "checked", "stored"
 ReportProgress = Callable[[str, int], None]
-# The number of new composites, the number of updated ones, and the jobs to publish.
-Stored = tuple[int, int, list[jobs.JobRef]]
+
+log = structlog.get_logger("loading")
 
 
 class LoadInProgressError(Exception):
     """Another load is storing its numbers; the message is a sentence for people."""
+
+
+class LoadConflictError(Exception):
+    """Other transactions were in conflict with every attempt to store; the message is a sentence for people."""
 
 
 class SharedNumber(NamedTuple):
@@ -137,66 +150,77 @@ def load_numbers(
     that are registered already. `processes` processes validate long lists (0: this process does). `progress` is called
     with CHECKED or STORED and the number of numbers by which that count grew (negative if a deadlock undid them).
 
-    Raises InvalidNumbersError, ListError (which is also what an empty list raises), LoadInProgressError.
+    Raises InvalidNumbersError, ListError (which is also what an empty list raises), LoadInProgressError and
+    LoadConflictError.
     """
     report = LoadSummary()
-    try:
-        with unit_of_work(engine, "load", source=source) as connection:
-            staging = Staging(connection)
-            for batch in _validate_batches(numbers, max_digits, processes):
-                _count(report, batch)
-                if not report.invalid or skip_bad:
-                    staging.copy(batch)
-                progress(CHECKED, batch.count)
-            if not report.total:
-                raise ListError("empty", "There is no number in the list")
-            if report.invalid and not skip_bad:
-                raise InvalidNumbersError(report)
-            _lock_loading(connection)
+    with session(engine) as connection:
+        staging = Staging(connection)
+        for batch in _validate_batches(numbers, max_digits, processes):
+            _count(report, batch)
+            if not report.invalid or skip_bad:
+                staging.copy(batch)
+            progress(CHECKED, batch.count)
+        if not report.total:
+            raise ListError("empty", "There is no number in the list")
+        if report.invalid and not skip_bad:
+            raise InvalidNumbersError(report)
 
-            def store(advance: Callable[[int], None]) -> Stored:
-                new, to_publish = staging.store(priority, advance)
-                updated, more = upsert.update_known_numbers(
+        def store(advance: Callable[[int], None]) -> None:
+            advance(staging.match())
+            upsert.plan(connection, priority=known_priority, max_digits=max_digits)
+            with unit_of_work(connection, "load", source=source):
+                upsert.lock_known_numbers(connection)
+                report.new, to_publish = staging.store(priority, advance)
+                report.updated, more = upsert.update_known_numbers(
                     connection, priority=known_priority, project=project, max_digits=max_digits
                 )
-                return new, updated, to_publish + more
+                report.existing = report.total - report.invalid - report.new
+                report.to_publish = (to_publish + more)[:MAX_PUBLISHED]
+                _find_shared(connection, report)
+                if dry_run:
+                    raise _DryRunError
+                counts = {name: value for name, value in report.answer().items() if name not in ("errors", "shared")}
+                after = {**counts, "project": project, "priority": priority}
+                audit.record(connection, actor, "load", f"list {source}", after=after)
 
-            report.new, report.updated, to_publish = _store_in_savepoint(connection, store, progress)
-            report.existing = report.total - report.invalid - report.new
-            report.to_publish = to_publish[:MAX_PUBLISHED]
-            _find_shared(connection, report)
-            if dry_run:
-                raise _DryRunError
-            counts = {name: value for name, value in report.answer().items() if name not in ("errors", "shared")}
-            after = {**counts, "project": project, "priority": priority}
-            audit.record(connection, actor, "load", f"list {source}", after=after)
-    except _DryRunError:
-        report.to_publish = []
-        return report
+        with _loading_alone(connection):
+            staging.index()
+            try:
+                _repeat_after_conflicts(store, progress)
+            except _DryRunError:
+                report.to_publish = []
+                return report
     report.is_stored = True
     return report
 
 
-@repeats_after_deadlock
-def _store_in_savepoint(
-    connection: Connection, store: Callable[[Callable[[int], None]], Stored], progress: ReportProgress
-) -> Stored:
-    """Call `store` and return what it returns; a deadlock undoes what it has stored, and it is called again.
+def _repeat_after_conflicts(store: Callable[[Callable[[int], None]], None], progress: ReportProgress) -> None:
+    """Call `store`; a conflict with another transaction undoes what it has stored, and it is called again.
 
     A result that registers a number of the list at the same time inserts the same rows in another order.
     """
-    stored: list[int] = []
+    attempts = 0
+    while True:
+        attempts += 1
+        stored: list[int] = []
 
-    def advance(lines: int) -> None:
-        stored.append(lines)
-        progress(STORED, lines)
+        def advance(lines: int, stored: list[int] = stored) -> None:
+            stored.append(lines)
+            progress(STORED, lines)
 
-    try:
-        with savepoint(connection):
-            return store(advance)
-    except OperationalError:
-        progress(STORED, -sum(stored))
-        raise
+        try:
+            store(advance)
+        except DBAPIError as error:
+            if sqlstate(error) not in CONFLICTS:
+                raise
+            if attempts == MAX_ATTEMPTS:
+                detail = f"Others were changing numbers of the list in all {attempts} attempts to store it"
+                raise LoadConflictError(f"{detail}; nothing was stored, send it again") from error
+            log.info("A conflict undid a load; its numbers are stored again", attempts=attempts, state=sqlstate(error))
+            progress(STORED, -sum(stored))
+        else:
+            return
 
 
 def _count(report: LoadSummary, batch: ValidatedBatch) -> None:
@@ -207,6 +231,7 @@ def _count(report: LoadSummary, batch: ValidatedBatch) -> None:
 
 def _find_shared(connection: Connection, report: LoadSummary) -> None:
     """Put the new numbers into the report that have their unfinished part in common with an older number."""
+    report.sharing.clear()
     report.shared, rows = upsert.find_shared(connection, MAX_REPORTED_ERRORS)
     for row in rows:
         other = shorten(row.other)
@@ -219,9 +244,18 @@ def _find_shared(connection: Connection, report: LoadSummary) -> None:
         report.sharing.append(SharedNumber(row.line, shorten(row.number), message))
 
 
-def _lock_loading(connection: Connection) -> None:
-    if not connection.execute(select(func.pg_try_advisory_xact_lock(LOAD_LOCK))).scalar_one():
+@contextmanager
+def _loading_alone(connection: Connection) -> Iterator[None]:
+    """Lock the loading of lists for the session, from one transaction to the next. Raises LoadInProgressError."""
+    with step(connection):
+        is_alone = connection.execute(select(func.pg_try_advisory_lock(LOAD_LOCK))).scalar_one()
+    if not is_alone:
         raise LoadInProgressError("Another list is being stored; send this one again when that is done")
+    try:
+        yield
+    finally:
+        with suppress(DBAPIError), step(connection):  # the server releases the lock of a broken connection
+            connection.execute(select(func.pg_advisory_unlock(LOAD_LOCK)))
 
 
 # Validating many numbers ----------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """The temporary tables of a load, and the set statements that move their rows into the real tables.
 
-`Staging.copy` fills the temporary tables; it locks nothing and changes no real table. `Staging.store` then repeats
-these steps until no line is left:
+`Staging.copy` fills the temporary tables, and `Staging.match` matches each line with the composite that has its value
+as its number; neither locks anything or changes a real table. `Staging.store` repeats these steps until no line is
+left:
 
- 1. match each line with the composite that has its value as its number;
- 2. of the lines without a match, insert the first one with each value as a new composite, with its target, aliases,
-    factors and prior work.
+ 1. of the lines without a match, insert the first one with each value as a new composite, with its target, aliases,
+    factors and prior work;
+ 2. match the lines that are left.
 
 A number that is the cofactor of another one is a composite of its own; both have one target. The steps are repeated
 because a value may occur twice in the list, or may have been registered by somebody else in between.
@@ -13,13 +14,13 @@ coordinator/loading/upsert.py updates the composites that existed before, and th
 """
 
 from collections.abc import Callable, Iterator
-from io import StringIO
-from typing import Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects import postgresql
 
 from coordinator.base import jobs
+from coordinator.base.many_rows import copy_into
+from coordinator.base.unit_of_work import step
 from coordinator.composites import targets
 from coordinator.composites.eligibility import Eligibility
 from coordinator.composites.registry import COFACTOR, NUMBER
@@ -51,19 +52,23 @@ CREATE TEMP TABLE incoming (
     unfinished_sha256 bytea GENERATED ALWAYS AS
         (CASE WHEN NOT finished THEN coalesce(cofactor_sha256, value_sha256) END) STORED,
     {_ELIGIBILITY_TYPES}
-) ON COMMIT DROP;
+);
 CREATE TEMP TABLE incoming_nodes (
     id bigint DEFAULT nextval('factors_id_seq'), line bigint, place integer, parent_place integer, factor text,
     factor_sha256 bytea, digits integer, multiplicity integer, is_prime boolean, origin text, is_divisor boolean
-) ON COMMIT DROP;
+);
 CREATE TEMP TABLE incoming_runs (
     line bigint, b1 bigint, b2 numeric(22), parametrization smallint, curves bigint
-) ON COMMIT DROP;
-CREATE TEMP TABLE line_matches (line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean) ON COMMIT DROP;
-CREATE TEMP TABLE new_lines (line bigint PRIMARY KEY, id bigint) ON COMMIT DROP;
-CREATE TEMP TABLE changed_composites (composite_id bigint PRIMARY KEY) ON COMMIT DROP;
-CREATE TEMP TABLE new_targets (target_id bigint PRIMARY KEY, line bigint, has_prior_work boolean) ON COMMIT DROP
+);
+CREATE TEMP TABLE line_matches (
+    line bigint PRIMARY KEY, composite_id bigint, is_loaded boolean, is_planned boolean DEFAULT false
+);
+CREATE TEMP TABLE new_lines (line bigint PRIMARY KEY, id bigint);
+CREATE TEMP TABLE changed_composites (composite_id bigint PRIMARY KEY);
+CREATE TEMP TABLE new_targets (target_id bigint PRIMARY KEY, line bigint, has_prior_work boolean)
 """
+# What `match` and `store` write; the other tables have the list.
+_WRITTEN = "TRUNCATE line_matches, new_lines, changed_composites, new_targets"
 _MATCH = """
 INSERT INTO line_matches
 SELECT i.line, c.id, false FROM incoming i JOIN composites c USING (value_sha256)
@@ -179,15 +184,22 @@ SELECT i.id FROM new_lines JOIN incoming i USING (line) WHERE line BETWEEN :firs
 ORDER BY i.id
 """
 _MATCH_INSERTED = "INSERT INTO line_matches SELECT line, id, true FROM new_lines"
+_INDEXES = """
+CREATE INDEX ON incoming (unfinished_sha256);
+CREATE INDEX ON incoming (line);
+CREATE INDEX ON incoming_nodes (line);
+CREATE INDEX ON incoming_runs (line);
+ANALYZE incoming, incoming_nodes, incoming_runs
+"""
 
 
 class Staging:
-    """The temporary tables of one load, in its transaction."""
+    """The temporary tables of one load, in a session (unit_of_work.session)."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        for statement in _TABLES.split(";"):
-            connection.execute(text(statement))
+        with step(connection):
+            self._run_all(_TABLES)
 
     def copy(self, batch: ValidatedBatch) -> None:
         """Copy the valid numbers of a batch into the temporary tables."""
@@ -196,29 +208,46 @@ class Staging:
             ("incoming_nodes", NODE_COLUMNS, batch.nodes),
             ("incoming_runs", RUN_COLUMNS, batch.runs),
         )
-        cursor: Any = self._connection.connection.cursor()  # psycopg2's, which knows COPY
-        for table, columns, rows in tables:
-            if rows:
-                cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", StringIO(rows))
-        cursor.close()
+        with step(self._connection):
+            for table, columns, rows in tables:
+                if rows:
+                    copy_into(self._connection, table, columns, rows)
+
+    def index(self) -> None:
+        """Prepare the tables for the statements that follow, when all numbers are copied."""
+        with step(self._connection):
+            self._run_all(_INDEXES)
+
+    def match(self) -> int:
+        """Match the lines with registered composites, without locks; returns how many lines match.
+
+        Forgets what a call of `store` that was rolled back had done.
+        """
+        with step(self._connection):
+            self._connection.execute(text(_WRITTEN))
+            return self._match()
+
+    def _match(self) -> int:
+        lines = self._connection.execute(text(_MATCH)).rowcount
+        self._connection.execute(text("ANALYZE line_matches"))
+        return lines
+
+    def _run_all(self, statements: str) -> None:
+        for statement in statements.split(";"):
+            self._connection.execute(text(statement))
 
     def store(self, priority: int | None, progress: Callable[[int], None]) -> tuple[int, list[jobs.JobRef]]:
-        """Match every line and insert the new numbers; returns how many are new, and the jobs to publish.
+        """Insert the numbers that no line matches, until every line matches one.
 
-        `progress` is called with the number of lines that each step finished. New numbers for which the list gives no
-        priority get `priority`.
+        Returns how many numbers are new, and the jobs to publish. `progress` is called with the number of lines that
+        each step finished. New numbers for which the list gives no priority get `priority`.
         """
         run = self._connection.execute
-        run(text("CREATE INDEX ON incoming (unfinished_sha256)"))
-        for table in ("incoming", "incoming_nodes", "incoming_runs"):
-            run(text(f"CREATE INDEX ON {table} (line)"))
-            run(text(f"ANALYZE {table}"))
         new = 0
         to_publish: list[jobs.JobRef] = []
         while True:
-            progress(run(text(_MATCH)).rowcount)
             run(text(_CHOOSE))
-            run(text("ANALYZE line_matches, new_lines"))
+            run(text("ANALYZE new_lines"))
             if not run(text("SELECT EXISTS (SELECT FROM new_lines)")).scalar_one():
                 return new, to_publish
             for first, last in self._line_ranges():
@@ -226,6 +255,7 @@ class Staging:
                 progress(self._count_new(first, last))
             new += run(text(_MATCH_INSERTED)).rowcount
             run(text("TRUNCATE new_lines"))
+            progress(self._match())
 
     def _line_ranges(self) -> Iterator[tuple[int, int]]:
         """(first line, last line) of at most CHUNK new numbers at a time."""
@@ -256,10 +286,7 @@ class Staging:
             targets.delete_unused(self._connection, run(text(_DROP_NEW_TARGETS), span).scalars().all())
         for statement in (_ALIASES, _FACTORS, _PRIOR_WORK):
             run(text(statement), span)
-        to_publish = []
-        for composite_id in run(text(_UNTESTED), span).scalars().all():
-            to_publish += jobs.request(self._connection, jobs.TEST_COFACTOR, composite_id)
-        return to_publish
+        return jobs.request_all(self._connection, jobs.TEST_COFACTOR, run(text(_UNTESTED), span).scalars())
 
 
 def _span(first: int, last: int) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from gmpy2 import mpz
 
-from coordinator.loading.copy_rows import copy_text, divisor_rows, number_row, tree_rows
+from coordinator.base.many_rows import copy_text
+from coordinator.loading.copy_rows import divisor_rows, number_row, tree_rows
 from coordinator.loading.list_formats import InputRow
 from coordinator.loading.row_parsing import InvalidRowError, ParsedRow, parse_row
 from coordinator.numbers.arithmetic import digit_count, multiplicity

@@ -126,13 +126,13 @@ def top_progress(engine: Engine, filters: ProgressFilters, *, limit: int, max_di
         nearest = nearest.where(difficulty >= filters.min_difficulty)
     if filters.max_difficulty is not None:
         nearest = nearest.where(difficulty <= filters.max_difficulty)
+    keys = None if filters.numbers is None else compute_lookup_keys(filters.numbers, max_digits)
     with engine.connect() as connection:
         if filters.project is not None:
             members = select(ProjectComposite.composite_id)
             known = select(Project.id).where(Project.name == filters.project).scalar_subquery()
             nearest = nearest.where(Composite.id.in_(members.where(ProjectComposite.project_id == known)))
-        if filters.numbers is not None:
-            keys = compute_lookup_keys(filters.numbers, max_digits)
+        if keys is not None:
             hashes = {value for value in (*keys.written, *keys.evaluated) if value is not None}
             named = select(CompositeAlias.composite_id).where(CompositeAlias.value_sha256.in_(hashes))
             nearest = nearest.where(Composite.id.in_(named))

@@ -100,6 +100,7 @@ def composite_stats(engine: Engine, written: str, max_digits: int) -> dict[str, 
 
     Factors are the leaves of its tree, with multiplicity, smallest first; curves are summed by B1.
     """
+    registry.evaluate_ahead(written, max_digits)
     with engine.connect() as connection:
         found = registry.find(connection, written, max_digits)
         if found is None:

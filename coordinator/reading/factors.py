@@ -107,6 +107,8 @@ def list_factors(
     key = Factor.digit_length if order == LARGEST else Factor.created_at
     place = None if cursor is None else _place(question, cursor, order)
     near = select(Factor.id, key.label("key"), Factor.digit_length, Factor.is_prime)
+    if filters.number is not None:
+        registry.evaluate_ahead(filters.number, max_digits)
     if filters.project is not None:
         near = near.add_columns(Factor.composite_id)
     with engine.connect() as connection:

@@ -17,7 +17,7 @@ from coordinator import effort
 from coordinator.composites import eligibility, lease_lifecycle, ledger
 from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import digit_count, is_probable_prime
-from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_number, shorten
+from coordinator.numbers.expressions import ExpressionError, decimal, evaluate_stored, shorten
 from models.tables import Composite, Factor, Target, TargetSource, WorkAssignment, WorkedValue
 
 # A primality test of 300 digits takes a millisecond; the stored primality of larger values is not checked.
@@ -310,13 +310,15 @@ STATEMENTS = (
     (
         "finished",
         "factors",
-        # A composite factor must either be a composite of its own, for leases, or have a job that waits.
-        "SELECT f.id, format('a composite leaf of composite %s, with neither a composite nor a job of its own',"
+        # A composite factor must be a composite of its own, for leases, or have a job; or its number has a job for
+        # another part, for only some jobs of a number wait at a time.
+        "SELECT f.id, format('a composite leaf of composite %s, with neither a composite of its own nor a job',"
         " f.composite_id) AS detail FROM factors f JOIN composites c ON c.id = f.composite_id"
         " WHERE f.is_prime IS NOT TRUE AND f.child_composite_id IS NULL AND c.parent_id IS NULL"
         " AND NOT EXISTS (SELECT FROM factors below WHERE below.split_from_id = f.id)"
-        " AND NOT EXISTS (SELECT FROM jobs j WHERE j.target_id = f.id AND j.kind IN ('test_factor', 'split_factor')"
-        " AND j.state <> 'done')",
+        " AND f.composite_id NOT IN (SELECT other.composite_id FROM jobs j JOIN factors other ON other.id = j.target_id"
+        " WHERE j.kind IN ('test_factor', 'split_factor') AND j.state <> 'done'"
+        " UNION SELECT target_id FROM jobs WHERE kind = 'register_parts' AND state <> 'done')",
     ),
 )
 
@@ -363,7 +365,7 @@ def _numbers(connection: Connection, max_digits: int, progress: Callable[[str, i
 def _number(row: Row[Any], factors: list[Row[Any]], max_digits: int) -> Iterator[tuple[str, str]]:
     """Yield (invariant, description) for each fault of one composite and its tree of factors."""
     try:
-        number = evaluate_number(row.number, max_digits)
+        number = evaluate_stored(row.number, max_digits)
     except ExpressionError as error:
         yield "product", error.detail
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, func, select
 
-from coordinator.composites import identification
+from coordinator.composites import identification, registry
 from coordinator.numbers.expressions import ExpressionError
 from models.tables import Composite, Project, ProjectComposite, Target
 
@@ -33,12 +33,14 @@ _SHORT_ROWS = select(*SHORT).outerjoin(Target, Target.id == Composite.target_id)
 
 def identify_composite(engine: Engine, identifier: str, max_digits: int) -> int:
     """Return the id of the composite with this value, else of the one with this id. Raises NotFoundError."""
+    registry.evaluate_ahead(identifier, max_digits)
     with engine.connect() as connection:
         return identification.identify(connection, identifier, max_digits)
 
 
 def find_composites(engine: Engine, identifier: str, max_digits: int, limit: int = 100) -> list[Row[Any]]:
     """Return SHORT of the composites that `identifier` may mean, the one that `identify_composite` returns first."""
+    registry.evaluate_ahead(identifier, max_digits)
     with engine.connect() as connection:
         try:
             ids = identification.matching_ids(connection, identifier, max_digits)[:limit]

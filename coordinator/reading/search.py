@@ -140,6 +140,8 @@ def list_composites(
     """
     question = orjson.dumps([sort, descending, asdict(filters)], option=orjson.OPT_SORT_KEYS).decode()
     place = None if cursor is None else _place(question, cursor, sort)
+    if filters.text is not None:
+        registry.evaluate_ahead(filters.text, max_digits)
     with engine.connect() as connection:
         search = _Search(connection, filters, sort=sort, descending=descending, place=place, count=limit + 1)
         is_cut = False

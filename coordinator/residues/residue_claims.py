@@ -11,14 +11,13 @@ run twice counts once. Locks are taken in the common order, the composite's firs
 residue, so it locks only the residue.
 """
 
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, bindparam, exists, func, select, update
 from sqlalchemy.orm import aliased
 
 from coordinator import effort
-from coordinator.base import audit, jobs
+from coordinator.base import advisory_locks, audit, clock, jobs
 from coordinator.base.audit import Actor
 from coordinator.base.errors import ConflictError, DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import unit_of_work
@@ -149,6 +148,7 @@ def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> R
         )
         chosen.append(Target.id.in_(of_project))
     with unit_of_work(engine, "claim_residue", client=request.client_id) as connection:
+        advisory_locks.lock_client(connection, request.client_id)
         held = select(func.count()).where(Residue.status == "claimed", Residue.claimed_by == request.client_id)
         if connection.execute(held).scalar_one() >= max_claims:
             raise ConflictError(
@@ -165,11 +165,15 @@ def claim_residue(engine: Engine, request: ResidueRequest, max_claims: int) -> R
         ).scalar_one_or_none()
         if best is None:
             return None
-        until = datetime.now(UTC) + timedelta(hours=request.hours)
         connection.execute(
             update(Residue)
             .where(Residue.id == best)
-            .values(status="claimed", claimed_by=request.client_id, claimed_at=func.now(), claim_expires_at=until)
+            .values(
+                status="claimed",
+                claimed_by=request.client_id,
+                claimed_at=func.now(),
+                claim_expires_at=clock.after(3600 * request.hours),
+            )
         )
         columns: tuple[Any, ...] = (Residue, Target.digit_length, Target.current_t_level, Target.target_t_level)
         return connection.execute(

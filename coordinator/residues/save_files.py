@@ -52,10 +52,16 @@ class _Record:
 
 
 def read_save_file(
-    file: BinaryIO, *, max_digits: int, b1: int | None = None, keep: Callable[[bytes], object]
+    file: BinaryIO,
+    *,
+    max_digits: int,
+    b1: int | None = None,
+    keep: Callable[[bytes], object],
+    check_number: Callable[[mpz], object] = lambda number: None,
 ) -> SaveFile:
     """Read and check a save file, and pass every line of it to `keep`. `b1` is used for records without a B1.
 
+    `check_number` gets N once it is read, and may raise: the rest of a file for an unknown number need not be read.
     Holds at most one record and the sigmas of all curves in memory. Raises SaveFileError.
     """
     digest = hashlib.sha256()
@@ -78,7 +84,7 @@ def read_save_file(
             except UnicodeDecodeError:
                 raise SaveFileError(f"Line {line_number} is no text; send the file that ecm -save wrote") from None
 
-    checker = _CurveChecker(max_digits, b1)
+    checker = _CurveChecker(max_digits, b1, check_number)
     for record in _records(pieces()):
         checker.add(record)
     return checker.save_file(digest.digest(), size)
@@ -111,8 +117,8 @@ def _records(lines: Iterator[tuple[int, str]]) -> Iterator[_Record]:
 class _CurveChecker:
     """Checks record after record, and that each has the same number, B1 and parametrization as the first."""
 
-    def __init__(self, max_digits: int, b1: int | None) -> None:
-        self._max_digits, self._b1 = max_digits, b1
+    def __init__(self, max_digits: int, b1: int | None, check_number: Callable[[mpz], object]) -> None:
+        self._max_digits, self._b1, self._check_number = max_digits, b1, check_number
         self._written: tuple[str, mpz] | None = None
         self._first: tuple[mpz, int, int] | None = None
         self._sigmas: dict[mpz, int] = {}
@@ -153,10 +159,19 @@ class _CurveChecker:
         return SaveFile(*self._first, len(self._sigmas), sha256, size)
 
     def _number(self, written: str, line: int) -> mpz:
-        # All records have the same number, so it is evaluated once.
-        if self._written is None or self._written[0] != written:
+        if self._written is None:
             self._written = written, _evaluate(written, line, self._max_digits)
-        return self._written[1]
+            self._check_number(self._written[1])
+        first, number = self._written
+        if written == first:
+            return number
+        # All records have the same number, so its expression is evaluated once, whatever the others say.
+        if _DECIMAL.fullmatch(written) or _HEXADECIMAL.fullmatch(written):
+            return _evaluate(written, line, self._max_digits)
+        raise SaveFileError(
+            f"Line {line}: N is {shorten(written)}, and {shorten(first)} in the first line; all curves of a file have"
+            " the same N, in the same spelling or in decimal"
+        )
 
     def _b1_of(self, written: str | None, line: int) -> int:
         if written is None:

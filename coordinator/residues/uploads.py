@@ -1,11 +1,12 @@
 """Registering residues: a stored file becomes a residue, or is refused, and then nothing is registered."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from gmpy2 import mpz
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from coordinator.base import clock
 from coordinator.base.errors import DomainError, InvalidClaimError, NotFoundError
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import eligibility, lease_lifecycle, registry, superseding, targets
@@ -31,6 +32,18 @@ def _raise_if_known(connection: Connection, sha256: bytes) -> None:
         raise DomainError("duplicate_residue", f"Duplicate residue (checksum matches residue ID {known})")
 
 
+def require_known(engine: Engine, number: mpz, max_digits: int) -> None:
+    """Raise NotFoundError if `number` is no number of this server, nor a cofactor of one."""
+    written = decimal(number)
+    with engine.connect() as connection:
+        if registry.find(connection, written, max_digits) is None:
+            raise _unknown(written)
+
+
+def _unknown(written: str) -> NotFoundError:
+    return NotFoundError("unknown_composite", f"N, {shorten(written)}, is not a number of this server; load it first")
+
+
 def register_upload(
     engine: Engine,
     client_id: str,
@@ -51,9 +64,7 @@ def register_upload(
         written = decimal(file.number)
         found = registry.find(connection, written, max_digits)
         if found is None:
-            raise NotFoundError(
-                "unknown_composite", f"N, {shorten(written)}, is not a number of this server; load it first"
-            )
+            raise _unknown(written)
         registry.lock_group(connection, found.root_id)
         columns: tuple[Any, ...] = (Composite.id, Composite.is_fully_factored, Composite.target_id)
         chosen = select(*columns).where(Composite.id == found.id)
@@ -76,7 +87,7 @@ def register_upload(
                 sha256=file.sha256,
                 file_name=file_name,
                 file_size_bytes=file.size,
-                expires_at=datetime.now(UTC) + timedelta(days=expiry_days),
+                expires_at=clock.after(86400 * expiry_days),
             )
             .on_conflict_do_nothing()
             .returning(Residue.id)

@@ -1,5 +1,7 @@
 """The ledger: superseding, deleting and recalculating keep the sums and the vectors exact."""
 
+import uuid
+
 import numpy as np
 import pytest
 from pipeline import SETTINGS, assert_sound, receive, result, rows, run_sql, scalar, submit
@@ -12,7 +14,7 @@ from coordinator.base.audit import Actor
 from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import ledger
 from coordinator.reading import invariants
-from coordinator.results.batches import apply_result
+from coordinator.results import batches
 from models.engine import make_engine
 from models.tables import EcmAttempt, Target, ValueEffort
 
@@ -155,9 +157,10 @@ def test_a_hundred_thousand_attempts_are_summed_by_the_database(engine):
 def test_a_batch_and_single_results_give_the_same_effort(engine, make_database):
     bodies = [result(NUMBER, b1=b1, curves=curves) for b1, curves in ((50_000, 7), (250_000, 3), (50_000, 11))]
     submit(engine, result(NUMBER, curves=1))
-    receipts = [receive(engine, body, key=str(index)) for index, body in enumerate(bodies)]
-    assert apply_result(engine, receipts[0].submission_id, SETTINGS).state == "applied"
-    assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'applied'") == 4, "all in one batch"
+    ids = [receive(engine, body, key=str(index)).submission_id for index, body in enumerate(bodies)]
+    together = []
+    batches.apply_waiting(engine, SETTINGS, uuid.uuid4(), lambda settled, _: together.append(settled))
+    assert together == [ids]
     other = make_engine(make_database())
     submit(other, result(NUMBER, curves=1))
     for index, body in enumerate(bodies):

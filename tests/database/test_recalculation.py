@@ -131,17 +131,12 @@ def test_nothing_is_written_if_writing_fails(engine, numbers, monkeypatch):
     damage(engine, *numbers)
     before = vectors(engine)
     recalculation_id = begin(engine)
-    monkeypatch.setattr(recalculation.ledger, "VOID_BATCH", 2)
-    parts = []
 
-    def fails(connection, ids, refresh=recalculation.lease_lifecycle.refresh_eligibility):
-        parts.append(ids)
-        if len(parts) == 2:
-            raise RuntimeError("no more")
-        refresh(connection, ids)
+    def fails(connection, ids):
+        raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recalculation.lease_lifecycle, "refresh_eligibility", fails)
+        patch.setattr(recalculation.planned_effort, "differences", fails)
         with pytest.raises(RuntimeError):
             recalculation.continue_recalculation(engine, recalculation_id)
     assert all(np.array_equal(before[number], vector) for number, vector in vectors(engine).items())

@@ -226,6 +226,30 @@ def test_the_highest_priority_first_then_the_oldest_and_filters(engine):
         residue_claims.claim_residue(engine, ResidueRequest("cpu"), 3)
 
 
+@pytest.mark.parametrize(("max_claims", "held"), [(1, 0), (3, 1)])
+def test_a_client_never_claims_more_than_it_may_however_many_ask_at_once(engine, max_claims, held):
+    for _ in range(12):
+        upload(engine, attempt=stage1(engine))
+    for _ in range(held):
+        claim(engine)
+    together = threading.Barrier(12)
+
+    def ask(n):
+        together.wait()
+        try:
+            # Another client is not limited by the claims of this one.
+            name = "other" if n == 0 else "cpu"
+            return residue_claims.claim_residue(engine, ResidueRequest(name), max_claims).claimed_by
+        except ConflictError as error:
+            return error.reason
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(12)))
+    claims_of_cpu = max_claims - held
+    assert sorted(answers) == sorted(["cpu"] * claims_of_cpu + ["other"] + ["too_many_claims"] * (11 - claims_of_cpu))
+    assert scalar(engine, "SELECT count(*) FROM ecm_residues WHERE claimed_by = 'cpu'") == max_claims
+
+
 def test_only_its_claimer_may_download_or_release(engine, waiting):
     with pytest.raises(ConflictError):
         residue_claims.claimed_file(engine, waiting.id, "cpu")

@@ -15,7 +15,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import SETTINGS, assert_sound, empty, leaves, receive, result, rows, run_jobs, scalar, submit
+from pipeline import (
+    SETTINGS,
+    apply_in_batches,
+    assert_sound,
+    empty,
+    leaves,
+    receive,
+    result,
+    rows,
+    run_jobs,
+    scalar,
+    submit,
+)
 from primes import prime, product
 
 from coordinator.administration import deletions, edits
@@ -25,7 +37,7 @@ from coordinator.base.unit_of_work import is_transient, unit_of_work
 from coordinator.composites import registry
 from coordinator.leases import claims
 from coordinator.leases.work_request import Claim, WorkRequest
-from coordinator.results import applying, batches
+from coordinator.results import applying
 
 ACTOR = Actor("alice")
 # Small primes are found and split off; products of two large ones are too large to be split here.
@@ -43,7 +55,7 @@ NUMBERS = [
 PRIMES = [*SMALL, *LARGE]
 # TARGET_EXAMPLES=5000 with --hypothesis-profile=default searches for hours.
 EXAMPLES = int(os.environ.get("TARGET_EXAMPLES", "150"))
-APPLY = {"one by one": applying.apply_result, "in batches": batches.apply_result}
+APPLY = {"one by one": applying.apply_result, "in batches": apply_in_batches}
 
 
 class Oracle:
@@ -260,7 +272,7 @@ def test_concurrent_results_on_shared_numbers_end_as_sequential_ones(engine, see
         for submission_id in own:
             for _ in range(20):
                 try:
-                    (applying if submission_id % 2 else batches).apply_result(engine, submission_id, SETTINGS)
+                    (applying.apply_result if submission_id % 2 else apply_in_batches)(engine, submission_id, SETTINGS)
                     break
                 except Exception as error:
                     if not is_transient(error):

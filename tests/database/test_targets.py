@@ -3,7 +3,7 @@
 import secrets
 
 import pytest
-from pipeline import SETTINGS, assert_sound, composite, leaves, result, rows, run_jobs, scalar, submit
+from pipeline import SETTINGS, apply_in_batches, assert_sound, composite, leaves, result, rows, run_jobs, scalar, submit
 from primes import prime
 from shared_numbers import OTHER, SHARED, SMALL, know, level, register, register_two, target_of, upload
 
@@ -14,7 +14,7 @@ from coordinator.leases.work_request import NoWork, WorkRequest
 from coordinator.residues import residue_claims, uploads
 from coordinator.residues.residue_claims import ResidueRequest
 from coordinator.residues.save_files import SaveFile
-from coordinator.results import applying, batches
+from coordinator.results import applying
 
 
 def claim(engine, client="alice", **fields):
@@ -35,7 +35,7 @@ def test_numbers_with_the_same_cofactor_have_one_target(engine, sharing):
 
 @pytest.mark.parametrize("named", [0, 1], ids=["the older number", "the younger number"])
 @pytest.mark.parametrize("written", ["the cofactor", "the number"])
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
+@pytest.mark.parametrize("apply", [applying.apply_result, apply_in_batches], ids=["one by one", "in batches"])
 def test_curves_of_a_lease_count_for_the_leased_number_and_for_all_that_share_it(
     engine, sharing, named, written, apply
 ):
