@@ -17,27 +17,16 @@ result_backend = None
 task_serializer = "json"
 accept_content = ["json"]
 
-# Messages are acknowledged after their unit of work, so the messages of a worker that dies are delivered again ...
-task_acks_late = True
-# ... also when only the child process dies. Counted delivery attempts end a submission that kills its worker each time.
-task_reject_on_worker_lost = True
-# A task that fails or exceeds its time limit is acknowledged: its row still waits, and housekeeping publishes it again.
-task_acks_on_failure = True
-task_acks_on_timeout = True
-
-# Small, so that few messages wait for redelivery when a worker dies, and large enough to keep the worker busy.
-worker_prefetch_multiplier = 8
 worker_concurrency = _settings.worker_concurrency
 # Processes are replaced, to free memory that FLINT or a 50,000-digit number needed.
 worker_max_tasks_per_child = 20_000
 
+# A child that was killed has sent all it will ever send: what it had taken is taken again after this, not after 10 s.
+worker_lost_wait = 1.0
+
 task_time_limit = _settings.task_time_limit
 task_soft_time_limit = max(1, _settings.task_time_limit - 5)
-_longest_retry_delay = 60
-# Redis has no acknowledgements of its own: Celery delivers a message again that is unacknowledged for this long. The
-# time must exceed every time limit and retry delay, or tasks that still run would be delivered twice.
 broker_transport_options = {
-    "visibility_timeout": 2 * (max(_settings.analysis_time_limit, _settings.task_time_limit) + _longest_retry_delay),
     # With these the worker notices a broker that froze or vanished without closing its connections, and reconnects.
     "socket_connect_timeout": 3,
     "socket_timeout": 10,
@@ -79,25 +68,21 @@ task_send_sent_event = False
 worker_hijack_root_logger = False
 timezone = "UTC"
 
-# A housekeeping message expires when the next one is due.
 _every = timedelta(seconds=_settings.housekeeping_every)
-_expires = {"expires": _settings.housekeeping_every}
 # In memory: all intervals are short, and a schedule file can break.
 beat_scheduler = "tasks.beat:HeartbeatScheduler"
 beat_max_loop_interval = 2
 beat_schedule = {
-    "expire overdue leases": {"task": "tasks.housekeeping.expire_leases", "schedule": _every, "options": _expires},
-    "republish waiting rows": {"task": "tasks.housekeeping.republish_stale", "schedule": _every, "options": _expires},
-    "expire residues": {"task": "tasks.housekeeping.expire_residues", "schedule": 3 * _every, "options": _expires},
+    "expire overdue leases": {"task": "tasks.housekeeping.expire_leases", "schedule": _every},
+    "republish waiting rows": {"task": "tasks.housekeeping.republish_stale", "schedule": _every},
+    "expire residues": {"task": "tasks.housekeeping.expire_residues", "schedule": 3 * _every},
     "delete orphaned residue files": {
         "task": "tasks.housekeeping.collect_residue_garbage",
         "schedule": timedelta(hours=1),
-        "options": {"expires": 3600},
     },
     "aggregate client statistics": {
         "task": "tasks.housekeeping.aggregate_statistics",
         "schedule": 3 * _every,
-        "options": _expires,
     },
-    "prune": {"task": "tasks.housekeeping.prune", "schedule": timedelta(hours=1), "options": {"expires": 3600}},
+    "prune": {"task": "tasks.housekeeping.prune", "schedule": timedelta(hours=1)},
 }

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
 
     # Input limits
     max_digits: int = Field(50_000, ge=50, le=1_000_000, description="largest number, in decimal digits")
+    max_digits_unknown: int = Field(
+        10_000, ge=50, le=1_000_000, description="largest number that a result may register, in decimal digits"
+    )
     max_raw_output: int = Field(64 * 1024, ge=0, description="how much of a client's raw output is kept (its tail)")
     accept_unknown_composites: bool = Field(True, description="register numbers first seen in a result")
     implicit_key_window: float = Field(
@@ -68,9 +71,15 @@ class Settings(BaseSettings):
 
     # Workers
     worker_concurrency: int = Field(2, ge=1, le=256, description="worker processes")
-    max_deliveries: int = Field(5, ge=1, le=100, description="delivery attempts before a submission or a job fails")
+    max_deliveries: int = Field(3, ge=1, le=100, description="delivery attempts before a submission or a job fails")
     task_time_limit: int = Field(60, ge=5, description="hard time limit for applying one result")
     analysis_time_limit: int = Field(1800, ge=5, description="hard time limit for one job (splits, primality)")
+    arithmetic_seconds: float = Field(
+        2.0, gt=0, le=30, description="arithmetic while one result is applied (processor time); the rest becomes jobs"
+    )
+    client_job_seconds: int = Field(
+        30, ge=1, description="processor time of one split or primality test on a number that a result registered"
+    )
 
     # Leases
     lease_target_minutes: float = Field(
@@ -89,7 +98,6 @@ class Settings(BaseSettings):
 
     # Housekeeping
     republish_after: float = Field(15.0, ge=1, description="a submission or job that waited this long is republished")
-    republish_batch: int = Field(500, ge=1, description="most submissions republished at a time")
     housekeeping_every: float = Field(10.0, ge=0.5, description="how often beat starts housekeeping")
     retain_raw_output_days: float | None = Field(
         None, ge=0, description="delete raw output of this age (default: keep)"

@@ -13,7 +13,7 @@ from tasks.heartbeats import WorkerHeartbeat
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-app = Celery("ecm-coordinator", config_source="celeryconfig")
+app = Celery("ecm-coordinator", config_source="celeryconfig", amqp="tasks.consumer:AMQP")
 app.steps["worker"].update((WorkerHeartbeat, metrics.MetricsServer))
 tracing.connect_signals()
 

@@ -24,29 +24,54 @@ PREFIX = "ecm:heartbeat:"
 BEAT_SECONDS = 5
 EXPIRE_SECONDS = 300
 STALE_SECONDS = 30
+CLOCK_TOLERANCE = 5
 STARVED_SECONDS = 25
 
 
 def connect(url: str) -> "redis.Redis":
     """Return a client of the broker that gives up after half a second: nothing should wait longer for heartbeats."""
-    return redis.Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True)
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=0.5,
+        socket_connect_timeout=0.5,
+        socket_keepalive=True,
+        # A subscriber would send nothing otherwise, and not notice a broker that has vanished.
+        health_check_interval=5,
+        decode_responses=True,
+    )
 
 
 def beat(client: "redis.Redis", role: str, name: str, **facts: Any) -> None:
-    """Write the heartbeat of the process `name` of `role` (worker or beat), with facts about it."""
-    client.set(f"{PREFIX}{role}:{name}", json.dumps({"at": time(), **facts}), ex=EXPIRE_SECONDS)
+    """Write the heartbeat of the process `name` of `role` (worker or beat), with facts about it.
+
+    The broker's clock decides how old it is. `clock_ahead` is among the facts, in seconds, if this machine's clock
+    differs from that of the broker by more than CLOCK_TOLERANCE.
+    """
+    at = broker_time(client)
+    ahead = time() - at
+    if abs(ahead) > CLOCK_TOLERANCE:
+        log.warning("This machine's clock differs from the broker's; set one of them right", ahead=round(ahead))
+        facts["clock_ahead"] = round(ahead)
+    client.set(f"{PREFIX}{role}:{name}", json.dumps({"at": at, **facts}), ex=EXPIRE_SECONDS)
+
+
+def broker_time(client: "redis.Redis") -> float:
+    """Return the time by the broker's clock, in seconds since 1970."""
+    seconds, microseconds = client.time()
+    return float(seconds) + float(microseconds) / 1e6
 
 
 def read(client: "redis.Redis") -> list[dict[str, Any]]:
     """Return every heartbeat that has not expired: role, name, age in seconds, stale, and its facts."""
     beats = []
+    now = broker_time(client)
     for key in sorted(client.scan_iter(match=f"{PREFIX}*", count=1000)):
         value = client.get(key)
         if value is None:
             continue
         facts = json.loads(value)
         role, _, name = key.removeprefix(PREFIX).partition(":")
-        age = time() - facts.pop("at")
+        age = max(0.0, now - facts.pop("at"))
         beats.append({"role": role, "name": name, "age": round(age, 1), "stale": age > STALE_SECONDS, **facts})
     return beats
 

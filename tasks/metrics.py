@@ -7,7 +7,7 @@ web process a worker answers Prometheus itself, on WORKER_METRICS_PORT.
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,7 @@ TASK_SECONDS = Histogram(
     ["task", "state"],
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
-# A batch settles many results, but each result has a task of its own, which reports the state.
-SETTLED = Counter("ecm_results_settled_total", "Results settled, by the state that their tasks returned", ["state"])
+SETTLED = Counter("ecm_results_settled_total", "Results settled, by their state", ["state"])
 LEASES_EXPIRED = Counter("ecm_leases_expired_total", "Leases that expired")
 REPUBLISHED = Counter("ecm_republished_total", "Submissions and jobs that waited too long and were published again")
 PUBLISH_FAILURES = Counter("ecm_publish_failures_total", "Messages that the broker did not accept")
@@ -54,12 +53,18 @@ def observe_task(name: str, state: str, outcome: Any, seconds: float) -> None:
     TASK_SECONDS.labels(name, state).observe(seconds)
     if state != "SUCCESS":
         return
-    if name == "tasks.results.apply_result" and outcome in _SETTLED_STATES:
-        SETTLED.labels(outcome).inc()
-    elif name == "tasks.housekeeping.expire_leases":
+    if name == "tasks.housekeeping.expire_leases":
         LEASES_EXPIRED.inc(outcome or 0)
     elif name == "tasks.housekeeping.republish_stale":
         REPUBLISHED.inc(outcome or 0)
+
+
+def observe_results(counted: Mapping[str, int], seconds: float) -> None:
+    """Count a run of a worker that took `seconds`, and the results that it settled, by their state."""
+    TASK_SECONDS.labels("tasks.results.apply_result", "SUCCESS").observe(seconds)
+    for state in _SETTLED_STATES:
+        if counted.get(state):
+            SETTLED.labels(state).inc(counted[state])
 
 
 # The database pool --------------------------------------------------------------------------------------------------

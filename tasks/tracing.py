@@ -1,7 +1,7 @@
-"""One id for a request, its task and their transactions: every log line of a task has the id of its request.
+"""Log lines of tasks: every line of a task has its id, and its end is a line of its own.
 
-The id is in the message's headers, where Flower does not show it; housekeeping takes it from the row that it publishes
-again. The unit of work of a batch logs the ids of all its requests (coordinator/results/batches.py).
+Results and jobs are not run by tasks of their own: their runs log the ids of the requests that sent them
+(coordinator/results/batches.py).
 """
 
 from time import perf_counter
@@ -15,27 +15,18 @@ from tasks import metrics
 
 log = structlog.get_logger("tasks")
 
-HEADER = "ecm_request"
-
 _started: dict[str, float] = {}
 
 
-def headers() -> dict[str, str]:
-    """The headers of a message: the id of the current request, if there is one."""
-    request = structlog.contextvars.get_contextvars().get("request")
-    return {} if request is None else {HEADER: request}
-
-
 def connect_signals() -> None:
-    """Make every task of this process log the id of its request, and how the task ended."""
+    """Make every task of this process log its id, and how it ended."""
     task_prerun.connect(_begin)
     task_postrun.connect(_end)
 
 
-def _begin(task_id: str, task: Task, **_: Any) -> None:
+def _begin(task_id: str, **_: Any) -> None:
     structlog.contextvars.clear_contextvars()
-    request = task.request.get(HEADER)
-    structlog.contextvars.bind_contextvars(task=task_id, **({} if request is None else {"request": request}))
+    structlog.contextvars.bind_contextvars(task=task_id)
     _started[task_id] = perf_counter()
 
 

@@ -38,17 +38,16 @@ class ClaimFilters(NamedTuple):
 
 def lock_client(connection: Connection, client_id: str) -> int:
     """Let this client's claims go one after another; return how many open leases it has, and set the lock timeout."""
-    connection.execute(_LOCK_CLIENT, {"lock": CLIENT_LOCK, "client": client_id})
-    values = {"timeout": f"{LOCK_TIMEOUT_MS}ms", "client": client_id}
-    open_leases: int = connection.execute(_COUNT_OPEN_LEASES, values).one().open_leases
+    values = {"lock": CLIENT_LOCK, "client": client_id, "timeout": f"{LOCK_TIMEOUT_MS}ms"}
+    open_leases: int = connection.execute(_LOCK_CLIENT_AND_COUNT, values).one().open_leases
     return open_leases
 
 
-# Before the lock timeout is set: claims of one client wait for one another for as long as it takes.
-_LOCK_CLIENT = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:client))")
-# A statement of its own: it has to see what other claims committed while this one waited for the lock.
-_COUNT_OPEN_LEASES = text(
-    "SELECT count(*) AS open_leases, set_config('lock_timeout', :timeout, true) FROM work_assignments"
+# Two statements, sent together. The first one waits before the lock timeout is set: claims of one client wait for one
+# another for as long as it takes. The second one sees what other claims committed while the first one waited.
+_LOCK_CLIENT_AND_COUNT = text(
+    "SELECT pg_advisory_xact_lock(:lock, hashtext(:client));"
+    " SELECT count(*) AS open_leases, set_config('lock_timeout', :timeout, true) FROM work_assignments"
     " WHERE client_id = :client AND closed_at IS NULL"
 )
 
@@ -71,6 +70,16 @@ def candidate_ids(connection: Connection, request: WorkRequest, filters: ClaimFi
         found = connection.execute(candidates.select_candidates(eligible, order, filters.names), filters.values)
         if ids := list(found.scalars()):
             return ids
+    return []
+
+
+def lock_first_at_once(connection: Connection, request: WorkRequest, filters: ClaimFilters) -> LockedRows:
+    """Lock the first matching target that no other claim holds, in one statement; no row if that one is locked."""
+    order = _order(request)
+    for eligible in request.eligibility_columns:
+        statement = candidates.select_first_locked(eligible, order, filters.names)
+        if locked := connection.execute(statement, filters.values).all():
+            return list(locked)
     return []
 
 

@@ -86,17 +86,27 @@ def select_first_free(eligible: str, order: str, filters: FilterNames) -> Select
 
 
 @lru_cache(maxsize=1000)
+def select_first_locked(eligible: str, order: str, filters: FilterNames) -> Select[Any]:
+    """Return SELECT ... FOR NO KEY UPDATE SKIP LOCKED of the target that `select_first_free` finds, as one statement.
+
+    A row that changed since the statement began is checked against the filters again, but not against new rows of other
+    tables: the caller checks for new leases.
+    """
+    free = select_first_free(eligible, order, filters).cte("free")
+    found = select(TARGETS).join(free, free.c.id == targets.id).where(*(FILTERS[name] for name in filters))
+    return found.with_for_update(key_share=True, skip_locked=True, of=TARGETS)
+
+
+@lru_cache(maxsize=1000)
 def select_locked(filters: FilterNames, *, wait: bool) -> Select[Any]:
     """Return SELECT ... FOR NO KEY UPDATE of target `id` if it passes `filters`; wait=False adds SKIP LOCKED."""
     found = select(TARGETS).where(targets.id == bindparam("id"), *(FILTERS[name] for name in filters))
     return found.with_for_update(key_share=True, skip_locked=not wait, of=TARGETS)
 
 
-def _named(*, of_project: bool) -> Select[Any]:
+def _named(*conditions: ColumnElement[bool]) -> Select[Any]:
     """Return SQL for the composite that names a target's lease: the oldest unfinished number that points to it."""
-    own = select(*NAMED_COLUMNS).where(composites.target_id == bindparam("target"), _IS_UNFINISHED)
-    if of_project:
-        own = own.where(composites.id.in_(_members))
+    own = select(*NAMED_COLUMNS).where(composites.target_id == bindparam("target"), _IS_UNFINISHED, *conditions)
     return own.order_by(composites.parent_id.is_not(None), composites.id).limit(1)
 
 
@@ -110,7 +120,5 @@ NAMED_COLUMNS: tuple[Any, ...] = (
     composites.target_t_level,
 )
 _members = select(members.composite_id).where(members.project_id == bindparam("project_id"))
-NAMED, NAMED_OF_PROJECT = _named(of_project=False), _named(of_project=True)
-NAMED_BY_ID = select(*NAMED_COLUMNS).where(
-    composites.id == bindparam("id"), composites.target_id == bindparam("target"), _IS_UNFINISHED
-)
+NAMED, NAMED_OF_PROJECT = _named(), _named(composites.id.in_(_members))
+NAMED_BY_ID = _named(composites.id == bindparam("id"))

@@ -23,6 +23,7 @@ from coordinator.base.unit_of_work import unit_of_work
 from coordinator.composites import registry, targets
 from coordinator.leases import candidate_locks, new_leases, no_work
 from coordinator.leases.candidate_locks import ClaimFilters, LockedRows
+from coordinator.leases.new_leases import NamedBy
 from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 
 # Seconds that a claim goes on while other claims hold every matching target.
@@ -45,6 +46,8 @@ def claim(engine: Engine, request: WorkRequest, settings: Settings) -> Claim | N
 
     Raises ContendedError, and ExpressionError if the request names something that is not a number.
     """
+    if request.composite is not None:
+        registry.evaluate_ahead(request.composite, settings.max_digits)
     deadline = monotonic() + CLAIM_TIMEOUT
     contended = False
     while True:
@@ -66,13 +69,18 @@ def _attempt_claim(
     filters = candidate_locks.build_filters(connection, request)
     if request.composite is not None:
         return _claim_named(connection, request, request.composite, filters, settings)
-    lock = candidate_locks.lock_contended if contended else candidate_locks.lock_first
-    locked = lock(connection, request, filters)
-    if locked is not None:
-        return _ClaimAttempt(_lease_locked(connection, locked, request, settings))
-    if contended or candidate_locks.candidate_ids(connection, request, filters):
+    locked: LockedRows | None = None
+    if not contended:  # almost always the first candidate is free, and its row, too
+        locked = candidate_locks.lock_first_at_once(connection, request, filters)
+    if not locked:
+        if not candidate_locks.candidate_ids(connection, request, filters):
+            return _ClaimAttempt(no_work.nothing_matches(connection))
+        lock = candidate_locks.lock_contended if contended else candidate_locks.lock_first
+        locked = lock(connection, request, filters)
+    if locked is None:
         return _ClaimAttempt(contended=not contended)
-    return _ClaimAttempt(no_work.nothing_matches(connection))
+    named = NamedBy(project_id=filters.values.get("project_id"))
+    return _ClaimAttempt(_lease_locked(connection, locked, request, settings, named))
 
 
 def _claim_named(
@@ -90,15 +98,15 @@ def _claim_named(
     locked = candidate_locks.lock_target(connection, target_ids[0], filters, wait=True)
     if locked is None or targets.ids_of(connection, [found.id]) != target_ids:
         return _ClaimAttempt()
-    made = _lease_locked(connection, locked, request, settings, found.id)
+    made = _lease_locked(connection, locked, request, settings, NamedBy(found.id))
     return _ClaimAttempt(made or no_work.named_number_unavailable(connection, found.id, request))
 
 
 def _lease_locked(
-    connection: Connection, locked: LockedRows, request: WorkRequest, settings: Settings, named_id: int | None = None
+    connection: Connection, locked: LockedRows, request: WorkRequest, settings: Settings, named: NamedBy
 ) -> Claim | None:
-    """Lease the target that this claim has locked, under the name of `named_id`; None if it no longer matches."""
+    """Lease the target that this claim has locked, under the name of `named`; None if it no longer matches."""
     if not locked:
         return None
     (row,) = locked
-    return new_leases.make_lease(connection, row, request, settings, named_id)
+    return new_leases.make_lease(connection, row, request, settings, named)

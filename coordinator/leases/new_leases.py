@@ -1,19 +1,19 @@
 """Planning a lease of a locked target and inserting it."""
 
 import uuid
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select
+from sqlalchemy import Connection, Label, Row, Select, Uuid, bindparam, select, text
 
 from config.settings import Settings
 from coordinator import effort
+from coordinator.base.json_rows import json_rows
 from coordinator.composites import eligibility, lease_lifecycle, target_changes
 from coordinator.composites.eligibility import BOTH_P1, ECM, PM1, PP1
 from coordinator.effort import planning
 from coordinator.effort.planning import PlanRequest
 from coordinator.leases import candidates
-from coordinator.leases.speeds import measured_speed
+from coordinator.leases.speeds import TIMED_RUNS, TimedRun, speed_of
 from coordinator.leases.work_request import Claim, WorkRequest
 from models.limits import DEFAULT_B2, STAGE1_ONLY
 from models.tables import TargetSource, ValueEffort
@@ -25,44 +25,73 @@ SLACK, SHORTEST_LEASE = 3.0, 1800
 # The plan of a lease takes at least this share of LEASE_TARGET_MINUTES, or clients would spend their time on claims.
 SHORTEST_SHARE = 1 / 60
 
-LeaseRow = Row[Any]
+
+class NamedBy(NamedTuple):
+    """Which composite names a lease: the one with this id, or one of this project; both None: any with the target."""
+
+    composite_id: int | None = None
+    project_id: int | None = None
+
+
+class LeaseTerms(NamedTuple):
+    """The columns of an open lease that decide what it leaves to others (eligibility.OpenLease)."""
+
+    method: str
+    b1: int | None
+    b2: int | None
+    parametrization: int | None
+    curves: int | None
+    curves_submitted: int = 0
 
 
 def make_lease(
-    connection: Connection, row: Row[Any], request: WorkRequest, settings: Settings, named_id: int | None
+    connection: Connection, row: Row[Any], request: WorkRequest, settings: Settings, named: NamedBy
 ) -> Claim | None:
     """Lease the locked target `row` and update its eligibility; None if it is no longer eligible for such work.
 
-    The lease names the composite `named_id`; if that is None, the oldest unfinished number that has the target, of the
-    project if the request names one.
+    The lease names the composite `named`; of several, the oldest unfinished number that has the target.
     """
-    composite = _named_composite(connection, row.id, request, named_id)
+    composite = _read_facts(connection, row.id, request, named)
     if composite is None:  # it is finished, or it has left the target since the target was found
-        if named_id is None and request.project is None:
+        if named == NamedBy():
             # Only finished numbers have this target. Left open, it would be the first candidate of every claim.
             target_changes.finish(connection, row.id)
             lease_lifecycle.refresh_eligibility(connection, [row.id])
         return None
-    leases = lease_lifecycle.open_leases(connection, [row.id]).get(row.id, [])
+    leases = [LeaseTerms(*terms) for terms in composite.open_leases]
     columns = eligibility.compute_eligibility(row, leases)
-    made = None
+    planned = None
     if any(columns[column] for column in request.eligibility_columns):
         if request.method == ECM:
-            made = _make_ecm(connection, row, composite, request, leases=leases, settings=settings)
+            planned = _plan_ecm(row, composite, request, leases=leases, settings=settings)
         else:
-            made = _make_p1(connection, row, composite, columns, request)
-    if made is None:  # the stored eligibility was out of date
+            planned = _plan_p1(columns, request)
+    if planned is None:  # the stored eligibility was out of date
         lease_lifecycle.refresh_eligibility(connection, [row.id])
         return None
-    claim, lease = made
-    lease_lifecycle.store_eligibility(connection, row, [*leases, lease])
-    return claim
+    stored = {
+        **planned.terms._asdict(),
+        **eligibility.compute_eligibility(row, [*leases, planned.terms]),
+        "id": uuid.uuid4(),
+        "composite_id": composite.id,
+        "target_id": row.id,
+        "client_id": request.client_id,
+        "lease_seconds": max(1, int(planned.seconds)),
+    }
+    expires_at = connection.execute(_STORE_LEASE, stored).scalar_one()
+    return Claim(stored["id"], composite, planned.terms.method, expires_at=expires_at, **planned.fields)
 
 
-def _make_p1(
-    connection: Connection, row: Row[Any], composite: Row[Any], columns: dict[str, Any], request: WorkRequest
-) -> tuple[Claim, LeaseRow]:
-    """Insert a P-1/P+1 lease for the requested methods that the target still needs, by its eligibility `columns`."""
+class _Planned(NamedTuple):
+    """A lease that is to be inserted: its terms, how many seconds it lasts, and further fields of its Claim."""
+
+    terms: LeaseTerms
+    seconds: float
+    fields: dict[str, Any]
+
+
+def _plan_p1(columns: dict[str, Any], request: WorkRequest) -> _Planned:
+    """Plan the requested methods of P-1/P+1 that the target still needs, by its eligibility `columns`."""
     b1 = columns["p1_target_b1"]
     bounds: dict[str, int] = {
         method: b1
@@ -71,27 +100,19 @@ def _make_p1(
     }
     # The lease has the methods that it really contains: of a target that lacks one, the other may be out on lease.
     method = BOTH_P1 if len(bounds) == 2 else next(iter(bounds))
-    seconds = int((request.days or DEFAULT_DAYS) * SECONDS_PER_DAY)
-    run = {"b1": b1, "b2": DEFAULT_B2}
-    lease = _insert_lease(connection, composite, row.id, request.client_id, method=method, seconds=seconds, **run)
-    claim = Claim(
-        lease.id, composite, method, None, False, lease.expires_at, pm1_b1=bounds.get(PM1), pp1_b1=bounds.get(PP1)
-    )
-    return claim, lease
+    fields = {"plan": None, "shared": False, "pm1_b1": bounds.get(PM1), "pp1_b1": bounds.get(PP1)}
+    seconds = (request.days or DEFAULT_DAYS) * SECONDS_PER_DAY
+    return _Planned(LeaseTerms(method, b1, DEFAULT_B2, None, None), seconds, fields)
 
 
-def _make_ecm(
-    connection: Connection,
-    row: Row[Any],
-    composite: Row[Any],
-    request: WorkRequest,
-    *,
-    leases: list[LeaseRow],
-    settings: Settings,
-) -> tuple[Claim, LeaseRow] | None:
-    """Plan curves and insert an ECM lease; None if the target, with all leased curves, is at its target."""
+def _plan_ecm(
+    row: Row[Any], composite: Row[Any], request: WorkRequest, *, leases: list[LeaseTerms], settings: Settings
+) -> _Planned | None:
+    """Plan curves; None if the target, with all leased curves, is at its target, or is not free as a whole."""
+    if not request.shared and any(lease.method == ECM for lease in leases):
+        return None  # this lease is newer than the statement that found the target
     most = settings.lease_target_minutes * 60
-    speed = measured_speed(connection, request.client_id)
+    speed = speed_of(TimedRun(*run) for run in composite.timed_runs)
     b2 = STAGE1_ONLY if request.stage1_only else DEFAULT_B2
     plan_request = PlanRequest(most * SHORTEST_SHARE, most, speed, b1=request.b1, b2=b2)
     vector = eligibility.add_leased_curves(row.effort, leases)
@@ -100,76 +121,81 @@ def _make_ecm(
         return None
     own_seconds = plan.seconds / speed
     if request.shared:
-        run = {"b1": plan.b1, "b2": plan.b2, "parametrization": plan.parametrization, "curves": plan.curves}
+        terms = LeaseTerms(ECM, plan.b1, plan.b2, plan.parametrization, plan.curves)
         usual = max(SHORTEST_LEASE, SLACK * own_seconds)
     else:
-        run, usual = {}, DEFAULT_DAYS * SECONDS_PER_DAY
-    seconds = int(usual if request.days is None else request.days * SECONDS_PER_DAY)
-    lease = _insert_lease(connection, composite, row.id, request.client_id, method=ECM, seconds=seconds, **run)
-    claim = Claim(
-        lease.id,
-        composite,
-        ECM,
-        plan,
-        request.shared,
-        lease.expires_at,
-        prior_t_level=_prior_t_level(connection, row.id),
-        minutes=own_seconds / 60,
-    )
-    return claim, lease
-
-
-def _insert_lease(
-    connection: Connection,
-    composite: Row[Any],
-    target_id: int,
-    client_id: str,
-    *,
-    method: str,
-    seconds: int,
-    **run: int,
-) -> LeaseRow:
-    lease = {
-        "id": uuid.uuid4(),
-        "composite_id": composite.id,
-        "target_id": target_id,
-        "client_id": client_id,
-        "method": method,
-        "expires_at": datetime.now(UTC) + timedelta(seconds=max(1, seconds)),
-        "lease_seconds": max(1, seconds),
+        terms, usual = LeaseTerms(ECM, None, None, None, None), DEFAULT_DAYS * SECONDS_PER_DAY
+    seconds = usual if request.days is None else request.days * SECONDS_PER_DAY
+    prior = effort.effort_of(tuple(run) for run in composite.prior_runs)
+    fields = {
+        "plan": plan,
+        "shared": request.shared,
+        "prior_t_level": effort.t_level(prior) if composite.prior_runs else 0.0,
+        "minutes": own_seconds / 60,
     }
-    return connection.execute(_INSERT_LEASE, {**_NO_RUN, **run, **lease}).one()
+    return _Planned(terms, seconds, fields)
 
 
-_NO_RUN = dict.fromkeys(("b1", "b2", "parametrization", "curves"))
-_INSERT_LEASE = insert(candidates.LEASES).values(created_at=func.clock_timestamp()).returning(candidates.LEASES)
+def _read_facts(connection: Connection, target_id: int, request: WorkRequest, named: NamedBy) -> Row[Any] | None:
+    """Return the composite that names a lease (candidates.NAMED_COLUMNS), with what planning the lease needs.
 
-
-def _named_composite(
-    connection: Connection, target_id: int, request: WorkRequest, named_id: int | None
-) -> Row[Any] | None:
-    """Return the composite under whose name a target is leased (candidates.NAMED_COLUMNS)."""
-    if named_id is not None:
-        chosen = connection.execute(candidates.NAMED_BY_ID, {"id": named_id, "target": target_id})
-    elif request.project is None:
-        chosen = connection.execute(candidates.NAMED, {"target": target_id})
+    That is `open_leases` (LeaseTerms) of the target, and for ECM `timed_runs` of the client (speeds.TimedRun) and
+    `prior_runs`, the prior work that counts for the target.
+    """
+    values = {"target": target_id, "id": named.composite_id, "project_id": named.project_id}
+    statements = _ECM_FACTS if request.method == ECM else _P1_FACTS
+    if named.composite_id is not None:
+        statement = statements.by_id
     else:
-        project_id = connection.execute(candidates.PROJECT_ID, {"project": request.project}).scalar_one_or_none()
-        chosen = connection.execute(candidates.NAMED_OF_PROJECT, {"target": target_id, "project_id": project_id})
-    named: Row[Any] | None = chosen.one_or_none()
-    return named
+        statement = statements.any if named.project_id is None else statements.of_project
+    facts: Row[Any] | None = connection.execute(statement, values | {"client": request.client_id}).one_or_none()
+    return facts
 
 
-def _prior_t_level(connection: Connection, target_id: int) -> float:
-    """Return the t-level of the prior work alone that counts for a target."""
-    runs = connection.execute(_PRIOR_RUNS, {"id": target_id}).all()
-    if not runs:
-        return 0.0
-    return effort.t_level(effort.effort_of((run.b1, run.b2, run.parametrization, run.prior_curves) for run in runs))
+class _Facts(NamedTuple):
+    """The statement of `_read_facts` for each way in which a lease can be named."""
+
+    any: Select[Any]
+    by_id: Select[Any]
+    of_project: Select[Any]
 
 
-_PRIOR_RUNS = (
-    select(ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization, ValueEffort.prior_curves)
-    .join(TargetSource, TargetSource.value_id == ValueEffort.value_id)
-    .where(TargetSource.target_id == bindparam("id"), ValueEffort.prior_curves > 0)
+def _facts(*columns: Label[Any]) -> _Facts:
+    named = (candidates.NAMED, candidates.NAMED_BY_ID, candidates.NAMED_OF_PROJECT)
+    return _Facts(*(statement.add_columns(*columns) for statement in named))
+
+
+_leases, _effort, _sources = (
+    candidates.leases,
+    ValueEffort.__table__.c,
+    TargetSource.__table__.c,
 )
+_OPEN_LEASES = json_rows(
+    select(*(_leases[name] for name in LeaseTerms._fields)).where(
+        _leases.target_id == bindparam("target"), _leases.closed_at.is_(None)
+    ),
+    "open_leases",
+)
+_PRIOR_RUNS = json_rows(
+    select(_effort.b1, _effort.b2, _effort.parametrization, _effort.prior_curves)
+    .join(TargetSource.__table__, _sources.value_id == _effort.value_id)
+    .where(_sources.target_id == bindparam("target"), _effort.prior_curves > 0),
+    "prior_runs",
+)
+_P1_FACTS = _facts(_OPEN_LEASES)
+_ECM_FACTS = _facts(_OPEN_LEASES, _PRIOR_RUNS, TIMED_RUNS)
+
+_LEASE_COLUMNS = ("id", "composite_id", "target_id", "client_id", *LeaseTerms._fields, "lease_seconds")
+# A lease lasts by the database's clock, which also decides when its time has run out.
+_STORE_LEASE = text(
+    f"""
+WITH eligibility AS (
+    UPDATE targets SET {", ".join(f"{name} = :{name}" for name in eligibility.Eligibility._fields)}
+    WHERE id = :target_id
+)
+INSERT INTO work_assignments ({", ".join(_LEASE_COLUMNS)}, created_at, expires_at)
+VALUES ({", ".join(f":{name}" for name in _LEASE_COLUMNS)},
+        clock_timestamp(), clock_timestamp() + make_interval(secs => :lease_seconds))
+RETURNING expires_at
+"""  # noqa: S608 - only names of columns are inserted
+).bindparams(bindparam("id", type_=Uuid))

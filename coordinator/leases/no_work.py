@@ -1,7 +1,6 @@
 """The answers of a claim that makes no lease: why there is no work, and when to ask again."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
@@ -47,9 +46,9 @@ def nothing_matches(connection: Connection) -> NoWork:
 
     The client should ask again when the next lease expires, but within ASK_AGAIN_WHILE_LEASED: leases also end early.
     """
-    soonest = select(func.min(WorkAssignment.expires_at)).where(WorkAssignment.closed_at.is_(None))
-    expires_at = connection.execute(soonest).scalar_one()
-    seconds = ASK_AGAIN_LATEST if expires_at is None else (expires_at - datetime.now(UTC)).total_seconds()
+    soonest = select(func.min(WorkAssignment.expires_at), func.clock_timestamp())
+    expires_at, now = connection.execute(soonest.where(WorkAssignment.closed_at.is_(None))).one()
+    seconds = ASK_AGAIN_LATEST if expires_at is None else (expires_at - now).total_seconds()
     latest = ASK_AGAIN_LATEST if expires_at is None else ASK_AGAIN_WHILE_LEASED
     retry_after = int(min(max(seconds, ASK_AGAIN_SOONEST), latest))
     return NoWork(f"No matching work right now; ask again in {retry_after} seconds.", retry_after)

@@ -2,16 +2,15 @@
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select
 
-from coordinator.base import audit
+from coordinator.base import audit, clock
 from coordinator.base.audit import OPERATOR, Actor
 from coordinator.base.errors import ConflictError, composite_not_found
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.composites import eligibility, holds, identification, lease_lifecycle, targets
+from coordinator.composites import eligibility, holds, identification, lease_lifecycle, registry, targets
 from coordinator.numbers.expressions import shorten
 from models.tables import Composite, Target, WorkAssignment
 from models.types import AnyRow
@@ -35,6 +34,8 @@ def reserve(
     `identifier` is the number's value or id as a text, or its id as an int. Open leases go on, and their curves count.
     Returns the new lease with `open_leases`, the number of other open leases. Raises NotFoundError, ConflictError.
     """
+    if isinstance(identifier, str):
+        registry.evaluate_ahead(identifier, max_digits)
     with unit_of_work(engine, "reserve", client=client_id) as connection:
         composite_id = identification.identify(connection, identifier, max_digits)
         named = shorten(identifier) if isinstance(identifier, str) else f"composite {identifier}"
@@ -66,7 +67,7 @@ def reserve(
                 method=method,
                 status="claimed",
                 created_at=func.clock_timestamp(),
-                expires_at=datetime.now(UTC) + timedelta(hours=hours),
+                expires_at=clock.after(3600 * hours),
                 lease_seconds=int(hours * 3600),
                 details=details,
             )

@@ -2,7 +2,7 @@
 
 The steps, in this order:
 
- 1. lock the submission; if it is settled, return its state (so a task that is delivered twice does no harm);
+ 1. lock the submission; if it is settled, return its state (so a submission that is taken twice does no harm);
  2. find or register the composite (the number of a named lease first), and lock its family, the families that share
     targets with it, and these targets against changes by others;
  3. verify every claimed factor against the registered number, before anything is written;
@@ -30,16 +30,27 @@ from coordinator.base import jobs
 from coordinator.base.unit_of_work import savepoint, unit_of_work
 from coordinator.composites import families, lease_lifecycle, ledger, registry, target_changes, targets, values
 from coordinator.composites.families import Divisor
-from coordinator.composites.lease_lifecycle import NamedLease
 from coordinator.composites.values import sha256
 from coordinator.numbers.arithmetic import PRIMALITY_AT_ONCE_DIGITS, digit_count, is_probable_prime
-from coordinator.numbers.expressions import ExpressionError, decimal, evaluate, evaluate_number, shorten
+from coordinator.numbers.budget import Budget
+from coordinator.numbers.expressions import (
+    ExpressionError,
+    decimal,
+    evaluate,
+    evaluate_number,
+    evaluate_stored,
+    shorten,
+)
 from coordinator.numbers.factor_tree import SUBMITTED
 from coordinator.residues import residue_claims
-from coordinator.results import delivery_attempts
+from coordinator.results import delivery_attempts, inbox
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, CompositeAlias, EcmAttempt, Submission, Target
+from models.types import AnyRow
 from models.wire.results import FoundFactor, SubmitResult, split_sigma
+
+# A result waits no longer for a lock; then it is tried again later, and its worker is free for others.
+LOCK_TIMEOUT_MS = 1000
 
 
 class ResultRejectedError(Exception):
@@ -53,10 +64,11 @@ class ResultRejectedError(Exception):
 
 @dataclass
 class Applied:
-    """The state of a submission after its unit of work, and the jobs to publish."""
+    """The state of a submission after its unit of work, why it was rejected or failed, and the jobs to publish."""
 
     state: str
     factor_status: str | None = None
+    detail: str | None = None
     to_publish: list[jobs.JobRef] = field(default_factory=list)
 
 
@@ -88,49 +100,59 @@ class Outcome:
         }
 
 
-def apply_result(engine: Engine, submission_id: int, settings: Settings) -> Applied | None:
+def apply_result(
+    engine: Engine, submission_id: int, settings: Settings, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+) -> Applied | None:
     """Apply one submission once, however often this is called; returns None if it does not exist.
 
     The delivery attempt is counted before the unit of work starts, and the count survives this process. Every fault is
-    raised. A transient fault does not count as an attempt, and the caller should try again; any other fault counts.
+    raised, and the submission is due again later. A transient fault does not count as an attempt, any other does.
     """
     counted = delivery_attempts.count_attempt(engine, submission_id)
-    if counted is None:
-        return _state(engine, submission_id)
-    if counted > settings.max_deliveries:
+    if counted is not None and counted > settings.max_deliveries:
         delivery_attempts.dead_letter(engine, submission_id, settings.max_deliveries)
-        return _state(engine, submission_id)
+        counted = None
+    if counted is None:
+        return _settled(engine, submission_id)
     try:
-        return _apply(engine, submission_id, settings)
+        return _apply(engine, submission_id, settings, lock_timeout_ms)
     except Exception as error:
         delivery_attempts.record_fault(engine, submission_id, error)
         raise
 
 
-def _state(engine: Engine, submission_id: int) -> Applied | None:
+def _settled(engine: Engine, submission_id: int) -> Applied | None:
+    statement = select(Submission.state, Submission.detail).where(Submission.id == submission_id)
     with engine.connect() as connection:
-        state = connection.execute(select(Submission.state).where(Submission.id == submission_id)).scalar_one_or_none()
-    return None if state is None else Applied(state)
+        row = connection.execute(statement).one_or_none()
+    return None if row is None else Applied(row.state, detail=row.detail)
 
 
-def _apply(engine: Engine, submission_id: int, settings: Settings) -> Applied:
+def _apply(engine: Engine, submission_id: int, settings: Settings, lock_timeout_ms: int) -> Applied:
     with unit_of_work(engine, "apply_result", submission=submission_id) as connection:
         submission = connection.execute(
-            select(Submission.id, Submission.state, Submission.payload, Submission.attempt_id)
+            select(
+                Submission.id,
+                Submission.state,
+                Submission.detail,
+                Submission.payload,
+                Submission.attempt_id,
+                func.set_config("lock_timeout", str(lock_timeout_ms), True),
+            )
             .where(Submission.id == submission_id)
             .with_for_update()
         ).one()
         if submission.state != "received":
-            return Applied(submission.state)
+            return Applied(submission.state, detail=submission.detail)
         result = SubmitResult.model_validate(submission.payload)
         try:
             with savepoint(connection):
                 outcome, to_publish = _apply_verified(connection, submission, result, settings)
         except ResultRejectedError as refusal:
             _settle_rejected(connection, submission_id, refusal)
-            return Applied("rejected")
+            return Applied("rejected", detail=f"{refusal.reason}: {refusal}")
         _settle_applied(connection, submission_id, outcome)
-        return Applied(outcome.state, outcome.factor_status, to_publish)
+        return Applied(outcome.state, outcome.factor_status, to_publish=to_publish)
 
 
 def _apply_verified(
@@ -161,16 +183,20 @@ def _apply_verified(
 
     new_factors = False
     if divisors or found.is_new:
+        budget = Budget(settings.arithmetic_seconds)
         members = families.load_family(connection, [row.id for row in group], settings.max_digits)
         credited = [divisor.credited(attempt_id, result.client_id, result.method) for divisor in divisors]
-        change = families.use_divisors(connection, members, credited, found_on=composite.id)
+        try:
+            change = families.use_divisors(connection, members, credited, found_on=composite.id, budget=budget)
+        except families.TreeTooLargeError as error:
+            raise ResultRejectedError("too_many_factors", f"{shorten(result.composite)}: {error}") from error
         new_factors = bool(change.new)
         to_publish += change.to_publish
         if found.is_new:
-            to_publish += families.resolve_new(connection, members).to_publish
+            to_publish += families.resolve_new(connection, members, budget).to_publish
 
-    if lease_id and not repeated:
-        lease_lifecycle.count_curves(connection, lease_id, result)
+    if found.lease is not None and not repeated:
+        lease_lifecycle.count_curves(connection, [(found.lease, [result])])
     of_group = targets.ids_of(connection, [row.id for row in group])
     lease_lifecycle.refresh_eligibility(connection, sorted({*of_group, *target_ids}))
     if result.project:
@@ -206,7 +232,7 @@ class _FoundComposite(NamedTuple):
     root_id: int
     is_new: bool = False
     is_new_spelling: bool = False
-    lease: NamedLease | None = None
+    lease: AnyRow | None = None
 
 
 def _lock(
@@ -250,6 +276,12 @@ def _find_or_register(
         raise ResultRejectedError(error.reason, error.detail) from error
     if lease is not None:
         notes.append(f"work_id {lease.id} leases another number; the result counts without it")
+    if digit_count(value) > settings.max_digits_unknown:
+        raise ResultRejectedError(
+            "unknown_composite",
+            f"{shorten(result.composite)} has {digit_count(value)} digits, and is no number of this server; an operator"
+            f" must load numbers of more than {settings.max_digits_unknown} digits (MAX_DIGITS_UNKNOWN)",
+        )
     if not settings.accept_unknown_composites:
         raise ResultRejectedError(
             "unknown_composite",
@@ -260,7 +292,7 @@ def _find_or_register(
         raise ResultRejectedError(
             "composite_is_prime", f"{shorten(result.composite)} is prime; there is nothing to factor"
         )
-    new_id = registry.register(connection, result.composite, value, is_prime=prime)
+    new_id = registry.register(connection, result.composite, value, is_prime=prime, registered_by=result.client_id)
     return _FoundComposite(new_id, registry.roots_of(connection, [new_id])[0], is_new=True)
 
 
@@ -286,14 +318,14 @@ def _worked_value(
     A value that no curve was run on before gets its row, and is linked to these targets.
     """
     value_sha256 = _value_sha256(connection, composite, result.composite)
-    known = [] if value_sha256 is None else list(values.find_worked(connection, [value_sha256]).values())
-    if known:
-        (value_id,) = known
-    else:
-        value = evaluate_number(result.composite, settings.max_digits)
-        text = decimal(value)
-        value_id = values.find_or_add_worked(connection, {sha256(text): text})[sha256(text)]
-        target_changes.link_value(connection, value_id, value, composite.id)
+    known = values.find_worked(connection, [value_sha256]) if value_sha256 is not None else {}
+    if value_sha256 is not None and value_sha256 in known:
+        value_id = known[value_sha256]
+        return value_id, targets.lock_of_values(connection, [value_id])
+    value = evaluate_number(result.composite, settings.max_digits)
+    text = decimal(value)
+    value_id = values.find_or_add_worked(connection, {sha256(text): text})[sha256(text)]
+    target_changes.link_value(connection, value_id, value, composite.id)
     return value_id, targets.lock_of_values(connection, [value_id])
 
 
@@ -322,9 +354,11 @@ def _verify_claims(
     if not result.claims:
         return []
     written = connection.execute(select(Composite.number).where(Composite.id == composite_id)).scalar_one()
-    number = evaluate_number(written, settings.max_digits)
+    number = evaluate_stored(written, settings.max_digits)
     divisors: list[Divisor] = []
     wrong: list[str] = []
+    distinct: set[mpz] = set()
+    together = mpz(1)
     for claim in result.claims:
         try:
             value = evaluate(claim.factor, settings.max_digits)
@@ -336,6 +370,11 @@ def _verify_claims(
             wrong.append(shorten(claim.factor))
         else:
             divisors.append(_divisor(value, claim, result))
+            together *= 1 if value in distinct else value
+            distinct.add(value)
+    if together > number:
+        # Else one result could record a multiple of its number's size.
+        raise ResultRejectedError(inbox.FACTORS_EXCEED_NUMBER, inbox.factors_exceed_number(written))
     if wrong:
         raise ResultRejectedError(
             "factor_does_not_divide",
@@ -371,7 +410,7 @@ def _record_attempt(
     values_of_row |= {"work_id": lease_id}
     sharing = [row.id for row in group if row.target_id == composite.target_id and row.id != composite.id]
     if values_of_row["curves_sha256"] is not None and sharing:
-        hashes = [_curves_sha256(composite_id, result) for composite_id in sharing]
+        hashes = [curves_sha256(composite_id, result) for composite_id in sharing]
         same = select(EcmAttempt.id).where(EcmAttempt.curves_sha256.in_(hashes)).order_by(EcmAttempt.id).limit(1)
         first_id = connection.execute(same).scalar_one_or_none()
         if first_id is not None:
@@ -388,10 +427,30 @@ def _record_attempt(
     return connection.execute(first).scalar_one(), True
 
 
+# The columns of `ecm_attempts` that a result determines.
+ATTEMPT_COLUMNS = (
+    "id",
+    "composite_id",
+    "value_id",
+    "submission_id",
+    "client_id",
+    "method",
+    "program",
+    "program_version",
+    "b1",
+    "b2",
+    "parametrization",
+    "curves",
+    "sigma",
+    "execution_time",
+    "curves_sha256",
+)
+
+
 def attempt_values(
     submission_id: int, attempt_id: int, composite_id: int, value_id: int, result: SubmitResult
 ) -> dict[str, Any]:
-    """Return the `ecm_attempts` row for a result."""
+    """Return ATTEMPT_COLUMNS of a result, by name."""
     return {
         "id": attempt_id,
         "composite_id": composite_id,
@@ -407,11 +466,11 @@ def attempt_values(
         "curves": result.curves,
         "sigma": " ".join(value for _, value in result.sigmas) or None,
         "execution_time": result.results.execution_time,
-        "curves_sha256": _curves_sha256(composite_id, result),
+        "curves_sha256": curves_sha256(composite_id, result),
     }
 
 
-def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
+def curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
     """Hash what identifies curves: number, method, bounds, parametrization, sigmas and count; None without sigma."""
     if not result.sigmas:
         return None
@@ -426,7 +485,7 @@ def _curves_sha256(composite_id: int, result: SubmitResult) -> bytes | None:
 
 def _add_effort(connection: Connection, target_ids: list[int], value_id: int, result: SubmitResult) -> None:
     """Add the run to the sums of its value and to the vectors of its locked targets, at constant cost."""
-    run = (result.parameters.b1 or 0, result.b2, result.parametrization)
+    run = run_of(result)
     has_curves = result.method == "ecm" and result.curves > 0
     if has_curves:
         ledger.add(connection, {ledger.Account(value_id, *run): result.curves})
@@ -451,6 +510,11 @@ def _settle_residue(
     stage2, note = residue_claims.settle_stage2(connection, attempt_id, result, found=found)
     notes.append(stage2.message if stage2 else note or "")
     return stage2
+
+
+def run_of(result: SubmitResult) -> tuple[int, int, int]:
+    """Return (B1, B2, parametrization) of the curves of a result."""
+    return result.parameters.b1 or 0, result.b2, result.parametrization
 
 
 def reached_p1_bound(result: SubmitResult) -> int:

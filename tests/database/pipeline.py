@@ -1,6 +1,8 @@
 """The pipeline without HTTP and broker: store a result, apply it, run its jobs."""
 
+import uuid
 from collections.abc import Callable, Iterable
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import Engine, func, select, text, update
@@ -9,7 +11,7 @@ from config.settings import Settings
 from coordinator.composites import lease_lifecycle, targets
 from coordinator.housekeeping import job_runner
 from coordinator.reading import invariants
-from coordinator.results import applying, inbox
+from coordinator.results import applying, batches, inbox
 from coordinator.results.applying import Applied
 from coordinator.results.inbox import Receipt
 from models.tables import Base, Composite, Job, Target
@@ -66,6 +68,24 @@ def submit(engine: Engine, body: dict[str, Any], key: str | None = None, apply: 
     receipt = receive(engine, body, key)
     apply(engine, receipt.submission_id, SETTINGS)
     return inbox.submission_row(engine, receipt.submission_id)
+
+
+def apply_in_batches(engine: Engine, submission_id: int, settings: Settings, seconds: float = 30) -> Applied | None:
+    """Apply what waits, as workers do, until this submission is settled; returns None if it does not exist."""
+    until = monotonic() + seconds
+    to_publish = []
+    while True:
+        row = inbox.submission_row(engine, submission_id)
+        if row is None or row.state != "received":
+            return (
+                None
+                if row is None
+                else Applied(row.state, (row.outcome or {}).get("factor_status"), row.detail, to_publish)
+            )
+        assert monotonic() < until, f"submission {submission_id} still waits: {row}"
+        report = batches.apply_waiting(engine, settings, uuid.uuid4(), lambda ids, jobs: to_publish.extend(jobs))
+        if submission_id not in {one.submission_id for one in report.attempted if one.state != "received"}:
+            sleep(0.02)
 
 
 def run_jobs(engine: Engine) -> int:

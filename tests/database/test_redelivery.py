@@ -6,17 +6,17 @@ import sys
 import threading
 
 import pytest
-from pipeline import SETTINGS, assert_sound, counts, receive, result, rows, run_sql, scalar, submit
+from pipeline import SETTINGS, apply_in_batches, assert_sound, counts, receive, result, rows, submit
 from primes import prime, product
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from coordinator.base.unit_of_work import unit_of_work
-from coordinator.results import applying, batches, inbox
+from coordinator.results import applying, inbox
 
 NUMBER = str(product(prime(20), prime(40), prime(80)))
 THREE = SETTINGS.model_copy(update={"max_deliveries": 3})
-APPLIERS = [applying.apply_result, batches.apply_result]
+APPLIERS = [applying.apply_result, apply_in_batches]
 
 
 def at_once(times, call):
@@ -50,13 +50,12 @@ def test_delivered_twice(engine, apply):
     assert_sound(engine)
 
 
-@pytest.mark.parametrize("apply", APPLIERS)
-def test_delivered_eight_times_at_once(engine, apply):
-    """More than MAX_DELIVERIES at once, and yet it is no fault of the submission."""
+def test_delivered_eight_times_at_once(engine):
+    """More often than MAX_DELIVERIES, and yet it is no fault of the submission."""
     submit(engine, result(NUMBER, client="first"))
     for n in range(3):
         receipt = receive(engine, result(NUMBER, curves=10 + n))
-        raised = at_once(8, lambda receipt=receipt: apply(engine, receipt.submission_id, THREE))
+        raised = at_once(8, lambda receipt=receipt: apply_in_batches(engine, receipt.submission_id, THREE))
         assert raised == []
         assert inbox.submission_row(engine, receipt.submission_id).state == "applied", f"time {n}"
     assert counts(engine, ("ecm_attempts",)) == {"ecm_attempts": 4}
@@ -65,11 +64,11 @@ def test_delivered_eight_times_at_once(engine, apply):
 
 def test_a_submission_that_does_not_exist(engine):
     assert applying.apply_result(engine, 17, SETTINGS) is None
-    assert batches.apply_result(engine, 17, SETTINGS) is None
+    assert apply_in_batches(engine, 17, SETTINGS) is None
 
 
-@pytest.mark.parametrize("apply", APPLIERS)
-def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(engine, monkeypatch, apply):
+def test_a_result_that_fails_every_time_ends_as_failed_and_only_an_operator_sends_it_again(engine, monkeypatch):
+    apply = applying.apply_result
     receipt = receive(engine, result(NUMBER, str(prime(20))))
 
     def broken(*_, **__):
@@ -87,9 +86,12 @@ def test_a_result_that_fails_every_time_ends_as_failed_and_can_be_sent_again(eng
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
     assert_sound(engine)
     monkeypatch.undo()
-    # The client sends the same again, after the bug was mended: it is queued, not refused.
+    # The client sends the same again: it is told how the first one ended, and no worker is held by it again.
     again = receive(engine, result(NUMBER, str(prime(20))))
-    assert (again.submission_id, again.replay) == (receipt.submission_id, False)
+    assert (again.submission_id, again.replay, again.settled.state) == (receipt.submission_id, True, "failed")
+    assert apply(engine, receipt.submission_id, THREE).state == "failed"
+    with unit_of_work(engine, "retry") as connection:
+        inbox.requeue(connection, receipt.submission_id)
     assert apply(engine, receipt.submission_id, THREE).state == "applied"
     row = inbox.submission_row(engine, receipt.submission_id)
     assert (row.detail, row.reason, row.tries) == (None, None, 1)
@@ -198,16 +200,3 @@ def test_a_base_exception_leaves_nothing_and_counts(engine, monkeypatch):
         applying.apply_result(engine, receipt.submission_id, THREE)
     assert counts(engine, ("composites", "ecm_attempts")) == {"composites": 0, "ecm_attempts": 0}
     assert inbox.submission_row(engine, receipt.submission_id).tries == 1
-
-
-def test_a_submission_with_an_earlier_attempt_is_applied_alone(engine):
-    """A submission that was in a batch whose worker died is never in another batch."""
-    submit(engine, result(NUMBER, client="first"))
-    dead = receive(engine, result(NUMBER, curves=1))
-    run_sql(engine, "UPDATE submissions SET tries = 1 WHERE id = :id", id=dead.submission_id)
-    other = receive(engine, result(NUMBER, curves=2))
-    assert batches.apply_result(engine, other.submission_id, SETTINGS).state == "applied"
-    assert inbox.submission_row(engine, dead.submission_id).state == "received"
-    assert batches.apply_result(engine, dead.submission_id, SETTINGS).state == "applied"
-    assert scalar(engine, "SELECT attempt_count FROM composites") == 3
-    assert_sound(engine)

@@ -106,7 +106,8 @@ class Traffic:
             "SELECT state, count(*) FROM submissions WHERE payload->>'composite' = ANY(:values) GROUP BY state",
             values=values,
         )
-        assert Counter(dict(map(tuple, states))) == Counter(state for _, state in self.sent)
+        found, expected = Counter(dict(map(tuple, states))), Counter(state for _, state in self.sent)
+        assert found == expected, (found, expected)
         curves: Counter[tuple[str, int]] = Counter()
         for body, state in self.sent:
             if state == "applied":

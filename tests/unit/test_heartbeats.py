@@ -21,6 +21,7 @@ def clock(monkeypatch):
     """A clock that only the test moves."""
     now = [1000.0]
     monkeypatch.setattr(heartbeats, "time", lambda: now[0])
+    monkeypatch.setattr(heartbeats, "broker_time", lambda client: now[0])
     monkeypatch.setattr(heartbeats, "monotonic", lambda: now[0])
     return now
 
@@ -36,6 +37,15 @@ def test_a_heartbeat_is_read_grows_stale_and_is_deleted(broker, clock):
     assert 0 < broker.ttl("ecm:heartbeat:beat:two") <= heartbeats.EXPIRE_SECONDS
     heartbeats.forget(broker, "worker", "worker@one")
     assert [beat["role"] for beat in heartbeats.read(broker)] == ["beat"]
+
+
+def test_a_heartbeat_has_the_age_that_the_broker_gives_it_and_says_that_a_clock_is_wrong(broker, monkeypatch):
+    for ahead in (120, -120, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(heartbeats, "time", lambda ahead=ahead: heartbeats.broker_time(broker) + ahead)
+            heartbeats.beat(broker, "worker", "one", pid=1)
+        (beat,) = heartbeats.read(broker)
+        assert (beat["stale"], beat["age"] < 10, beat.get("clock_ahead")) == (False, True, {2: None}.get(ahead, ahead))
 
 
 def verdicts_on(*observations, every=BEAT_SECONDS):

@@ -12,6 +12,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from config.local.valkey import start_valkey
 from coordinator.base.jobs import JobRef
+from ingest import rate_limits
 from tasks import broker_circuit, publishing
 
 
@@ -29,6 +30,8 @@ def sent(monkeypatch):
 
     sent = Sent()
     monkeypatch.setattr(publishing.app, "send_task", sent.send_task)
+    # The apps of other tests in this process go on to count requests, and would open the circuit.
+    monkeypatch.setattr(rate_limits.Counters, "settle", lambda *_: None)
     monkeypatch.setattr(broker_circuit, "_open_until", 0.0)
     return sent
 
@@ -41,12 +44,12 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_message_for_a_submission_is_short_and_readable(sent):
-    assert publishing.publish_submission(7, "c" * 60, "1" * 5000)
+def test_the_message_for_submissions_is_short_and_readable(sent):
+    assert publishing.publish_submissions([(7, "c" * 60, "1" * 5000), (8, "bob", "15")])
     ((task, options),) = sent
     assert (task, options["queue"]) == ("tasks.results.apply_result", "results")
     composite = "1" * 18 + "..." + "1" * 18
-    assert options["kwargs"] == {"submission_id": 7, "client": "c" * 40, "composite": composite}
+    assert options["kwargs"] == {"submissions": [(7, "c" * 40, composite), (8, "bob", "15")]}
     assert options["kwargsrepr"] == repr(options["kwargs"])
 
 
@@ -70,21 +73,21 @@ def failures():
 def test_after_a_failure_nothing_is_published_for_a_moment(sent, clock, fault):
     sent.fault = fault
     before = failures()
-    assert not publishing.publish_submission(1, "alice", "15")
+    assert not publishing.publish_submissions([(1, "alice", "15")])
     sent.fault = None
     clock[0] += broker_circuit.OPEN_SECONDS - 0.01
-    assert not publishing.publish_submission(2, "alice", "15")
+    assert not publishing.publish_submissions([(2, "alice", "15")])
     assert sent == []
     assert failures() == before + 2  # housekeeping publishes each of them
     clock[0] += 0.01
-    assert publishing.publish_submission(3, "alice", "15")
+    assert publishing.publish_submissions([(3, "alice", "15")])
     assert len(sent) == 1
 
 
 def test_an_error_in_our_code_is_not_treated_as_a_missing_broker(sent):
     sent.fault = TypeError("not JSON")
     with pytest.raises(TypeError):
-        publishing.publish_submission(1, "alice", "15")
+        publishing.publish_submissions([(1, "alice", "15")])
 
 
 # Many requests at once: none may wait for its turn behind others that wait for the broker. It prints how many messages
@@ -101,13 +104,13 @@ def counted(*arguments, **options):
     asked.append(1)
     return send_task(*arguments, **options)
 publishing.app.send_task = counted
-print(publishing.publish_submission(1, "alice", "15"), flush=True)
+print(publishing.publish_submissions([(1, "alice", "15")]), flush=True)
 for line in sys.stdin:
     answers, waits = [], []
     asked.clear()
     def publish():
         began = monotonic()
-        answers.append(publishing.publish_submission(1, "alice", "15"))
+        answers.append(publishing.publish_submissions([(1, "alice", "15")]))
         waits.append(monotonic() - began)
     broker_circuit._open_until = 0.0
     threads = [threading.Thread(target=publish) for _ in range(48)]
