@@ -11,6 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config.logging import configure_logging
 from config.settings import Settings
 from config.settings import settings as process_settings
+from coordinator.results.intake import Intake
 from ingest import client_authentication, login, openapi, rate_limits, web_metrics
 from ingest.admin.admin_composites import admin_composites
 from ingest.admin.admin_leases import admin_leases
@@ -24,12 +25,12 @@ from ingest.factors_routes import factors
 from ingest.guide import GUIDE, guide
 from ingest.health_routes import operations
 from ingest.leases_routes import leases
-from ingest.outcome_polling import OutcomePoller
+from ingest.outcome_waiting import OutcomeWaiter
 from ingest.problems import answer_with_problems
 from ingest.projects_clients_routes import directory
 from ingest.public_pages import pages, respond
 from ingest.residues_routes import residues
-from ingest.results_routes import results
+from ingest.results_routes import publish, results
 from models.engine import process_engine
 from models.wire.common import PRINTABLE
 from tasks import heartbeats, publishing
@@ -39,7 +40,7 @@ STATEMENT_TIMEOUT_MS = 20_000
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Return the application, with its own engine and outcome poller."""
+    """Return the application, with its own engine, intake and outcome waiter."""
     settings = settings or process_settings()
     configure_logging(settings.log_format, settings.log_level)
     publishing.use_short_timeouts()
@@ -55,7 +56,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     if settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
-    app.config["POLLER"] = OutcomePoller(app.config["ENGINE"], settings.waiters)
+    app.config["OUTCOMES"] = OutcomeWaiter(
+        app.config["ENGINE"], settings.waiters, lambda: heartbeats.connect(settings.redis_url)
+    )
+    app.config["INTAKE"] = Intake(app.config["ENGINE"], publish)
     app.register_api(results)
     app.register_api(composites)
     app.register_api(factors)

@@ -17,7 +17,8 @@ SCHEME = "bearer"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ecm-coordinator"'}
 # Seconds for which a process remembers a key, and thus for which a revoked key may still work.
 CACHED_SECONDS = 5.0
-MOST_CACHED = 10_000
+# Keys that are nobody's are remembered apart, so that guessing keys does not drive out the keys of clients.
+MOST_CACHED, MOST_UNKNOWN = 10_000, 1_000
 
 # Clients act through the routes of these blueprints and through these routes; all other routes read.
 BLUEPRINTS = ("leases", "residues")
@@ -28,7 +29,8 @@ class KeyOwners:
     """The owners of keys, looked up by hash and remembered for CACHED_SECONDS."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[str | None, float]] = {}
+        self._known: dict[bytes, tuple[str, float]] = {}
+        self._unknown: dict[bytes, float] = {}
         self._lock = Lock()
 
     def of(self, key: str) -> str | None:
@@ -37,6 +39,8 @@ class KeyOwners:
         name, until = self._known.get(key_sha256, (None, 0.0))
         if monotonic() < until:
             return name
+        if monotonic() < self._unknown.get(key_sha256, 0.0):
+            return None
         try:
             owner = client_keys.key_owner(engine(), key_sha256)
         except Exception as error:
@@ -45,10 +49,21 @@ class KeyOwners:
                 raise
             return name
         with self._lock:
-            if len(self._known) >= MOST_CACHED:
-                self._known.clear()
-            self._known[key_sha256] = (owner, monotonic() + CACHED_SECONDS)
+            self._remember(key_sha256, owner, monotonic() + CACHED_SECONDS)
         return owner
+
+    def _remember(self, key_sha256: bytes, owner: str | None, until: float) -> None:
+        # Removed first: the dictionaries then have the keys in the order in which they were looked up.
+        self._known.pop(key_sha256, None)
+        self._unknown.pop(key_sha256, None)
+        if owner is None:
+            self._unknown[key_sha256] = until
+        else:
+            self._known[key_sha256] = (owner, until)
+        if len(self._known) > MOST_CACHED:
+            del self._known[next(iter(self._known))]
+        if len(self._unknown) > MOST_UNKNOWN:
+            del self._unknown[next(iter(self._unknown))]
 
 
 def authenticate_client() -> None:
@@ -76,6 +91,15 @@ def named_clients() -> list[str]:
     given = [*request.args.getlist("client_id"), *request.headers.getlist("X-Client-ID")]
     given += [value for name, value in (request.view_args or {}).items() if name == "client_id"]
     return [name.strip() for name in given]
+
+
+def acting_client() -> str | None:
+    """Return the client that a request without a key is made as: the first one that it names, if it names any."""
+    # The routes of residues read this header, whatever the address names beside it.
+    if request.blueprint == "residues":
+        given = request.headers.get("X-Client-ID")
+        return given.strip() if given else None
+    return next(iter(named_clients()), None)
 
 
 def client_of_key() -> str | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response
 
-from coordinator.numbers.expressions import parse_number, shorten
+from coordinator.numbers.expressions import LONGEST_EXPRESSION, parse_number, shorten
 from coordinator.reading import batch_lookup, detail, search
 from ingest import openapi
 from ingest.plurals import counted
@@ -24,8 +24,6 @@ from models.wire.reading import (
     TopProgress,
 )
 
-# The web process evaluates expressions, and its other requests wait meanwhile.
-LONGEST_EXPRESSION = 1000
 TOO_MANY_ALIKE = "Too many numbers begin like this to search all of them; this list is incomplete"
 UNKNOWN: dict[Any, Any] = {404: openapi.problem("`unknown_composite`")}
 UNKNOWN_PROJECT: dict[Any, Any] = {404: openapi.problem("`unknown_project`")}

@@ -29,6 +29,8 @@ backlog = 1024
 # is imported before, once for all processes (`on_starting`).
 preload_app = False
 limit_request_line = 8190
+# By default gunicorn takes SCRIPT_NAME and PATH_INFO from headers, and whoever sends them gets around a proxy's rules.
+forwarder_headers = ""
 accesslog = None
 loglevel = "warning"
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from time import time
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator.base import clock
 from coordinator.reading import health_queries, metrics_queries
 from ingest import openapi, security_headers
 from ingest.problems import RETRY, ProblemError, database_away
@@ -114,11 +116,17 @@ def _database() -> dict[str, Any]:
     try:
         inbox = health_queries.inbox_state(engine())
         revision = health_queries.schema_revision(engine())
+        ahead = round(time() - clock.now(engine()).timestamp())
     except SQLAlchemyError as error:
         _log_no_answer("database", error)
         return {"ok": False, "detail": "the database does not answer"}
     current = revision == newest_revision()
-    return {"ok": current and inbox["oldest_waiting_seconds"] < LAG_LIMIT, "schema": revision, "inbox": inbox}
+    state = {"ok": current and inbox["oldest_waiting_seconds"] < LAG_LIMIT, "schema": revision, "inbox": inbox}
+    if abs(ahead) > heartbeats.CLOCK_TOLERANCE:
+        # The database's clock decides everything; only what the logs of this process say about times is wrong.
+        log.warning("This machine's clock differs from the database's; set one of them right", ahead=ahead)
+        state["clock_ahead"] = ahead
+    return state
 
 
 def _broker_and_processes() -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from coordinator.base.cursors import InvalidCursorError
 from coordinator.base.errors import ConflictError, DomainError, NotFoundError
-from coordinator.base.unit_of_work import is_transient
+from coordinator.base.unit_of_work import CONFLICTS, is_transient, sqlstate
 from coordinator.numbers.expressions import ExpressionError, shorten
 from ingest import protocol_errors
 from models.wire.common import Name, printable
@@ -113,6 +113,12 @@ def database_away() -> ProblemError:
     return ProblemError(503, "database_away", detail, headers=RETRY)
 
 
+def in_conflict() -> ProblemError:
+    """Return a 503 problem that says that others were changing the same rows, and when to ask again."""
+    detail = "Other requests were changing the same rows, so nothing was stored."
+    return ProblemError(503, "busy", f"{detail} Send the same again in {RETRY_SECONDS} seconds.", headers=RETRY)
+
+
 def of_refusal(error: DomainError) -> ProblemError:
     """Return the problem of a domain error: 404 for a NotFoundError, 409 for a ConflictError, 400 for any other."""
     status = 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, ConflictError) else 400
@@ -159,6 +165,9 @@ def answer_with_problems(app: Flask, respond: Callable[[ProblemError], Response]
             # What follows on this connection cannot be told from the rest of the body.
             return respond(ProblemError(status, REASONS[status], detail, headers={"Connection": "close"}))
         if is_transient(error):
+            if sqlstate(error) in CONFLICTS:
+                log.warning("Other transactions were in conflict with a request", error=str(error)[:200])
+                return respond(in_conflict())
             log.warning("The database does not answer", error=str(error)[:200])
             return respond(database_away())
         log.exception("A request failed", path=request.path[:200])

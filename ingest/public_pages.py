@@ -13,6 +13,7 @@ from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 
 from coordinator.administration import dead_letters
+from coordinator.base import clock
 from coordinator.base.errors import composite_not_found
 from coordinator.composites import statistics
 from coordinator.leases import speeds
@@ -135,7 +136,7 @@ pages.add_app_template_global(page_with, "page_with")
 @pages.get("/")
 def overview() -> ResponseReturnValue:
     """Show how many numbers there are of each kind, the last 48 hours, and the latest factors."""
-    now = datetime.now(UTC)
+    now = clock.now(engine())
     hours = statistics.hourly_statistics(engine(), HOURS_SHOWN, now)
     found = factors.list_factors(
         engine(), factors.FactorListFilters(), limit=FEW, cursor=None, max_digits=settings().max_digits
@@ -234,7 +235,7 @@ def all_factors() -> ResponseReturnValue:
 def all_clients() -> ResponseReturnValue:
     """Show clients by their number of curves, and those seen most recently."""
     query = _query(RankingQuery)
-    now = datetime.now(UTC)
+    now = clock.now(engine())
     ranking = statistics.rank_clients(engine(), query.limit)
     return render_template(
         "clients.html",

@@ -66,7 +66,13 @@ def upload(query: UploadQuery) -> Response:
     try:
         with files.writing() as (name, target):
             # The file is checked while it is stored, so that both see the same bytes.
-            saved = read_save_file(sent.stream, max_digits=settings().max_digits, b1=query.b1, keep=_limited(target))  # type: ignore[arg-type]
+            saved = read_save_file(
+                sent.stream,  # type: ignore[arg-type]
+                max_digits=settings().max_digits,
+                b1=query.b1,
+                keep=_limited(target),
+                check_number=lambda number: uploads.require_known(engine(), number, settings().max_digits),
+            )
     except SaveFileError as error:
         raise ProblemError(400, "bad_residue", f"{error}.") from error
     except OSError as error:

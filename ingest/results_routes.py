@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -61,8 +62,7 @@ def submit_result() -> Response:
     # Check the headers before anything is stored.
     key, seconds = _idempotency_key(), _wait_seconds(settings().default_wait)
     receipt = _store_with_retries(
-        lambda: inbox.receive(
-            engine(),
+        lambda: current_app.config["INTAKE"].receive(
             result,
             key=key,
             max_raw_output=settings().max_raw_output,
@@ -73,12 +73,10 @@ def submit_result() -> Response:
     )
     web_metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
     settled = receipt.settled
-    if settled is None:
-        published = _publish(receipt, result)
-        if published:
-            settled = current_app.config["POLLER"].wait(receipt.submission_id, seconds)
+    if settled is None and receipt.is_published:
+        settled = current_app.config["OUTCOMES"].wait(receipt.submission_id, seconds)
     if settled is None or settled.state == "failed":
-        return _accepted(receipt)
+        return _accepted(receipt, settled)
     return _settled(settled, receipt.replay)
 
 
@@ -111,6 +109,7 @@ def submit_results() -> Response:
             verdicts.append({"index": index, **_refusal(_as_problem(error))})
         else:
             valid.append((index, result))
+    rate_limits.limit_batch(len(items), Counter(result.client_id for _, result in valid))
     receipts = _store_with_retries(
         lambda: inbox.receive_many(
             engine(),
@@ -121,14 +120,16 @@ def submit_results() -> Response:
         ),
         settings().database_timeout,
     )
+    waiting = []
     for (index, result), receipt in zip(valid, receipts, strict=True):
         if isinstance(receipt, inbox.IdempotencyKeyReusedError):
             verdicts.append({"index": index, **_refusal(_key_reused())})
             continue
         web_metrics.RESULTS.labels("replayed" if receipt.replay else "stored").inc()
         if receipt.settled is None:
-            _publish(receipt, result)
+            waiting.append((receipt.submission_id, result.client_id, result.composite))
         verdicts.append({"index": index, **_verdict(receipt)})
+    publish(waiting)
     verdicts.sort(key=lambda verdict: verdict["index"])
     refused = sum(verdict["status"] == "refused" for verdict in verdicts)
     return _json({"accepted": len(items) - refused, "refused": refused, "results": verdicts}, 200)
@@ -192,6 +193,9 @@ def _verdict(receipt: inbox.Receipt) -> dict[str, Any]:
         return {"status": "accepted", "submission_id": receipt.submission_id, "attempt_id": receipt.attempt_id}
     if first.state == "rejected":
         return {"status": "refused", "submission_id": first.id, "reason": first.reason, "detail": first.detail}
+    if first.state == "failed":
+        ids = {"submission_id": first.id, "attempt_id": receipt.attempt_id}
+        return {"status": "accepted", **ids, "reason": first.reason, "detail": _failure(first)}
     return {"status": "success", "submission_id": first.id, "attempt_id": first.outcome["attempt_id"]}
 
 
@@ -215,12 +219,15 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _publish(receipt: inbox.Receipt, result: SubmitResult) -> bool:
-    """Publish a stored result; returns whether that worked. Never raises: a stored result must not get an error."""
+def publish(stored: list[tuple[int, str, str]]) -> bool:
+    """Publish stored results (id, client, composite); returns whether that worked.
+
+    Never raises: a stored result must not get an error.
+    """
     try:
-        return publishing.publish_submission(receipt.submission_id, result.client_id, result.composite)
+        return publishing.publish_submissions(stored)
     except Exception:
-        log.exception("Publishing a result failed; housekeeping will publish it", submission=receipt.submission_id)
+        log.exception("Publishing results failed; housekeeping will publish them", count=len(stored))
         return False
 
 
@@ -262,14 +269,20 @@ def _key_reused() -> ProblemError:
     return ProblemError(422, "idempotency_key_reused", detail, errors=[{"field": "Idempotency-Key", "message": detail}])
 
 
-def _accepted(receipt: inbox.Receipt) -> Response:
+def _failure(row: Row[Any]) -> str:
+    """Return what a client is told about a stored result that could not be applied."""
+    why = f"Result stored, and not applied ({row.detail})"
+    return f"{why}; an operator has to look at it, and sending it again changes nothing"
+
+
+def _accepted(receipt: inbox.Receipt, failed: Row[Any] | None = None) -> Response:
     body = {
         "status": "accepted",
         "submission_id": receipt.submission_id,
         "attempt_id": receipt.attempt_id,
         "composite_id": None,
         "factor_status": None,
-        "message": "Result stored; it will be applied soon",
+        "message": "Result stored; it will be applied soon" if failed is None else _failure(failed),
         "current_t_level": None,
         "target_t_level": None,
     }

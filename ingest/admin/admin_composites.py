@@ -7,10 +7,10 @@ from sqlalchemy import Row
 
 from coordinator.administration import deletions, edits, recalculation
 from coordinator.administration.edits import Provenance
+from coordinator.numbers.expressions import LONGEST_EXPRESSION
 from coordinator.reading import counts, detail, lookup
 from ingest import openapi
 from ingest.admin.blueprints import UNKNOWN_COMPOSITE, answer, make, request_actor
-from ingest.composites_routes import LONGEST_EXPRESSION
 from ingest.plurals import counted
 from ingest.problems import ProblemError
 from ingest.request_bodies import read_body

@@ -1,11 +1,11 @@
 """Administration of work: list and cancel leases, reserve numbers, pause and resume them."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response
 from sqlalchemy import Row
 
+from coordinator.base import clock
 from coordinator.housekeeping import lease_expiry
 from coordinator.leases import reservations
 from ingest import openapi
@@ -45,7 +45,7 @@ def cancel(path: WorkPath, query: ReasonQuery) -> Response:
 @admin_leases.post("/work/cleanup", operation_id="admin_cleanup_work", responses={200: OverdueEnded})
 def cleanup() -> Response:
     """Time out overdue leases now, as housekeeping does every few seconds."""
-    expired = lease_expiry.expire_leases(engine(), datetime.now(UTC))
+    expired = lease_expiry.expire_leases(engine(), clock.now(engine()))
     return answer({"expired": expired, "message": f"{counted(expired, 'overdue lease')} timed out"})
 
 

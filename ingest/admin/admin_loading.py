@@ -7,7 +7,13 @@ from flask import Response, request
 from pydantic import ValidationError
 
 from coordinator.loading.list_formats import InputRow, JsonFields, ListError, RowError, read_list
-from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, LoadSummary, load_numbers
+from coordinator.loading.load import (
+    InvalidNumbersError,
+    LoadConflictError,
+    LoadInProgressError,
+    LoadSummary,
+    load_numbers,
+)
 from ingest import openapi
 from ingest.admin.blueprints import answer, make, request_actor
 from ingest.problems import ProblemError, invalid
@@ -161,7 +167,7 @@ def _load(
         )
     except ListError as error:
         raise _unreadable(error) from error
-    except LoadInProgressError as error:
+    except (LoadInProgressError, LoadConflictError) as error:
         raise ProblemError(503, "busy", f"{error}.", headers=BUSY_RETRY) from error
     except InvalidNumbersError as error:
         body = _load_report(error.report, ignored_columns)

@@ -29,7 +29,7 @@ from ingest.security_headers import forbid_storing
 from ingest.view_context import engine, settings
 from models.wire.administration import NewPriority, ReasonQuery, RecalculateQuery, Reservation
 from models.wire.loading import LoadQuery, UploadForm
-from tasks.publishing import publish_jobs, publish_submission
+from tasks.publishing import publish_jobs, publish_submissions
 
 FEW, SOME = 20, 60  # three lists of 60 rows with their forms stay below 200 KB
 # The message of what was done travels in a cookie of at most 4,000 characters.
@@ -323,5 +323,5 @@ def _accept(submission_id: int) -> int:
 
 def _retry(submission_id: int) -> int:
     done = dead_letters.retry(engine(), request_actor(), submission_id)
-    publish_submission(submission_id, done.client_id, done.composite)
+    publish_submissions([(submission_id, done.client_id, done.composite)])
     return 1

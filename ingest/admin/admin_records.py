@@ -1,12 +1,12 @@
 """Administration of factors, attempts and projects, and the counts of all tables."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response
 
 from coordinator.administration import deletions, edits, project_edits
 from coordinator.administration.edits import Provenance
+from coordinator.base import clock
 from coordinator.reading import counts
 from ingest import openapi
 from ingest.admin.admin_composites import factors_answer
@@ -98,7 +98,7 @@ def void_attempts() -> Response:
         request_actor(),
         body.client_id,
         since=body.since,
-        until=body.until or datetime.now(UTC),
+        until=body.until or clock.now(engine()),
         program=body.program,
         reason=body.reason,
     )

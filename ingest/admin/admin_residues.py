@@ -1,9 +1,8 @@
 """Administration of residues: close, release a claim, and clean up."""
 
-from datetime import UTC, datetime
-
 from flask import Response
 
+from coordinator.base import clock
 from coordinator.residues import residue_claims as registry
 from coordinator.residues import residue_expiry
 from coordinator.residues.residue_storage import storage
@@ -43,7 +42,7 @@ def release(path: ResiduePath) -> Response:
 @admin_residues.post("/residues/cleanup", operation_id="admin_cleanup_residues", responses={200: ResiduesCleaned})
 def cleanup() -> Response:
     """Release claims that ran out and expire residues whose time is over, now, as housekeeping does."""
-    now = datetime.now(UTC)
+    now = clock.now(engine())
     lapsed = residue_expiry.release_lapsed_claims(engine(), now)
     expired, to_publish = residue_expiry.expire_residues(engine(), now)
     publish_jobs(to_publish)
@@ -54,7 +53,7 @@ def cleanup() -> Response:
 @admin_residues.post("/residues/cleanup-orphaned", operation_id="admin_sweep_residues", responses={200: OrphansCleaned})
 def cleanup_orphaned() -> Response:
     """Delete files without a residue (after an hour), and close residues without a file, as housekeeping does."""
-    swept = residue_expiry.collect_garbage(engine(), storage(settings()), datetime.now(UTC))
+    swept = residue_expiry.collect_garbage(engine(), storage(settings()), clock.now(engine()))
     publish_jobs(swept.to_publish)
     files, residues = counted(swept.files, "file"), counted(swept.residues, "residue")
     message = f"{files} without a residue deleted, {residues} without a file closed"

@@ -12,7 +12,7 @@ from ingest.plurals import counted
 from ingest.view_context import engine, settings
 from models.wire.administration import DeadLetters, RetryQuery, SubmissionRetried, SubmissionsQuery
 from models.wire.common import SubmissionPath
-from tasks.publishing import publish_jobs, publish_submission
+from tasks.publishing import publish_jobs, publish_submissions
 
 admin_submissions = make("admin_submissions", openapi.ADMIN_SUBMISSIONS)
 
@@ -65,7 +65,7 @@ def retry(path: SubmissionPath, query: RetryQuery) -> Response:
         message = f"{counted(len(done.accepted), 'factor')} accepted, {len(done.new)} of them new"
     else:
         done = dead_letters.retry(engine(), request_actor(), submission_id)
-        publish_submission(submission_id, done.client_id, done.composite)
+        publish_submissions([(submission_id, done.client_id, done.composite)])
         message = "The result is queued again"
     return answer(
         {

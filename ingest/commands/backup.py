@@ -26,6 +26,7 @@ from config.local.home import HomeError, lock_home, prepare_home
 from config.local.procfile import find_procfile, read_procfile
 from config.local.strays import stop_strays
 from config.settings import default_home, settings
+from ingest.commands.database import describe_fault
 from ingest.commands.home import HOME_OPTION
 
 FORMAT = 1
@@ -108,7 +109,7 @@ def _errors() -> Iterator[None]:
     except HomeError as error:
         raise click.ClickException(str(error)) from error
     except OperationalError as error:
-        raise click.ClickException(f"the database does not answer: {error.orig}") from error
+        raise click.ClickException(describe_fault(error)) from error
     except OSError as error:
         raise click.ClickException(f"{error.strerror}: {error.filename}") from error
 

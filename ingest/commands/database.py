@@ -15,6 +15,7 @@ from models.wire.common import printable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.exc import OperationalError
 
     from coordinator.base.audit import Actor
 
@@ -56,7 +57,7 @@ def database(home: Path | None) -> Iterator["Engine"]:
     try:
         yield engine
     except OperationalError as error:
-        raise click.ClickException(f"the database does not answer: {str(error.orig).strip()}") from error
+        raise click.ClickException(describe_fault(error)) from error
     except ProgrammingError as error:
         raise click.ClickException(
             f"the database's schema is not this version's ({str(error.orig).splitlines()[0]});"
@@ -64,6 +65,15 @@ def database(home: Path | None) -> Iterator["Engine"]:
         ) from error
     finally:
         engine.dispose()
+
+
+def describe_fault(error: "OperationalError") -> str:
+    """Return a sentence for a database that cannot be used."""
+    from models.sessions import SharedSessionsError
+
+    if isinstance(error.orig, SharedSessionsError):
+        return str(error.orig)
+    return f"the database does not answer: {str(error.orig).strip()}"
 
 
 def _embedded_url(home: Path) -> str:

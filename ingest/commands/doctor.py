@@ -36,9 +36,11 @@ def doctor(most: int, as_json: bool, home: Path | None) -> None:
       1  at least one is violated; a list names the rows
     """
     from coordinator.reading import invariants
+    from models.engine import check_sessions
 
     current = settings()
     with database(home) as engine, _progress(quiet=as_json) as progress:
+        check_sessions(engine)
         found = invariants.violations(engine, max_digits=current.max_digits, most=most, progress=progress)
     if as_json:
         print_json([{**one._asdict(), "id": str(one.id)} for one in found])

@@ -91,10 +91,11 @@ def cancel(work_id: str, reason: str | None, home: Path | None) -> None:
 @HOME_OPTION
 def cleanup(home: Path | None) -> None:
     """Time out overdue leases now, as housekeeping does every few seconds."""
+    from coordinator.base import clock
     from coordinator.housekeeping import lease_expiry
 
     with database(home) as engine:
-        expired = lease_expiry.expire_leases(engine, datetime.now(UTC))
+        expired = lease_expiry.expire_leases(engine, clock.now(engine))
     click.echo(f"{counted(expired, 'overdue lease')} timed out.")
 
 

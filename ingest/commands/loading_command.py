@@ -62,7 +62,7 @@ def import_file(
     from concurrent.futures.process import BrokenProcessPool
 
     from coordinator.loading.list_formats import ListError, read_list
-    from coordinator.loading.load import InvalidNumbersError, LoadInProgressError, load_numbers
+    from coordinator.loading.load import InvalidNumbersError, LoadConflictError, LoadInProgressError, load_numbers
 
     most = settings().max_digits
     with database(home) as engine, _opened(file) as stream, _progress(stream, quiet=as_json) as progress:
@@ -86,7 +86,7 @@ def import_file(
             raise click.ClickException(
                 "a process that checks numbers was killed; the machine may have too little memory"
             ) from error
-        except (ListError, LoadInProgressError) as error:
+        except (ListError, LoadInProgressError, LoadConflictError) as error:
             raise click.ClickException(f"{error}") from error
         except InvalidNumbersError as error:
             _print_report(error.report, [], as_json)

@@ -163,6 +163,8 @@ def _bring_up(supervisor: Supervisor) -> None:
     from sqlalchemy.exc import ArgumentError, OperationalError
 
     from coordinator.housekeeping.schema_upgrade import bring_up_to_date
+    from models.migrate import MigrationError
+    from models.sessions import SharedSessionsError
 
     # Log lines of transactions must not mix with what `up` itself prints.
     configure_logging(settings().log_format, "WARNING")
@@ -175,12 +177,16 @@ def _bring_up(supervisor: Supervisor) -> None:
             break
         except ArgumentError as error:
             raise HomeError("DATABASE_URL should be like postgresql://user:password@host/database") from error
+        except MigrationError as error:
+            raise HomeError(str(error)) from error
         except CommandError as error:
             raise HomeError(
                 f"the database's schema is unknown to this version of ecm-coordinator ({error}); "
                 "it was made by a newer one: install that, or restore an older backup"
             ) from error
         except OperationalError as error:
+            if isinstance(error.orig, SharedSessionsError):
+                raise HomeError(str(error.orig)) from error
             now = time.monotonic()
             if "postgres" not in supervisor.servers and now - began > DATABASE_TIMEOUT:
                 raise HomeError(f"the database of DATABASE_URL does not answer: {error.orig}") from error

@@ -95,7 +95,7 @@ def test_a_rejected_result_is_queued_again(admin, refused, published, rejected):
     answer = admin("POST", f"/submissions/{rejected}/retry").json
     assert (answer["state"], answer["message"]) == ("received", "The result is queued again")
     ((task, arguments),) = published
-    assert (task, arguments["submission_id"]) == ("tasks.results.apply_result", rejected)
+    assert (task, arguments["submissions"][0][0]) == ("tasks.results.apply_result", rejected)
     refused(admin("POST", f"/submissions/{rejected}/retry"), 409, "not_dead")
 
 

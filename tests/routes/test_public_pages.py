@@ -97,7 +97,7 @@ def test_the_queue_names_its_components(stranger, rejected):
         ("/numbers?state=open", 422, "Invalid request"),
         ("/numbers?cursor=abc", 422, "Invalid request"),
         ("/numbers?project=nowhere", 404, "Page not found"),
-        ("/numbers?text=" + "(" * 1001, 422, "Invalid request"),
+        ("/numbers?text=" + "(" * 4001, 422, "Invalid request"),
         ("/factors?composite=2%5E", 422, "Invalid request"),
         ("/factors?composite=17", 404, "Page not found"),
         ("/clients?limit=0", 422, "Invalid request"),

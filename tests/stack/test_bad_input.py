@@ -158,7 +158,8 @@ NUMBERS = {
     "1/0": ("1/0", "division_by_zero", "1/0"),
     "10/3": ("10/3", "not_an_integer", "10/3"),
     "a difference below zero": ("2-3", "not_positive", "2-3"),
-    "brackets without end": ("(" * 100_000, "malformed_number", "((("),
+    "brackets without end": ("(" * 100_000, "number_too_large", "((("),
+    "brackets": ("(" * 4_000, "malformed_number", "((("),
 }
 
 

@@ -128,7 +128,16 @@ def test_flower_shows_each_submission_readably(stack):
     assert "'client': 'alice'" in task["kwargs"]
     assert f"'composite': '{body['composite'][:18]}...{body['composite'][-18:]}'" in task["kwargs"]
     wait_until(lambda: shown()["state"] == "SUCCESS")
-    assert shown()["result"] == "'applied'"
+    assert shown()["result"] == "applied, no_factor"
+
+
+def test_flower_tells_a_rejected_result_from_an_applied_one(stack):
+    reply = stack.submit(claiming(plain(), 999)).json()
+    task = f"http://127.0.0.1:{stack.flower_port}/api/task/info/submission-{reply['submission_id']}"
+    shown = wait_until(
+        lambda: (answer := stack.http.get(task)).ok and answer.json()["state"] == "FAILURE" and answer.json()
+    )
+    assert shown["exception"].startswith("rejected: factor_does_not_divide: 999 does not divide")
 
 
 # Closed to unknown numbers -----------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_the_queue_shows_what_was_refused(stack, known):
         ("/numbers?cursor=abc", 422),
         ("/numbers?project=nowhere", 404),
         ("/numbers?text=%00", 422),
-        ("/numbers?text=" + "(" * 1001, 422),
+        ("/numbers?text=" + "(" * 4001, 422),
         ("/factors?composite=2%5E", 422),
         ("/factors?composite=17", 404),
         ("/clients?limit=0", 422),

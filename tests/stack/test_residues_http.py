@@ -151,7 +151,7 @@ def test_bad_files_are_refused_clearly_and_nothing_is_stored(stack, stored):
     long_names = upload(stack, gpu, content, name="../../etc/passwd\n" + "x" * 5000, stage1_attempt_id=attempt + 10**9)
     problem(long_names, 400, "unknown_attempt")
     unknown = content.replace(stored[0].encode(), str(prime(30) * prime(31)).encode())
-    problem(upload(stack, gpu, unknown), 400, "bad_residue")
+    problem(upload(stack, gpu, unknown), 404, "unknown_composite")
     assert (stack.scalar("SELECT count(*) FROM ecm_residues"), sorted((stack.home / "residues").iterdir())) == before
 
 

@@ -110,7 +110,7 @@ NUMBERS = {
     "9^9^9^9": ("number_too_large", "9^9^9^9"),
     "(" * 2000: ("malformed_number", "((("),
     "1/0": ("division_by_zero", "1/0"),
-    "9" * 7000 + "x": ("malformed_number", "999"),
+    "9" * 7000 + "x": ("number_too_large", "999"),
     "'; DROP TABLE composites; --": ("malformed_number", "DROP"),
     "<script>": ("malformed_number", "script"),
     "\x00": ("malformed_number", ""),

@@ -22,7 +22,7 @@ CHILD = """
 import sys
 from tasks import metrics
 for state in sys.argv[1:]:
-    metrics.observe_task("tasks.results.apply_result", "SUCCESS", state, 0.03)
+    metrics.observe_results({state: 1}, 0.03)
 metrics.CONNECTIONS.inc()
 print("counted", flush=True)
 sys.stdin.read()
@@ -133,10 +133,9 @@ def value(name: str, **labels: str) -> float:
 @pytest.mark.parametrize("state", ["applied", "duplicate", "rejected", "failed"])
 def test_results_are_counted_by_state(state):
     before = value("ecm_results_settled_total", state=state)
-    metrics.observe_task("tasks.results.apply_result", "SUCCESS", state, 0.1)
-    metrics.observe_task("tasks.results.apply_result", "RETRY", state, 0.1)
+    metrics.observe_results({state: 3, "received": 2}, 0.1)
     metrics.observe_task("tasks.analysis.run_job", "SUCCESS", state, 0.1)
-    assert value("ecm_results_settled_total", state=state) == before + 1
+    assert value("ecm_results_settled_total", state=state) == before + 3
 
 
 def test_housekeeping_counts_what_it_did_and_not_what_a_fault_prevented():

@@ -95,7 +95,6 @@ def test_expressions_too_long_to_be_computed_for_an_answer_are_refused(client):
     written = "+".join(["3^9000"] * 300)
     detail = problem(client.get(f"/api/v1/stats/{written}"), 422, "number_too_large")
     assert f"{len(written)} characters" in detail
-    assert "1000" in detail
     assert "decimal" in detail
     # Plain digits need no computation, and a short expression is computed; both are searched in the database.
     for allowed in ("9" * 5000, "+".join(["3^9000"] * 143)):

@@ -2,6 +2,8 @@
 
 import json
 import random
+from time import process_time
+from urllib.parse import quote
 
 import pytest
 
@@ -22,7 +24,7 @@ def settings(database_url):
 def published(monkeypatch):
     """The arguments of every publication, which no worker receives."""
     calls = []
-    monkeypatch.setattr(publishing, "publish_submission", lambda *arguments: calls.append(arguments) or True)
+    monkeypatch.setattr(publishing, "publish_submissions", lambda stored: calls.extend(stored) or True)
     return calls
 
 
@@ -70,7 +72,7 @@ def apply(app, submission_id):
 @pytest.mark.parametrize("wait", ["9" * 400, "-" + "9" * 400, "9" * 5000, "1e400", "\u00b2"])
 def test_no_value_of_prefer_fails_a_stored_result(app, client, monkeypatch, wait):
     waited = []
-    monkeypatch.setattr(app.config["POLLER"], "wait", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(app.config["OUTCOMES"], "wait", lambda _, seconds: waited.append(seconds))
     answer = send(client, plain(), Prefer=f"wait={wait}")
     assert answer.status_code == 202
     assert waited[0] == (20 if wait.isdecimal() else 0)
@@ -81,7 +83,7 @@ def test_a_failed_publication_fails_no_stored_result(client, monkeypatch, fault)
     def fail(*arguments):
         raise fault
 
-    monkeypatch.setattr(publishing, "publish_submission", fail)
+    monkeypatch.setattr(publishing, "publish_submissions", fail)
     answer = send(client, plain())
     assert answer.status_code == 202
     assert client.get(answer.headers["Location"]).json["state"] == "received"
@@ -125,6 +127,42 @@ def test_the_state_of_a_duplicate_names_the_attempt_that_counted(app, client):
     assert state["outcome"]["attempt_id"] == first["attempt_id"] != second["attempt_id"]
 
 
+def test_a_failed_result_that_is_sent_again_is_answered_with_its_reason_and_not_queued(client, engine, published):
+    body = claiming(3)
+    first = send(client, body).json
+    with engine.begin() as connection:
+        failed = (
+            "UPDATE submissions SET state = 'failed', reason = 'worker_died', detail = 'its worker died', tries = 5"
+        )
+        connection.exec_driver_sql(failed)
+    published.clear()
+    again = send(client, body)
+    assert again.status_code == 202
+    assert (again.json["status"], again.json["submission_id"]) == ("accepted", first["submission_id"])
+    assert "not applied (its worker died)" in again.json["message"]
+    assert "sending it again changes nothing" in again.json["message"]
+    state = client.get(again.headers["Location"]).json
+    assert (state["state"], state["reason"], state["tries"]) == ("failed", "worker_died", 5)
+    (verdict,) = send_batch(client, body)["results"]
+    assert (verdict["status"], verdict["submission_id"]) == ("accepted", first["submission_id"])
+    assert verdict["reason"] == "worker_died"
+    assert "its worker died" in verdict["detail"]
+    assert published == []
+
+
+@pytest.mark.parametrize("how", ["one", "batch"])
+def test_factors_that_are_larger_than_their_number_are_refused_before_they_are_stored(client, how):
+    overlapping = plain("15") | {"results": {"factors_found": [{"factor": factor} for factor in ("3", "5", "7")]}}
+    if how == "one":
+        answer = send(client, overlapping)
+        assert answer.status_code == 422
+        refusal = answer.json
+        assert refusal["errors"][0]["field"] == "results.factors_found"
+    else:
+        (refusal,) = send_batch(client, overlapping)["results"]
+    assert refusal["reason"] == "factors_exceed_number"
+
+
 # Batches -----------------------------------------------------------------------------------------------------------
 
 
@@ -136,3 +174,37 @@ def test_a_nul_fails_only_the_item_that_has_it(client, form):
     assert [verdict["status"] for verdict in verdicts] == ["accepted", "refused", "refused", "accepted", "refused"]
     for verdict in verdicts:
         assert verdict["status"] == "accepted" or "NUL" in verdict["detail"]
+
+
+# Doors ---------------------------------------------------------------------------------------------------------------
+
+COSTLY = "+".join(f"3^{exponent}" for exponent in range(104_000, 103_560, -1))
+LONG = "1+" * 2_000 + "1"
+
+
+@pytest.mark.parametrize("text", [COSTLY, LONG])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/ecm-work?client_id=alice&composite={}",
+        "/api/v1/p1-work?client_id=alice&composite={}",
+        "/api/v1/stats/{}",
+        "/api/v1/factors?composite={}",
+    ],
+)
+def test_an_expression_that_is_long_or_takes_long_is_refused_at_every_door(client, path, text):
+    started = process_time()
+    answer = client.get(path.format(quote(text)))
+    assert (answer.status_code, answer.json["reason"]) == (422, "number_too_large")
+    assert process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("text", [COSTLY, LONG])
+def test_the_same_in_results_and_in_look_ups_of_many(client, text):
+    started = process_time()
+    for body in (plain(text), claiming(text)):
+        answer = send(client, body)
+        assert (answer.status_code, answer.json["reason"]) == (422, "number_too_large")
+    found = client.post("/api/v1/composites/batch-status", json={"numbers": [text] * 5}).json
+    assert [item["composite"] for item in found["results"]] == [None] * 5
+    assert process_time() - started < 0.5

@@ -9,6 +9,7 @@ import gmpy2
 import pytest
 
 from agent.gmp_ecm import find_ecm
+from coordinator.residues import save_files
 from coordinator.residues.save_files import CHECKSUM_MODULUS, SaveFileError, read_save_file
 
 NUMBER = gmpy2.mpz(2) ** 499 - 1
@@ -164,3 +165,56 @@ def test_binary_empty_and_endless_files_are_refused():
     with pytest.raises(SaveFileError, match="Line 1 is longer than"):
         checked(endless)
     assert endless.read_bytes < 20_000
+
+
+def line_of(written, number, sigma):
+    """A line with a right checksum, of no real curve."""
+    checksum = 11_000
+    for part in (sigma, number, 5, 2):
+        checksum = checksum * int(part % CHECKSUM_MODULUS) % CHECKSUM_MODULUS
+    return f"METHOD=ECM; PARAM=1; SIGMA={sigma}; B1=11000; N={written}; X=0x5; CHECKSUM={checksum};\n".encode()
+
+
+EXPRESSION = "+".join(f"3^{exponent}" for exponent in range(1990, 1970, -1))
+VALUE = sum(gmpy2.mpz(3) ** exponent for exponent in range(1971, 1991))
+
+
+def test_the_expression_of_n_is_evaluated_once_whatever_the_other_lines_say(monkeypatch):
+    """40 lines with N alternately E and E+0 took 9 s."""
+    evaluated = []
+    evaluate = save_files.evaluate_number
+    monkeypatch.setattr(save_files, "evaluate_number", lambda *given: evaluated.append(given[0]) or evaluate(*given))
+    for other in (EXPRESSION + "+0", f"({EXPRESSION})", "3^1990"):
+        lines = [line_of((EXPRESSION, other)[sigma % 2], VALUE, sigma) for sigma in range(10, 50)]
+        with pytest.raises(SaveFileError, match=r"Line 2: N is .* in the first line"):
+            checked(b"".join(lines))
+    assert evaluated == [EXPRESSION] * 3
+
+
+@pytest.mark.parametrize("other", [EXPRESSION, str(VALUE), hex(VALUE)])
+def test_other_lines_repeat_n_or_have_it_in_decimal(other):
+    lines = [line_of((EXPRESSION, other)[sigma % 2], VALUE, sigma) for sigma in range(10, 50)]
+    found = checked(b"".join(lines))
+    assert (found.number, found.curves) == (VALUE, 40)
+
+
+def test_an_expression_of_n_has_the_length_of_expressions_everywhere():
+    with pytest.raises(SaveFileError, match="too long for an expression"):
+        checked(line_of("1+" * 2500 + "6", gmpy2.mpz(2506), 10))
+    with pytest.raises(SaveFileError, match="takes too long to compute"):
+        checked(line_of("+".join(["3^90000"] * 400), 400 * gmpy2.mpz(3) ** 90000, 10), max_digits=50_000)
+
+
+def test_a_file_for_an_unknown_number_is_not_read_to_its_end():
+    class UnknownError(Exception):
+        pass
+
+    def check_number(number):
+        assert number == VALUE
+        raise UnknownError
+
+    kept = []
+    lines = [line_of(EXPRESSION, VALUE, sigma) for sigma in range(10, 50)]
+    with pytest.raises(UnknownError):
+        read_save_file(io.BytesIO(b"".join(lines)), max_digits=1000, keep=kept.append, check_number=check_number)
+    assert len(kept) == 2
