@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import claims, effort, migration, pages, pipeline, planner, reading, storm
+from bench import claims, effort, long_writes, migration, pages, pipeline, planner, reading, storm
 
 # By name: the function that measures, and the one that makes a table or a text of the figures.
 BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "reading": (reading.measure, reading.as_table),
     "pages": (pages.measure, pages.as_table),
     "storm": (storm.measure, storm.report),
+    "long_writes": (long_writes.measure, long_writes.as_table),
     "migration": (migration.measure, migration.report),
 }
 

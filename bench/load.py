@@ -31,8 +31,8 @@ class Measured:
 class KeepAliveConnection:
     """One keep-alive HTTP/1.1 connection that sends bytes and reads one answer."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._socket = socket.create_connection((host, port), timeout=60)
+    def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
+        self._socket = socket.create_connection((host, port), timeout=timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
 
