@@ -23,6 +23,7 @@ UNITS = {
     "max_residue": "bytes",
     "task_time_limit": "seconds",
     "analysis_time_limit": "seconds",
+    "client_job_seconds": "seconds",
 }
 # Variables that are no fields of Settings: other programs read them, or processes before they have settings.
 OTHER_VARIABLES = [

@@ -27,7 +27,7 @@ CONNECTIONS = 12
 
 
 # Those files of tests/stack that do not use the coordinator which the others share.
-PRIVATE = {"agents_and_faults", "backup", "broker_faults", "faults", "installed", "ops_files", "up"}
+PRIVATE = {"agents_and_faults", "backup", "broker_faults", "faults", "hosts", "installed", "ops_files", "up"}
 PRIVATE_FILES = {f"tests/stack/test_{name}.py" for name in PRIVATE}
 
 

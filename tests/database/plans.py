@@ -1,5 +1,6 @@
 """What is sent to the database, and how it would find its rows."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ def executed(engine: Engine, call: Callable[[], Any]) -> list[str]:
     statements: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        statements.append(cursor.mogrify(statement, parameters).decode())
+        # Several statements may be sent together.
+        statements.extend(re.split("; (?=SELECT )", cursor.mogrify(statement, parameters).decode()))
 
     event.listen(engine, "before_cursor_execute", note)
     try:

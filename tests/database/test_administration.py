@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pipeline import (
     SETTINGS,
+    apply_in_batches,
     assert_sound,
     composite,
     counts,
@@ -33,7 +34,7 @@ from coordinator.composites import ledger
 from coordinator.leases import reservations
 from coordinator.reading import counts as row_counts
 from coordinator.reading import detail, lookup, projects
-from coordinator.results import applying, batches
+from coordinator.results import applying
 from models.tables import Base, EcmAttempt, Factor
 
 ACTOR = Actor("alice", "request-1")
@@ -199,7 +200,7 @@ def test_results_sent_while_their_number_is_deleted_are_neither_lost_nor_half_ap
             receipt = receive(engine, body)
             for _ in range(SETTINGS.max_deliveries):
                 try:
-                    batches.apply_result(engine, receipt.submission_id, SETTINGS)
+                    apply_in_batches(engine, receipt.submission_id, SETTINGS)
                     break
                 except Exception as error:
                     if not is_transient(error):
@@ -224,7 +225,7 @@ def test_results_sent_while_their_number_is_deleted_are_neither_lost_nor_half_ap
         thread.join()
     assert wrong == []
     for row in rows(engine, "SELECT id FROM submissions WHERE state = 'received'"):
-        batches.apply_result(engine, row.id, SETTINGS)
+        apply_in_batches(engine, row.id, SETTINGS)
     run_jobs(engine)
     assert scalar(engine, "SELECT count(*) FROM submissions WHERE state = 'received'") == 0
     assert_no_orphans(engine)

@@ -65,7 +65,7 @@ def test_each_work_type_takes_the_first_number_of_its_own_index(many, index, sha
 @pytest.mark.parametrize("index", ["targets_standard", "targets_best", "targets_pm1"])
 def test_no_statement_of_a_claim_reads_all_of_a_table(many, index, filters):
     sent = statements_of_a_claim(many, **WORK_TYPES[index], **filters)
-    plans = [plan(many, one) for one in sent if one.startswith(("SELECT", "UPDATE", "INSERT"))]
+    plans = [plan(many, one) for one in sent if one.lstrip().startswith(("SELECT", "WITH"))]
     assert len(plans) > 2
     assert not any("Seq Scan" in one for one in plans), plans
 

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 
 import pytest
-from pipeline import SETTINGS, assert_sound, result, rows, scalar
+from pipeline import SETTINGS, apply_in_batches, assert_sound, result, rows, scalar
 from primes import prime, product
 from sqlalchemy import event, text
 
@@ -15,7 +15,7 @@ from coordinator.leases import claims
 from coordinator.leases.candidate_locks import LOCK_NOT_AVAILABLE
 from coordinator.leases.work_request import Claim, NoWork, WorkRequest
 from coordinator.reading import invariants
-from coordinator.results import batches, inbox
+from coordinator.results import inbox
 from models.engine import make_engine
 from models.wire.results import SubmitResult
 
@@ -65,7 +65,7 @@ def test_every_claim_gets_work_while_results_arrive_for_the_only_number(engine, 
                 receipt = inbox.receive(
                     crowd, SubmitResult.model_validate(body), key=None, max_raw_output=100, implicit_key_window=0
                 )
-                batches.apply_result(crowd, receipt.submission_id, settings)
+                apply_in_batches(crowd, receipt.submission_id, settings)
                 applied[name] += 1
             except Exception as error:
                 if not is_transient(error):

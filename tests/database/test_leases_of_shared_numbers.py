@@ -130,8 +130,8 @@ def test_the_last_closed_leases_of_each_number_are_read_in_the_order_of_an_index
 
     (closed,) = [sql for sql in executed(engine, check) if "FROM work_assignments" in sql]
     found = plan(engine, closed)
-    assert "Limit" in found.split("work_assignments_past")[0].split("Nested Loop")[-1]
-    assert "Index Scan Backward using work_assignments_past" in found
+    assert "Limit" in found.split("work_assignments_of_composite")[0].split("Nested Loop")[-1]
+    assert "Index Scan Backward using work_assignments_of_composite" in found
     # Only the few rows that the limits let through are sorted.
     assert "Sort" not in found.split("Nested Loop")[-1]
 
@@ -194,11 +194,11 @@ def test_a_cofactor_that_another_number_has_is_tested_once(engine, monkeypatch, 
     monkeypatch.setattr(registry, "_sharing_roots", lambda connection, root_id: [])
     tested = []
 
-    def test(value):
+    def test(value, _seconds):
         tested.append(value)
         return value != SHARED
 
-    monkeypatch.setattr(job_runner, "is_probable_prime", test)
+    monkeypatch.setattr(job_runner, "is_prime_within", test)
     run_jobs(engine)
     assert tested == [cofactor]
     for number in numbers:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import threading
+import uuid
 from collections import Counter
 from contextlib import contextmanager
 from itertools import count
@@ -12,9 +13,20 @@ from itertools import count
 import pytest
 from alembic import command
 from old_databases import OLD_REVISION, OldDatabase
-from pipeline import SETTINGS, assert_sound, composite, result, rows, run_sql, scalar, submit
+from pipeline import (
+    SETTINGS,
+    apply_in_batches,
+    assert_sound,
+    composite,
+    receive,
+    result,
+    rows,
+    run_sql,
+    scalar,
+)
 from primes import prime, product
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import ProgrammingError
 from test_loading import load, numbers_of
 
 from coordinator import effort
@@ -23,6 +35,7 @@ from coordinator.composites.values import sha256
 from coordinator.housekeeping import eligibility_refresh, schema_upgrade, target_conversion
 from coordinator.housekeeping.schema_upgrade import bring_up_to_date
 from coordinator.reading import invariants
+from coordinator.results import batches
 from ingest.commands import up
 from models import migrate
 from models.engine import make_engine
@@ -655,8 +668,8 @@ def test_a_conversion_is_not_undone(old):
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["one number", "shared cofactor"])
-def test_a_result_that_is_applied_to_a_half_converted_database_counts_once(old, is_shared):
-    """A worker of the new version was started after a migration had been killed."""
+def test_a_result_that_comes_into_a_half_converted_database_waits_and_counts_once(old, is_shared):
+    """Processes of the new version were started after a migration had been killed."""
     one = old.add_number(A * LARGE, A)
     if is_shared:
         old.add_number(B * LARGE, B)
@@ -664,8 +677,11 @@ def test_a_result_that_is_applied_to_a_half_converted_database_counts_once(old, 
     old.finish()
     with engine_of(old.url) as engine:
         migrate.upgrade_schema(engine, "0012")
-        submit(engine, result(str(one.value), curves=7, parametrization=3))
+        waits = receive(engine, result(str(one.value), curves=7, parametrization=3)).submission_id
+        with pytest.raises(ProgrammingError):
+            batches.apply_waiting(engine, SETTINGS, uuid.uuid4(), lambda ids, jobs: None)
         bring_up_to_date(old.url)
+        assert apply_in_batches(engine, waits, SETTINGS).state == "applied"
         assert_sound(engine)
         assert scalar(engine, "SELECT sum(curves) FROM value_effort") == 17
 

@@ -3,10 +3,23 @@
 import contextlib
 
 import pytest
-from pipeline import SETTINGS, assert_sound, composite, counts, leaves, receive, result, rows, run_jobs, scalar, submit
+from pipeline import (
+    SETTINGS,
+    apply_in_batches,
+    assert_sound,
+    composite,
+    counts,
+    leaves,
+    receive,
+    result,
+    rows,
+    run_jobs,
+    scalar,
+    submit,
+)
 from sqlalchemy import Connection
 
-from coordinator.results import applying, batches, inbox
+from coordinator.results import applying, inbox
 
 RECORDS = ("composites", "composite_aliases", "targets", "worked_values", "target_sources", "value_effort", "factors")
 RECORDS += ("ecm_attempts", "jobs", "projects")
@@ -94,7 +107,7 @@ INTERRUPTED = {
 @pytest.mark.parametrize(
     ("apply", "lasting"),
     # A batch that fails once is applied one by one at once, so its faults last.
-    [(applying.apply_result, False), (applying.apply_result, True), (batches.apply_result, True)],
+    [(applying.apply_result, False), (applying.apply_result, True), (apply_in_batches, True)],
     ids=["passing", "lasting", "lasting, in batches"],
 )
 @pytest.mark.parametrize("name", INTERRUPTED)

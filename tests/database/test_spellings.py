@@ -1,13 +1,13 @@
 """A number in several spellings: found by each, and evaluated for the first of a kind only."""
 
 import pytest
-from pipeline import SETTINGS, assert_sound, receive, result, rows, submit
+from pipeline import SETTINGS, apply_in_batches, assert_sound, receive, result, rows, submit
 from primes import prime, product
 
 from coordinator.composites import registry, values
 from coordinator.numbers.expressions import ExpressionError
 from coordinator.reading import detail
-from coordinator.results import applying, batches, inbox
+from coordinator.results import applying, inbox
 
 NUMBER = "2^1277-1"
 DECIMAL = str(2**1277 - 1)
@@ -32,7 +32,7 @@ def test_a_new_spelling_is_evaluated_once_and_then_applied_in_batches(engine, mo
     monkeypatch.setattr(registry, "evaluate_number", lambda *_: pytest.fail("evaluated again"))
     monkeypatch.setattr(applying, "apply_result", lambda *_: pytest.fail("not in a batch"))
     third = receive(engine, result(second, curves=7))
-    assert batches.apply_result(engine, third.submission_id, SETTINGS).state == "applied"
+    assert apply_in_batches(engine, third.submission_id, SETTINGS).state == "applied"
     assert inbox.submission_row(engine, third.submission_id).composite_id == first.composite_id
     assert_sound(engine)
 

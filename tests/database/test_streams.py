@@ -12,13 +12,25 @@ from math import gcd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import SETTINGS, assert_sound, empty, lease, leaves, receive, result, rows, run_jobs, scalar
+from pipeline import (
+    SETTINGS,
+    apply_in_batches,
+    assert_sound,
+    empty,
+    lease,
+    leaves,
+    receive,
+    result,
+    rows,
+    run_jobs,
+    scalar,
+)
 from primes import prime, product
 from sqlalchemy import select
 
 from coordinator import effort
 from coordinator.base.unit_of_work import is_transient
-from coordinator.results import applying, batches, inbox
+from coordinator.results import applying, inbox
 from models.tables import Composite, Target
 
 # Any product of the small ones is split at once; any part with a large one has more than 75 digits and is not. So the
@@ -107,7 +119,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
+@pytest.mark.parametrize("apply", [applying.apply_result, apply_in_batches], ids=["one by one", "in batches"])
 @settings(
     max_examples=20,
     deadline=None,
@@ -293,7 +305,7 @@ def end_of_one_thread(engine, stream):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("apply", [applying.apply_result, batches.apply_result], ids=["one by one", "in batches"])
+@pytest.mark.parametrize("apply", [applying.apply_result, apply_in_batches], ids=["one by one", "in batches"])
 def test_eight_threads_end_where_one_does(engine, ends, apply, seed):
     stream = mixed_stream(seed)
     expected = ends[seed] = ends.get(seed) or end_of_one_thread(engine, stream)
