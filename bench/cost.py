@@ -280,7 +280,10 @@ def measure(checkouts: dict[str, Path], chosen: list[tuple[str, int]], rounds: i
         for turn in range(rounds):
             for case in chosen:
                 for coordinator in coordinators if turn % 2 == 0 else reversed(coordinators):
-                    coordinator.rounds.setdefault(case, []).append(run(coordinator, *case))
+                    one = run(coordinator, *case)
+                    coordinator.rounds.setdefault(case, []).append(one)
+                    cost = sum(one.processor_ms.values()) / one.operations
+                    click.echo(f"round {turn + 1}: {case[0]}, {case[1]} {coordinator.name} {cost:.2f} ms", err=True)
         for coordinator in coordinators:
             coordinator.engine.dispose()
     return coordinators
