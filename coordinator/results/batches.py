@@ -249,15 +249,15 @@ def apply_waiting(
 
     At most MAX_BATCH, and none begins after RUN_SECONDS. `batch` names this run, so that its submissions can be taken
     again at once if its process dies (`delivery_attempts.release_lost`). With `after`, the `last_taken` of the run
-    before, only what came in since then is looked for, and `next_due` is LOOK_AGAIN_SECONDS: a worker looks for the
-    others now and then. Raises the error if the database is away.
+    before, only what came in since then is looked for, and `next_due` is LOOK_AGAIN_SECONDS at most: a worker looks for
+    the others now and then. Raises the error if the database is away.
     """
     until = monotonic() + RUN_SECONDS
     report = Report()
     taken = delivery_attempts.take(engine, batch, MAX_BATCH, from_id=0 if after is None else after - OVERTAKEN)
     report.last_taken = max((row.id for row in taken), default=after or 0)
     first_attempts = [row for row in taken if row.tries_before == 0]
-    together = _apply_together(engine, batch, first_attempts)
+    together, look_again = _apply_together(engine, batch, first_attempts)
     report.attempted += [_attempted(row, together[row.id]) for row in taken if row.id in together]
     if applied := [id for id, state in together.items() if state.state == "applied"]:
         on_settled(applied, [])
@@ -296,7 +296,7 @@ def apply_waiting(
         due = delivery_attempts.seconds_until_due(engine)
         report.next_due = due or (None if due is None else LOOK_AGAIN_SECONDS)
     else:
-        report.next_due = LOOK_AGAIN_SECONDS
+        report.next_due = look_again
     return report
 
 
@@ -307,15 +307,15 @@ def _attempted(row: Row[Any], applied: Applied) -> Attempted:
     return Attempted(row.id, row.client_id, row.composite or "", applied.state, applied.factor_status, applied.detail)
 
 
-def _apply_together(engine: Engine, batch: UUID, rows: Sequence[Row[Any]]) -> dict[int, Applied]:
+def _apply_together(engine: Engine, batch: UUID, rows: Sequence[Row[Any]]) -> tuple[dict[int, Applied], float]:
     """Apply the plain ones of these submissions in one unit of work.
 
-    Returns the new states by submission: of those that were applied, and of those that wait because another transaction
-    has locked what they change.
+    Returns the new states by submission, of those that were applied and of those that wait because another transaction
+    has locked what they change; and the seconds until the first of the latter is due, LOOK_AGAIN_SECONDS at most.
     """
     read = [(row, result) for row in rows if row.payload and (result := _read_plain(row.payload)) is not None]
     if not read:
-        return {}
+        return {}, LOOK_AGAIN_SECONDS
     ids = [row.id for row, _ in read]
     # The log line names all requests, so that each leads to its transaction.
     requests = sorted({row.request_id for row, _ in read if row.request_id})
@@ -326,17 +326,17 @@ def _apply_together(engine: Engine, batch: UUID, rows: Sequence[Row[Any]]) -> di
         if is_poison(error):
             # Whichever result caused it, each is now applied by itself, and counts its own attempts.
             log.exception("A batch failed; its results are applied one by one", batch=str(batch))
-            return {}
+            return {}, LOOK_AGAIN_SECONDS
         if not is_conflict(error):
             raise
         log.info(
             "A batch met a lock; its results are applied one by one", batch=str(batch), error=public_message(error)
         )
-        return {}
-    delivery_attempts.postpone(engine, locked, uncount=True)
-    return {id: Applied("applied", "no_factor") for id in sorted(applied)} | dict.fromkeys(
-        sorted(locked), _LOCKED_BY_OTHERS
-    )
+        return {}, LOOK_AGAIN_SECONDS
+    due = delivery_attempts.postpone(engine, locked, uncount=True)
+    states = {id: Applied("applied", "no_factor") for id in sorted(applied)}
+    look_again = LOOK_AGAIN_SECONDS if due is None else min(LOOK_AGAIN_SECONDS, due)
+    return states | dict.fromkeys(sorted(locked), _LOCKED_BY_OTHERS), look_again
 
 
 def _read_plain(payload: dict[str, Any]) -> SubmitResult | None:

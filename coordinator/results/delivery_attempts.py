@@ -27,7 +27,8 @@ WORKER_DIED, ERROR_EVERY_TIME = "worker_died", "error_every_time"
 # worker takes from taking it to locking it (see `batches.RUN_SECONDS`).
 TAKEN_SECONDS = 15
 # After a fault a submission waits for half of its age again, within these limits: so the waits grow exponentially.
-SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0
+# A claim, which locks the number that it leases, takes a few hundredths of a second.
+SHORTEST_WAIT, LONGEST_WAIT = 0.03, 15.0
 
 # The payload of a submission that takes more bytes (compressed) is not read with those of others.
 LARGE = 20_000
@@ -79,8 +80,11 @@ _after_wait = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, _wai
 _chosen = (submissions.id.in_(bind("ids", expanding=True)), submissions.state == "received")
 _one_less = func.greatest(submissions.tries - 1, 0)
 _UNCOUNT = update(SUBMISSIONS).where(*_chosen).values(tries=_one_less).returning(_no_flush)
-_POSTPONE = update(SUBMISSIONS).where(*_chosen).values(due_at=_after_wait)
-_UNCOUNT_AND_POSTPONE = update(SUBMISSIONS).where(*_chosen).values(tries=_one_less, due_at=_after_wait)
+_seconds = func.extract("epoch", submissions.due_at - func.clock_timestamp()).label("seconds")
+_POSTPONE = update(SUBMISSIONS).where(*_chosen).values(due_at=_after_wait).returning(_seconds)
+_UNCOUNT_AND_POSTPONE = (
+    update(SUBMISSIONS).where(*_chosen).values(tries=_one_less, due_at=_after_wait).returning(_seconds)
+)
 _MAKE_DUE = update(SUBMISSIONS).where(*_chosen).values(due_at=func.clock_timestamp())
 _KEEP_DETAIL = update(SUBMISSIONS).where(*_chosen).values(detail=bind("message"), due_at=_after_wait)
 # A submission that was applied by itself when its worker died may be the cause, or workers die one after another: in
@@ -118,15 +122,18 @@ def make_due(engine: Engine, ids: Iterable[int]) -> None:
     _change(engine, "make_due", _MAKE_DUE, ids)
 
 
-def postpone(engine: Engine, ids: Iterable[int], *, uncount: bool) -> None:
-    """Let submissions that need what others have locked wait in proportion to their age; `uncount` their attempt."""
-    _change(engine, "postpone_submissions", _UNCOUNT_AND_POSTPONE if uncount else _POSTPONE, ids)
+def postpone(engine: Engine, ids: Iterable[int], *, uncount: bool) -> float | None:
+    """Let submissions that need what others have locked wait in proportion to their age; `uncount` their attempt.
+
+    Returns the seconds until the first of them is due; None if all are settled.
+    """
+    rows = _change(engine, "postpone_submissions", _UNCOUNT_AND_POSTPONE if uncount else _POSTPONE, ids)
+    return min((max(0.0, float(row.seconds)) for row in rows), default=None)
 
 
-def _change(engine: Engine, name: str, statement: Any, ids: Iterable[int]) -> None:
+def _change(engine: Engine, name: str, statement: Any, ids: Iterable[int]) -> list[Row[Any]]:
     chosen = sorted(ids)
-    if chosen:
-        run_statement(engine, name, statement, {"ids": chosen}, count=len(chosen))
+    return run_statement(engine, name, statement, {"ids": chosen}, count=len(chosen)) if chosen else []
 
 
 def release_lost(engine: Engine, batches: Iterable[uuid.UUID]) -> None:

@@ -220,10 +220,12 @@ def test_a_locked_target_holds_up_no_other(engine):
     with engine.connect() as holder:
         target = composite(engine, NUMBER).target_id
         holder.execute(text("SELECT id FROM targets WHERE id = :id FOR UPDATE"), {"id": target})
-        receive(engine, result(NUMBER, curves=5))
+        last = receive(engine, result(NUMBER, curves=5)).submission_id
         free = receive(engine, result(OTHER, curves=3)).submission_id
-        done = run(engine)
+        done = run(engine, after=last)
         assert done.settled == [[free]]
+        # A claim locks a number for a moment only.
+        assert done.report.next_due < batches.LOOK_AGAIN_SECONDS / 2
         holder.rollback()
     make_due(engine)
     assert len(run(engine).settled) == 1
