@@ -28,7 +28,7 @@ log = structlog.get_logger("wake_ups")
 
 RUN_ALONE_SECONDS = 0.05
 # Rows that are due in a moment are taken together with those that follow.
-SHORTEST_PAUSE = 0.03
+SHORTEST_PAUSE = 0.1
 # A worker that has nothing to do looks again after this time: it needs no message, and so no broker.
 IDLE_SECONDS = 5.0
 SHOWN_AS_WAITING = 10_000

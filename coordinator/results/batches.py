@@ -15,7 +15,7 @@ whole batch by one or two statements:
  8. settle the submissions.
 
 A batch is one transaction: all its results are applied together, or none is, and then each is applied by itself. What
-another transaction has locked is left out, and its results wait.
+another transaction has locked is left out; its results are a second batch, which waits for these locks for a moment.
 
 Every other result (factors, unknown numbers, projects, residues, repeated curves, second attempts) is applied by itself
 by coordinator/results/applying.py, after the batch.
@@ -36,6 +36,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    Select,
     Table,
     bindparam,
     func,
@@ -80,6 +81,8 @@ RUN_SECONDS = 5.0
 # How long the results of a run that are applied one by one wait for locks: after the first one has waited in vain, the
 # next ones wait less.
 LOCK_TIMEOUTS_MS = (LOCK_TIMEOUT_MS, 100, 100, 100, 100, 10)
+# How long a batch waits for the locks of claims and of other batches.
+BATCH_PATIENCE_MS = 200
 LOOK_AGAIN_SECONDS = 1.0
 # So many submissions at most get their ids before one that was taken, and are stored after it.
 OVERTAKEN = 2000
@@ -119,28 +122,34 @@ WHERE a.value_sha256 = ANY(CAST(:hashes AS bytea[]))
 _FIND_LEASES = select(
     LEASES.c.id, LEASES.c.client_id, LEASES.c.composite_id, LEASES.c.b1, LEASES.c.b2, LEASES.c.curves
 ).where(LEASES.c.id.in_(bindparam("ids", expanding=True)))
-# A load, a recalculation or another result may hold some of them for long: the others do not wait for it.
-_LOCK_COMPOSITES = (
-    select(composites.id, composites.target_id, composites.is_prime)
-    .where(_is_one_of(composites.id, "ids"))
-    .order_by(composites.parent_id.is_not(None), composites.id)
-    .with_for_update(key_share=True, skip_locked=True)
-)
 _TARGET_COLUMNS: tuple[Any, ...] = tuple(
     target_columns[name] for name in ("id", *EligibilityInputs._fields, *Eligibility._fields, "attempt_count")
 )
-_LOCK_TARGETS = (
-    select(*_TARGET_COLUMNS)
-    .where(_is_one_of(target_columns.id, "ids"))
-    .order_by(target_columns.id)
-    .with_for_update(key_share=True, skip_locked=True)
-)
-_LOCK_LEASES = (
-    select(LEASES.c.id)
-    .where(LEASES.c.id.in_(bindparam("leases", expanding=True)))
-    .order_by(LEASES.c.id)
-    .with_for_update(key_share=True, skip_locked=True)
-)
+
+
+class _LockStatements(NamedTuple):
+    """The statements that lock what a batch changes, in the order of locks."""
+
+    composites: Select[Any]
+    targets: Select[Any]
+    leases: Select[Any]
+
+
+def _lock_statements(*, skip_locked: bool) -> _LockStatements:
+    """Return statements that leave out what others have locked, or that wait for it."""
+    of_composites = select(composites.id, composites.target_id, composites.is_prime)
+    of_composites = of_composites.where(_is_one_of(composites.id, "ids"))
+    of_targets = select(*_TARGET_COLUMNS).where(_is_one_of(target_columns.id, "ids"))
+    of_leases = select(LEASES.c.id).where(LEASES.c.id.in_(bindparam("leases", expanding=True)))
+    ordered = (
+        of_composites.order_by(composites.parent_id.is_not(None), composites.id),
+        of_targets.order_by(target_columns.id),
+        of_leases.order_by(LEASES.c.id),
+    )
+    return _LockStatements(*(one.with_for_update(key_share=True, skip_locked=skip_locked) for one in ordered))
+
+
+_AT_ONCE, _WAITING = _lock_statements(skip_locked=True), _lock_statements(skip_locked=False)
 _FIND_RECORDED = text("SELECT curves_sha256 FROM ecm_attempts WHERE curves_sha256 = ANY(CAST(:hashes AS bytea[]))")
 
 
@@ -257,12 +266,54 @@ def apply_waiting(
     taken = delivery_attempts.take(engine, batch, MAX_BATCH, from_id=0 if after is None else after - OVERTAKEN)
     report.last_taken = max((row.id for row in taken), default=after or 0)
     first_attempts = [row for row in taken if row.tries_before == 0]
-    together, look_again = _apply_together(engine, batch, first_attempts)
+    together, due = _apply_plain(engine, batch, first_attempts, on_settled)
     report.attempted += [_attempted(row, together[row.id]) for row in taken if row.id in together]
-    if applied := [id for id, state in together.items() if state.state == "applied"]:
-        on_settled(applied, [])
     rest = {row.id: row for row in taken if row.id not in together}
     delivery_attempts.uncount(engine, [row.id for row in first_attempts if row.id in rest])
+    _apply_one_by_one(engine, settings, rest, report, until=until, on_settled=on_settled)
+    delivery_attempts.make_due(engine, rest)
+    if rest or len(taken) == MAX_BATCH:
+        report.next_due = 0.0
+    elif after is None:
+        # What is due now and was not taken is locked: it is being applied.
+        next_due = delivery_attempts.seconds_until_due(engine)
+        report.next_due = next_due or (None if next_due is None else LOOK_AGAIN_SECONDS)
+    else:
+        report.next_due = LOOK_AGAIN_SECONDS if due is None else min(LOOK_AGAIN_SECONDS, due)
+    return report
+
+
+def _apply_plain(
+    engine: Engine, batch: UUID, rows: Sequence[Row[Any]], on_settled: OnSettled
+) -> tuple[dict[int, Applied], float | None]:
+    """Apply the plain ones of these submissions.
+
+    Returns the new states by submission, of those that were applied and of those that have to wait, because another
+    transaction has locked what they change; and the seconds until the first of the latter is due (None: nothing waits).
+    """
+    applied, locked = _apply_together(engine, batch, rows)
+    if applied:
+        on_settled(sorted(applied), [])
+    if locked:
+        # Mostly by a claim or another batch, for some hundredths of a second.
+        later, locked = _apply_together(engine, batch, [row for row in rows if row.id in locked], waits=True)
+        if later:
+            on_settled(sorted(later), [])
+        applied |= later
+    due = delivery_attempts.postpone(engine, locked, uncount=True)
+    return dict.fromkeys(applied, _APPLIED) | dict.fromkeys(locked, _LOCKED_BY_OTHERS), due
+
+
+def _apply_one_by_one(
+    engine: Engine,
+    settings: Settings,
+    rest: dict[int, Row[Any]],
+    report: Report,
+    on_settled: OnSettled,
+    *,
+    until: float,
+) -> None:
+    """Apply these submissions, the oldest first, each by itself, and report them; `rest` keeps what has not begun."""
     conflicts = 0
     while rest and monotonic() < until:
         row = rest.pop(min(rest))
@@ -288,18 +339,9 @@ def apply_waiting(
             report.attempted.append(_attempted(row, alone))
             if alone.state != "received":
                 on_settled([row.id], alone.to_publish)
-    delivery_attempts.make_due(engine, rest)
-    if rest or len(taken) == MAX_BATCH:
-        report.next_due = 0.0
-    elif after is None:
-        # What is due now and was not taken is locked: it is being applied.
-        due = delivery_attempts.seconds_until_due(engine)
-        report.next_due = due or (None if due is None else LOOK_AGAIN_SECONDS)
-    else:
-        report.next_due = look_again
-    return report
 
 
+_APPLIED = Applied("applied", "no_factor")
 _LOCKED_BY_OTHERS = Applied("received", detail="another transaction has locked its number")
 
 
@@ -307,36 +349,32 @@ def _attempted(row: Row[Any], applied: Applied) -> Attempted:
     return Attempted(row.id, row.client_id, row.composite or "", applied.state, applied.factor_status, applied.detail)
 
 
-def _apply_together(engine: Engine, batch: UUID, rows: Sequence[Row[Any]]) -> tuple[dict[int, Applied], float]:
+def _apply_together(
+    engine: Engine, batch: UUID, rows: Sequence[Row[Any]], *, waits: bool = False
+) -> tuple[set[int], set[int]]:
     """Apply the plain ones of these submissions in one unit of work.
 
-    Returns the new states by submission, of those that were applied and of those that wait because another transaction
-    has locked what they change; and the seconds until the first of the latter is due, LOOK_AGAIN_SECONDS at most.
+    Returns the ids of those that were applied, and of those that wait because another transaction has locked what they
+    change. With `waits`, all wait for these locks for BATCH_PATIENCE_MS.
     """
     read = [(row, result) for row in rows if row.payload and (result := _read_plain(row.payload)) is not None]
     if not read:
-        return {}, LOOK_AGAIN_SECONDS
+        return set(), set()
     ids = [row.id for row, _ in read]
     # The log line names all requests, so that each leads to its transaction.
     requests = sorted({row.request_id for row, _ in read if row.request_id})
     try:
         with unit_of_work(engine, "apply_batch", batch=str(batch), count=len(ids), requests=requests) as connection:
-            applied, locked = _apply(connection, read)
+            return _apply(connection, read, waits=waits)
     except Exception as error:
         if is_poison(error):
             # Whichever result caused it, each is now applied by itself, and counts its own attempts.
             log.exception("A batch failed; its results are applied one by one", batch=str(batch))
-            return {}, LOOK_AGAIN_SECONDS
+            return set(), set()
         if not is_conflict(error):
             raise
-        log.info(
-            "A batch met a lock; its results are applied one by one", batch=str(batch), error=public_message(error)
-        )
-        return {}, LOOK_AGAIN_SECONDS
-    due = delivery_attempts.postpone(engine, locked, uncount=True)
-    states = {id: Applied("applied", "no_factor") for id in sorted(applied)}
-    look_again = LOOK_AGAIN_SECONDS if due is None else min(LOOK_AGAIN_SECONDS, due)
-    return states | dict.fromkeys(sorted(locked), _LOCKED_BY_OTHERS), look_again
+        log.info("A batch met a lock", batch=str(batch), error=public_message(error))
+        return set(), set(ids) if waits else set()
 
 
 def _read_plain(payload: dict[str, Any]) -> SubmitResult | None:
@@ -386,12 +424,14 @@ class _Locked(NamedTuple):
     leases: dict[int, list[_OpenLease]]
 
 
-def _apply(connection: Connection, read: list[tuple[Row[Any], SubmitResult]]) -> tuple[set[int], set[int]]:
+def _apply(
+    connection: Connection, read: list[tuple[Row[Any], SubmitResult]], *, waits: bool
+) -> tuple[set[int], set[int]]:
     """Return (the ids of the submissions that were applied, those that wait for locks of others)."""
-    plain = _find(connection, read)
+    plain = _find(connection, read, BATCH_PATIENCE_MS if waits else LOCK_TIMEOUT_MS)
     if not plain:
         return set(), set()
-    plain, waiting, locked = _lock(connection, plain)
+    plain, waiting, locked = _lock(connection, plain, _WAITING if waits else _AT_ONCE)
     plain = _without_repeats(connection, plain, locked)
     plain = _record(connection, plain) if plain else []
     if plain:
@@ -399,7 +439,9 @@ def _apply(connection: Connection, read: list[tuple[Row[Any], SubmitResult]]) ->
     return {item.submission_id for item in plain}, waiting
 
 
-def _find(connection: Connection, read: list[tuple[Row[Any], SubmitResult]]) -> list[_PlainResult]:
+def _find(
+    connection: Connection, read: list[tuple[Row[Any], SubmitResult]], lock_timeout_ms: int
+) -> list[_PlainResult]:
     """Return the results that are plain, each with its composite and its value.
 
     applying.py evaluates other spellings, and links a value that no curve was run on before to all its targets; here it
@@ -408,7 +450,7 @@ def _find(connection: Connection, read: list[tuple[Row[Any], SubmitResult]]) -> 
     hashes = {row.id: sha256(result.composite) for row, result in read}
     parameters = {
         "hashes": sorted(set(hashes.values())),
-        "lock_timeout": str(LOCK_TIMEOUT_MS),
+        "lock_timeout": str(lock_timeout_ms),
         "number": registry.NUMBER,
     }
     found: dict[bytes, list[AnyRow]] = {}
@@ -482,20 +524,22 @@ def _is_decimal(written: str) -> bool:
     return written.isascii() and written.isdigit() and not written.startswith("0")
 
 
-def _lock(connection: Connection, plain: list[_PlainResult]) -> tuple[list[_PlainResult], set[int], _Locked]:
+def _lock(
+    connection: Connection, plain: list[_PlainResult], lock: _LockStatements
+) -> tuple[list[_PlainResult], set[int], _Locked]:
     """Lock what the results change.
 
     Returns (the results that can be applied, the ids of the submissions that wait because another transaction has
     locked one of these rows, the locked rows). A result whose numbers have moved meanwhile is in neither.
     """
     composite_ids = {one for item in plain for one in item.sharers}
-    locked_composites = {row.id: row for row in connection.execute(_LOCK_COMPOSITES, {"ids": sorted(composite_ids)})}
+    locked_composites = {row.id: row for row in connection.execute(lock.composites, {"ids": sorted(composite_ids)})}
     free = [item for item in plain if item.sharers <= locked_composites.keys()]
     target_ids = {one for item in free for one in (item.target_id, *item.counting)}
-    locked_targets = {row.id: row for row in connection.execute(_LOCK_TARGETS, {"ids": sorted(target_ids)})}
+    locked_targets = {row.id: row for row in connection.execute(lock.targets, {"ids": sorted(target_ids)})}
     free = [item for item in free if {item.target_id, *item.counting} <= locked_targets.keys()]
     lease_ids = sorted({item.lease.id for item in free if item.lease is not None})
-    locked_leases = set(connection.execute(_LOCK_LEASES, {"leases": lease_ids}).scalars()) if lease_ids else set()
+    locked_leases = set(connection.execute(lock.leases, {"leases": lease_ids}).scalars()) if lease_ids else set()
     free = [item for item in free if item.lease is None or item.lease.id in locked_leases]
     waiting = {item.submission_id for item in plain} - {item.submission_id for item in free}
     # A part may have been split off before the targets were locked: then the curves count for it, too.

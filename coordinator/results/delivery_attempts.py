@@ -27,8 +27,7 @@ WORKER_DIED, ERROR_EVERY_TIME = "worker_died", "error_every_time"
 # worker takes from taking it to locking it (see `batches.RUN_SECONDS`).
 TAKEN_SECONDS = 15
 # After a fault a submission waits for half of its age again, within these limits: so the waits grow exponentially.
-# A claim, which locks the number that it leases, takes a few hundredths of a second.
-SHORTEST_WAIT, LONGEST_WAIT = 0.03, 15.0
+SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0
 
 # The payload of a submission that takes more bytes (compressed) is not read with those of others.
 LARGE = 20_000

@@ -215,6 +215,22 @@ def test_locked_numbers_hold_up_no_other(engine):
     assert_sound(engine)
 
 
+def test_a_result_waits_for_a_claim_that_has_locked_its_number_for_a_moment(engine):
+    known(engine, NUMBER, OTHER)
+    ids = [receive(engine, result(number, curves=5)).submission_id for number in (NUMBER, OTHER)]
+    with engine.connect() as holder:
+        target = composite(engine, NUMBER).target_id
+        holder.execute(text("SELECT id FROM targets WHERE id = :id FOR NO KEY UPDATE"), {"id": target})
+        release = threading.Timer(batches.BATCH_PATIENCE_MS / 4000, holder.rollback)
+        release.start()
+        done = run(engine)
+        release.join()
+    # The other result does not wait with it.
+    assert done.settled == [[ids[1]], [ids[0]]]
+    assert [row.tries for row in rows(engine, "SELECT tries FROM submissions WHERE id = ANY(:ids)", ids=ids)] == [1, 1]
+    assert_sound(engine)
+
+
 def test_a_locked_target_holds_up_no_other(engine):
     known(engine, NUMBER, OTHER)
     with engine.connect() as holder:
