@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
+from coordinator.base import clock
 from coordinator.base.advisory_locks import JOB_LOCK
 from models.tables import Composite, Factor, Job, JobShare
 
@@ -206,7 +207,7 @@ def charge(connection: Connection, client_id: str | None, seconds: float) -> Non
 
 def forget_shares(connection: Connection) -> int:
     """Delete the shares that have faded away; returns their number. Names of clients cost a stranger nothing."""
-    oldest = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, float(FORGOTTEN_HALF_LIVES * HALF_LIFE_SECONDS))
+    oldest = func.now() - clock.interval(float(FORGOTTEN_HALF_LIVES * HALF_LIFE_SECONDS))
     return connection.execute(delete(JobShare).where(JobShare.counted_at < oldest)).rowcount
 
 

@@ -34,6 +34,7 @@ from sqlalchemy import (
 )
 
 from coordinator import effort
+from coordinator.base import clock
 from coordinator.base.many_rows import arrays, is_in_ids, is_one_of, rows_of_arrays, update_rows
 from coordinator.base.unit_of_work import repeats_after_deadlock, unit_of_work
 from coordinator.composites import eligibility, holds, superseding, targets
@@ -98,7 +99,7 @@ _ADVANCE = (
     .returning(*_LEASE_FIELDS)
 )
 _completed = func.least(bindparam("completed", type_=BigInteger), _leases.curves)  # NULL curves: no bound
-_extended = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _leases.lease_seconds)
+_extended = func.now() + clock.interval(_leases.lease_seconds)
 _HEARTBEAT = (
     update(_LEASES)
     .where(_IS_CLIENTS, _leases.closed_at.is_(None))

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
+from coordinator.base import clock
 from models.tables import Job, Submission
 
 # Enough to know how many messages to send.
@@ -26,7 +27,7 @@ def overdue_jobs(engine: Engine, *, republish_after: float) -> int:
 
 
 def _before(seconds: float) -> Any:
-    return func.now() - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return func.now() - clock.interval(seconds)
 
 
 def _count(engine: Engine, column: Any, *conditions: Any) -> int:

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Engine, Row, Table, case, func, literal, select, update
 from sqlalchemy import bindparam as bind
 
+from coordinator.base import clock
 from coordinator.base.unit_of_work import is_poison, public_message, run_statement
 from models.tables import Submission
 
@@ -36,7 +37,7 @@ SHOWN = 200  # characters of its number
 # On the plain table: building a statement with the ORM takes longer than running it.
 SUBMISSIONS = cast(Table, Submission.__table__)
 submissions = SUBMISSIONS.c
-_due_later = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, float(TAKEN_SECONDS))
+_due_later = clock.after(float(TAKEN_SECONDS))
 _due = (
     select(submissions.id, submissions.tries)
     .where(submissions.state == "received", submissions.id >= bind("from_id"), submissions.due_at <= func.now())
@@ -75,7 +76,7 @@ _COUNT = (
 )
 _age = func.extract("epoch", func.clock_timestamp() - submissions.created_at)
 _wait = func.least(func.greatest(_age / 2, literal(SHORTEST_WAIT)), literal(LONGEST_WAIT))
-_after_wait = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, _wait)
+_after_wait = clock.after(_wait)
 _chosen = (submissions.id.in_(bind("ids", expanding=True)), submissions.state == "received")
 _one_less = func.greatest(submissions.tries - 1, 0)
 _UNCOUNT = update(SUBMISSIONS).where(*_chosen).values(tries=_one_less).returning(_no_flush)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from coordinator.base import clock
 from coordinator.base.many_rows import arrays, rows_of_arrays
 from coordinator.base.unit_of_work import run_statement, unit_of_work
 from coordinator.numbers.expressions import LONGEST_EXPRESSION, ExpressionError, parse, parse_number, shorten
@@ -203,7 +204,7 @@ def _receive(connection: Connection, row: dict[str, Any], *, keeps_key: bool, wi
     )
     if not keeps_key:
         # The window of the older submission is over: it keeps its row, and its key becomes free.
-        older = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, window)
+        older = func.now() - clock.interval(window)
         connection.execute(
             update(Submission)
             .where(*same_key, Submission.key_is_implicit, Submission.created_at <= older)
