@@ -33,9 +33,9 @@ def is_one_of(column: InstrumentedAttribute[Any], ids: Collection[int]) -> Colum
     return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
-def is_in_ids(column: InstrumentedAttribute[Any]) -> ColumnElement[bool]:
-    """Return the same condition for the statement's parameter `ids`, a list."""
-    return column == any_(bindparam("ids", type_=ARRAY(BigInteger)))
+def is_in_list(column: ColumnElement[Any] | InstrumentedAttribute[Any], parameter: str = "ids") -> ColumnElement[bool]:
+    """Return the condition that a column has one of the values in a parameter of the statement, a list."""
+    return column == any_(bindparam(parameter, type_=ARRAY(column.type)))
 
 
 def rows_of_arrays(table: Table, names: Sequence[str], alias: str = "new") -> TableValuedAlias:

@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from coordinator import effort
 from coordinator.base import clock
-from coordinator.base.many_rows import arrays, is_in_ids, is_one_of, rows_of_arrays, update_rows
+from coordinator.base.many_rows import arrays, is_in_list, is_one_of, rows_of_arrays, update_rows
 from coordinator.base.unit_of_work import repeats_after_deadlock, unit_of_work
 from coordinator.composites import eligibility, holds, superseding, targets
 from coordinator.composites.eligibility import EligibilityInputs
@@ -74,10 +74,10 @@ _LEASE_COLUMNS = (
     WorkAssignment.lease_seconds,
 )
 
-_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(is_in_ids(Target.id))
+_READ_ELIGIBILITY = select(*ELIGIBILITY_COLUMNS).where(is_in_list(Target.id))
 _OPEN_LEASES = (
     select(*_LEASE_COLUMNS)
-    .where(is_in_ids(WorkAssignment.target_id), WorkAssignment.closed_at.is_(None))
+    .where(is_in_list(WorkAssignment.target_id), WorkAssignment.closed_at.is_(None))
     .order_by(WorkAssignment.created_at, WorkAssignment.id)
 )
 _ONE_LEASE = select(*_LEASE_COLUMNS).where(WorkAssignment.id == bindparam("lease"))

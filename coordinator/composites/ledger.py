@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, select, t
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
-from coordinator.base.many_rows import batches, is_in_ids, is_one_of, update_rows
+from coordinator.base.many_rows import batches, is_in_list, is_one_of, update_rows
 from coordinator.composites import lease_lifecycle, statistics, superseding, targets
 from models.limits import STAGE1_ONLY
 from models.tables import Composite, EcmAttempt, Factor, Submission, Target, TargetSource, ValueEffort
@@ -123,7 +123,7 @@ _SUMS = (
         func.sum(ValueEffort.curves + ValueEffort.prior_curves).label("curves"),
     )
     .join(ValueEffort, ValueEffort.value_id == TargetSource.value_id)
-    .where(is_in_ids(TargetSource.target_id))
+    .where(is_in_list(TargetSource.target_id))
     .group_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
     .order_by(TargetSource.target_id, ValueEffort.b1, ValueEffort.b2, ValueEffort.parametrization)
 )
@@ -143,7 +143,7 @@ _FROM_ATTEMPTS = (
         _largest_b1("pp1"),
     )
     .join(EcmAttempt, EcmAttempt.value_id == TargetSource.value_id)
-    .where(is_in_ids(TargetSource.target_id), EcmAttempt.voided_at.is_(None))
+    .where(is_in_list(TargetSource.target_id), EcmAttempt.voided_at.is_(None))
     .group_by(TargetSource.target_id)
 )
 

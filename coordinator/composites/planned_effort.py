@@ -19,7 +19,7 @@ import numpy as np
 from sqlalchemy import Connection, select, text
 
 from coordinator import effort
-from coordinator.base.many_rows import batches, copy_into, copy_text, is_in_ids
+from coordinator.base.many_rows import batches, copy_into, copy_text, is_in_list
 from coordinator.base.unit_of_work import step
 from coordinator.composites import eligibility, lease_lifecycle, ledger, targets
 from coordinator.composites.ledger import Difference, TargetEffort
@@ -169,7 +169,7 @@ class _ReadTarget(NamedTuple):
 
 _READ = select(
     Target.priority, Target.attempt_count, Target.current_t_level, *lease_lifecycle.ELIGIBILITY_COLUMNS
-).where(is_in_ids(Target.id))
+).where(is_in_list(Target.id))
 _LEVELS = "SELECT * FROM planned_levels WHERE target_id = ANY(:ids)"
 
 

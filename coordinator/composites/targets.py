@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from coordinator import effort
-from coordinator.base.many_rows import is_in_ids, is_one_of
+from coordinator.base.many_rows import is_in_list, is_one_of
 from models.tables import Composite, Target, TargetSource, WorkedValue
 from models.types import AnyRow
 
@@ -27,15 +27,17 @@ LOCKED_COLUMNS = (
     Target.target_t_level,
     Target.attempt_count,
 )
-_LOCK = select(*LOCKED_COLUMNS).where(is_in_ids(Target.id)).order_by(Target.id).with_for_update(key_share=True)
-_LOCK_IDS = select(Target.id).where(is_in_ids(Target.id)).order_by(Target.id).with_for_update(key_share=True)
-_OF_COMPOSITES = select(Composite.target_id).where(is_in_ids(Composite.id), Composite.target_id.is_not(None)).distinct()
+_LOCK = select(*LOCKED_COLUMNS).where(is_in_list(Target.id)).order_by(Target.id).with_for_update(key_share=True)
+_LOCK_IDS = select(Target.id).where(is_in_list(Target.id)).order_by(Target.id).with_for_update(key_share=True)
+_OF_COMPOSITES = (
+    select(Composite.target_id).where(is_in_list(Composite.id), Composite.target_id.is_not(None)).distinct()
+)
 # The columns of a target that its composites repeat.
 REPEATED = ("target_t_level", "current_t_level", "attempt_count", "last_attempt_at")
 _differs = or_(*(getattr(Composite, name).is_distinct_from(getattr(Target, name)) for name in REPEATED))
 _COPY = (
     update(Composite)
-    .where(Composite.target_id == Target.id, is_in_ids(Target.id), _differs)
+    .where(Composite.target_id == Target.id, is_in_list(Target.id), _differs)
     .values({name: getattr(Target, name) for name in REPEATED})
     .execution_options(synchronize_session=False)
 )

@@ -31,8 +31,6 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
     Connection,
     Engine,
     Row,
@@ -51,7 +49,7 @@ from config.settings import Settings
 from coordinator import effort
 from coordinator.base.jobs import JobRef
 from coordinator.base.json_rows import json_rows
-from coordinator.base.many_rows import arrays, rows_of_arrays
+from coordinator.base.many_rows import arrays, is_in_list, rows_of_arrays
 from coordinator.base.unit_of_work import is_conflict, is_poison, public_message, unit_of_work
 from coordinator.composites import lease_lifecycle, registry, target_changes, targets, values
 from coordinator.composites.eligibility import Eligibility, EligibilityInputs
@@ -98,10 +96,6 @@ _LEASE_TERMS = ("method", "b1", "b2", "parametrization", "curves", "curves_submi
 composites, target_columns = COMPOSITES.c, TARGETS.c
 
 
-def _is_one_of(column: ColumnElement[Any], parameter: str) -> ColumnElement[bool]:
-    return column == func.any(bindparam(parameter, type_=ARRAY(column.type)))
-
-
 # The composites that have had a value, each with the row of the value that such curves are run on and what shares it.
 _FIND = text("""
 SELECT set_config('lock_timeout', :lock_timeout, true), a.value_sha256, a.kind, a.composite_id, c.target_id,
@@ -138,8 +132,8 @@ class _LockStatements(NamedTuple):
 def _lock_statements(*, skip_locked: bool) -> _LockStatements:
     """Return statements that leave out what others have locked, or that wait for it."""
     of_composites = select(composites.id, composites.target_id, composites.is_prime)
-    of_composites = of_composites.where(_is_one_of(composites.id, "ids"))
-    of_targets = select(*_TARGET_COLUMNS).where(_is_one_of(target_columns.id, "ids"))
+    of_composites = of_composites.where(is_in_list(composites.id))
+    of_targets = select(*_TARGET_COLUMNS).where(is_in_list(target_columns.id))
     of_leases = select(LEASES.c.id).where(LEASES.c.id.in_(bindparam("leases", expanding=True)))
     ordered = (
         of_composites.order_by(composites.parent_id.is_not(None), composites.id),
@@ -165,18 +159,18 @@ _READ_LOCKED = select(
     json_rows(
         select(func.encode(WORKED_VALUES.c.value_sha256, "hex"), SOURCES.c.target_id)
         .join_from(WORKED_VALUES, SOURCES, SOURCES.c.value_id == WORKED_VALUES.c.id)
-        .where(_is_one_of(WORKED_VALUES.c.value_sha256, "hashes")),
+        .where(is_in_list(WORKED_VALUES.c.value_sha256, "hashes")),
         "sources",
     ),
     json_rows(
         select(*(LEASES.c[name] for name in ("target_id", "id", *_LEASE_TERMS)))
-        .where(_is_one_of(LEASES.c.target_id, "targets"), LEASES.c.closed_at.is_(None))
+        .where(is_in_list(LEASES.c.target_id, "targets"), LEASES.c.closed_at.is_(None))
         .order_by(LEASES.c.created_at, LEASES.c.id),
         "leases",
     ),
     json_rows(
         select(composites.target_id).where(
-            _is_one_of(composites.target_id, "targets"), not_(_is_one_of(composites.id, "composites"))
+            is_in_list(composites.target_id, "targets"), not_(is_in_list(composites.id, "composites"))
         ),
         "late",
     ),
