@@ -13,7 +13,6 @@ process, whose own processor time is not counted. Scenarios, on 400 numbers of 1
 Processor time is steadier than rates: it does not depend on what else the machine does.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -67,8 +66,6 @@ ROLES = (
     ("ingest.serve", "web"),
     ("supervisord", "supervisor"),
 )
-
-_sigmas = itertools.count(time.time_ns())
 
 
 @dataclass
@@ -154,18 +151,6 @@ Client = Callable[[Coordinator, load.KeepAliveConnection, int, int], list[float]
 API = "/api/v1"
 
 
-def _result(number: str, client: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "client_id": client,
-        "composite": number,
-        "method": "ecm",
-        "program": "gmp-ecm",
-        "program_version": "7.0.6",
-        "parameters": {"b1": 50_000, "curves": 1, "parametrization": 1, "sigma": f"1:{next(_sigmas) % 2**62}"},
-        "results": {"curves_completed": 1, "execution_time": 3.5},
-    } | fields
-
-
 def _send(coordinator: Coordinator, connection: load.KeepAliveConnection, body: dict[str, Any], wait: bool) -> float:
     data = load.post(f"{API}/submit_result", body, "localhost", {} if wait else {"Prefer": "respond-async"})
     began = time.perf_counter()
@@ -180,7 +165,7 @@ def _plain(
 ) -> list[float]:
     numbers = NUMBER_LIST[index::8] or NUMBER_LIST
     return [
-        _send(coordinator, connection, _result(numbers[place % len(numbers)], f"bench-{index}"), wait)
+        _send(coordinator, connection, load.result(numbers[place % len(numbers)], f"bench-{index}", 1), wait)
         for place in range(operations)
     ]
 
@@ -204,7 +189,7 @@ def _on_leases(per_lease: int) -> Client:
             lease = coordinator.request(connection, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             run = {field: lease[field] for field in ("b1", "b2", "parametrization")}
             for _ in range(per_lease):
-                body = _result(lease["composite"], name, work_id=lease["work_id"])
+                body = load.result(lease["composite"], name, 1, work_id=lease["work_id"])
                 body["parameters"] |= run
                 waits.append(_send(coordinator, connection, body, wait=True))
             path = f"{API}/work/{lease['work_id']}/complete?client_id={name}"
@@ -262,12 +247,12 @@ def warm_up(coordinator: Coordinator) -> None:
     address = urlsplit(coordinator.address)
     connection = load.KeepAliveConnection(address.hostname or "127.0.0.1", address.port or 80)
     for number in NUMBER_LIST:
-        _send(coordinator, connection, _result(number, "bench"), wait=False)
+        _send(coordinator, connection, load.result(number, "bench", 1), wait=False)
     connection.close()
     wait_applied(coordinator.engine)
     for number in NUMBER_LIST[:20]:
         connection = load.KeepAliveConnection(address.hostname or "127.0.0.1", address.port or 80)
-        _send(coordinator, connection, _result(number, "bench"), wait=True)
+        _send(coordinator, connection, load.result(number, "bench", 1), wait=True)
         connection.close()
 
 

@@ -43,7 +43,7 @@ from sqlalchemy import Connection, Engine, text
 
 from bench import load
 from bench.namespaces import Host, Network, NotAllowedError, network
-from bench.paced_clients import NO_ANSWER, PacedClients, result
+from bench.paced_clients import NO_ANSWER, PacedClients
 from bench.pipeline import send, wait_applied
 from config.local.postgres import postgres_answers, postgres_url, prepare_postgres
 from config.local.procfile import find_procfile, read_procfile
@@ -281,7 +281,7 @@ def _run_cycles_of(address: str, name: str) -> None:
     for _ in range(CYCLES // CONNECTIONS):
         path = f"/api/v1/ecm-work?client_id={name}&shared=1"
         lease = _answer(connection, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        body = result(lease["composite"], name, work_id=lease["work_id"])
+        body = load.result(lease["composite"], name, 10, work_id=lease["work_id"])
         body["parameters"] |= {key: lease[key] for key in ("b1", "parametrization")}
         _answer(connection, load.post("/api/v1/submit_result", body, "localhost"))
         path = f"/api/v1/work/{lease['work_id']}/complete?client_id={name}"

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from bench import load
@@ -20,7 +19,7 @@ ANSWER_SECONDS = 15.0  # a client's patience; a request may wait for its outcome
 PAUSE_AFTER_FAULT = 0.5
 NO_ANSWER = 0
 
-_sigmas = itertools.count(time.time_ns() % 2**60)
+_keys = itertools.count(time.time_ns() % 2**60)
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,6 @@ class Request:
     status: int
     address: str
     submission_id: int | None = None
-
-
-def result(number: str, client: str, **fields: Any) -> dict[str, Any]:
-    """The body of a result of ten curves with sigmas that no other result has."""
-    return {
-        "client_id": client,
-        "composite": number,
-        "method": "ecm",
-        "program": "gmp-ecm",
-        "program_version": "7.0.6",
-        "parameters": {"b1": 50_000, "curves": 10, "parametrization": 1, "sigma": f"1:{next(_sigmas) % 2**62}"},
-        "results": {"curves_completed": 10, "execution_time": 3.5},
-    } | fields
 
 
 @dataclass
@@ -100,8 +86,8 @@ class PacedClients:
                 break
             name = f"client-{index}"
             number = self.numbers[(index + count * (self.waiting + self.not_waiting)) % len(self.numbers)]
-            headers["Idempotency-Key"] = f"{name}-{next(_sigmas)}"
-            data = load.post("/api/v1/submit_result", result(number, name), "localhost", headers)
+            headers["Idempotency-Key"] = f"{name}-{next(_keys)}"
+            data = load.post("/api/v1/submit_result", load.result(number, name, 10), "localhost", headers)
             while True:
                 address = self.addresses[turn % len(self.addresses)]
                 request, connection = _send(connection, address, data)

@@ -7,7 +7,6 @@ For 1, 8 and 32 connections, on 100 composites with 20 attempts each and on one 
 - waiting: results per second, and the p50 and p99 of requests that wait for their outcome.
 """
 
-import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,8 +31,6 @@ DEEP_ATTEMPTS = 100_000
 RESULTS = {1: 1500, 8: 6000, 32: 6000}
 WAITING = {1: 300, 8: 1600, 32: 2400}
 
-_sigmas = itertools.count(10**12)
-
 
 def composites(count: int) -> list[str]:
     """Distinct composites of about 150 digits: a small prime times a large one."""
@@ -51,15 +48,8 @@ def requests(numbers: list[str], count: int, connections: int, host: str, wait: 
     def of_connection(connection: int) -> Iterator[bytes]:
         headers = {} if wait else {"Prefer": "respond-async"}
         for index in range(count // connections):
-            body = {
-                "client_id": f"bench-{connection}",
-                "composite": numbers[(index * connections + connection) % len(numbers)],
-                "method": "ecm",
-                "program": "gmp-ecm",
-                "program_version": "7.0.6",
-                "parameters": {"b1": 50_000, "curves": 10, "parametrization": 1, "sigma": f"1:{next(_sigmas)}"},
-                "results": {"curves_completed": 10, "execution_time": 3.5},
-            }
+            number = numbers[(index * connections + connection) % len(numbers)]
+            body = load.result(number, f"bench-{connection}", 10)
             yield load.post("/api/v1/submit_result", body, host, headers)
 
     return of_connection

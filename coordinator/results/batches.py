@@ -95,7 +95,6 @@ COMPOSITES, TARGETS, ATTEMPTS, LEASES, WORKED_VALUES, SOURCES, VALUE_EFFORT, SUB
 _LEASE_TERMS = ("method", "b1", "b2", "parametrization", "curves", "curves_submitted")
 composites, target_columns = COMPOSITES.c, TARGETS.c
 
-
 # The composites that have had a value, each with the row of the value that such curves are run on and what shares it.
 _FIND = text("""
 SELECT set_config('lock_timeout', :lock_timeout, true), a.value_sha256, a.kind, a.composite_id, c.target_id,
