@@ -269,7 +269,7 @@ def test_the_same_with_a_split(engine, seconds):
 
 
 def test_numbers_of_operators_have_the_whole_time_and_come_first(engine, seconds):
-    submit(engine, result("2^9689-1", client="mallory"))
+    submit(engine, result("2^23209-1", client="mallory"))
     submit(engine, result("2^9941-1", client="alice"))
     run_sql(engine, "UPDATE composites SET registered_by = NULL WHERE number = '2^9941-1'")
     run_sql(engine, "UPDATE jobs SET state = 'done'")
@@ -277,15 +277,15 @@ def test_numbers_of_operators_have_the_whole_time_and_come_first(engine, seconds
         for (composite_id,) in rows(engine, "SELECT id FROM composites ORDER BY id"):
             jobs.request(connection, jobs.TEST_COFACTOR, composite_id)
     run_best(engine)
-    assert dict(rows(engine, "SELECT number, is_prime FROM composites")) == {"2^9689-1": None, "2^9941-1": True}
+    assert dict(rows(engine, "SELECT number, is_prime FROM composites")) == {"2^23209-1": None, "2^9941-1": True}
 
 
 def test_a_number_that_an_operator_loads_after_a_result_registered_it_is_his(engine, seconds):
-    submit(engine, result("2^9689-1", client="mallory"))
+    submit(engine, result("2^23209-1", client="mallory"))
     assert run_best(engine) is not None
     assert state(engine)[0] == "unknown"
     load.load_numbers(
-        engine, [InputRow(1, "2^9689-1")], max_digits=20_000, actor=Actor("test", "a test"), source="list", processes=0
+        engine, [InputRow(1, "2^23209-1")], max_digits=20_000, actor=Actor("test", "a test"), source="list", processes=0
     )
     assert rows(engine, "SELECT state, priority, client_id FROM jobs") == [("waiting", jobs.LISTED, None)]
     assert scalar(engine, "SELECT registered_by FROM composites") is None
